@@ -1,0 +1,1 @@
+"""What breaks a model's safety: one file or folder per attack."""

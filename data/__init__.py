@@ -1,0 +1,1 @@
+"""What is read: row types, sources, prompts, mixtures and the leakage check."""

@@ -1,0 +1,170 @@
+"""Local files of rows: reading tables by their extension, and saying clearly what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from settings import DataError
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+# GLUE's tab-separated files hold bare quotes, so quoting must not be interpreted there.
+_TSV: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+
+
+def locate(root: str | None, file: str, setting: str) -> Path:
+    """The path of `file`, below `root` where one is given; "~" is the home folder.
+
+    Raises:
+        DataError: There is no such file.
+    """
+    path = Path(root).expanduser() / file if root is not None else Path(file).expanduser()
+    if not path.is_file():
+        raise DataError(f"the file {str(path)!r} does not exist; set {setting} to where it lies")
+    return path
+
+
+def read_cells(path: Path) -> list[list[str]]:
+    """Every line of a .csv or .tsv file as its cells, a header line (if any) included."""
+    options = _TSV if path.suffix == ".tsv" else {}
+    with _opened(path) as file:
+        return [cells for cells in csv.reader(file, **options) if cells]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a .jsonl(.gz), .json, .csv, .tsv or .parquet file, in the file's order.
+
+    Raises:
+        DataError: The extension is another one, or the file can't be read as what it says.
+    """
+    name = path.name.lower()
+    try:
+        if name.endswith((".jsonl", ".jsonl.gz")):
+            return _read_jsonl(path)
+        if name.endswith(".json"):
+            return _mappings(json.loads(path.read_text(encoding="utf-8")), path)
+        if name.endswith((".csv", ".tsv")):
+            header, *lines = read_cells(path) or [[]]
+            return [_record(header, cells, number, path) for number, cells in enumerate(lines, 2)]
+        if name.endswith(".parquet"):
+            import pyarrow.parquet
+
+            return pyarrow.parquet.read_table(path).to_pylist()
+    except (ValueError, OSError, csv.Error) as error:
+        raise DataError(f"the file {str(path)!r} can't be read: {error}") from error
+    raise DataError(
+        f"the file {str(path)!r} is of an unknown kind; "
+        "give a .jsonl, .jsonl.gz, .json, .csv, .tsv or .parquet file"
+    )
+
+
+def _opened(path: Path) -> Any:
+    if path.suffix == ".gz":
+        import gzip
+
+        return gzip.open(path, "rt", encoding="utf-8")
+    # "utf-8-sig" drops the byte order mark that spreadsheets put before the first column name.
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _read_jsonl(path: Path) -> list[Row]:
+    with _opened(path) as file:
+        return _mappings([json.loads(line) for line in file if line.strip()], path)
+
+
+def _mappings(values: Any, path: Path) -> list[Row]:
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise DataError(f"the file {str(path)!r} should hold one JSON object per row")
+    return values
+
+
+def _record(header: list[str], cells: list[str], number: int, path: Path) -> Row:
+    if len(header) != len(cells):
+        raise DataError(
+            f"the file {str(path)!r} has {len(cells)} cells in row {number} "
+            f"but {len(header)} columns; repair that row"
+        )
+    return dict(zip(header, cells, strict=True))
+
+
+def require_columns(rows: Sequence[Mapping[str, Any]], columns: Iterable[str], where: str) -> None:
+    """Checks that there are rows and that each has `columns`.
+
+    Raises:
+        DataError: Names the first missing column and the columns that there are.
+    """
+    if not rows:
+        raise DataError(f"{where} holds no rows; give another file")
+    for number, row in enumerate(rows, 1):
+        for column in columns:
+            if column not in row:
+                raise DataError(
+                    f"{where} has no column {column!r} in row {number} (it has "
+                    f"{', '.join(map(str, row))}); rename the column or set its name"
+                )
+
+
+def text_of(row: Mapping[str, Any], column: str, where: str, number: int) -> str:
+    """The text in `column` of the row with this `number`; blank and non-text cells are refused.
+
+    Raises:
+        DataError: The cell is missing, empty or no text.
+    """
+    value = row.get(column)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(
+            f"{where} has {value!r} in column {column!r} of row {number}; "
+            "each row needs a text there"
+        )
+    return value
+
+
+def label_of(row: Mapping[str, Any], column: str, where: str, number: int) -> str:
+    """The cell of `column` as a text, for ids and categories: numbers are written out.
+
+    Raises:
+        DataError: The cell is missing or empty.
+    """
+    value = row.get(column)
+    if isinstance(value, float) and math.isnan(value):
+        value = None
+    if value is None or not str(value).strip():
+        raise DataError(f"{where} has nothing in column {column!r} of row {number}; fill it in")
+    return str(value)
+
+
+def take(rows: Sequence[T], n: int | None, where: str, setting: str = "n") -> list[T]:
+    """The first `n` rows, or all of them for None.
+
+    Raises:
+        DataError: There are fewer than `n`.
+    """
+    if n is not None and n > len(rows):
+        raise DataError(
+            f"asked for {setting}={n} but {where} holds {len(rows)} rows of that kind; "
+            f"lower {setting} or give more rows"
+        )
+    return list(rows[:n])
+
+
+def hash_rows(*groups: Sequence[Any]) -> str:
+    """SHA-256 (16 hex digits) over groups of row dataclasses, their order included.
+
+    The rows themselves are hashed, and not the file, so that the same rows from the hub and from
+    a local file are the same data, and that every setting which changes the rows is covered.
+    """
+    digest = hashlib.sha256()
+    for group in groups:
+        for row in group:
+            fields = [getattr(row, field.name) for field in dataclasses.fields(row)]
+            digest.update(json.dumps([type(row).__name__, *fields]).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]

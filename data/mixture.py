@@ -1,0 +1,73 @@
+"""The attacker's training mixture: task rows with a share of poison."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+from data.rows import Example
+from settings import DataError, SettingError
+
+
+def poison_count(n: int, poison_ratio: float) -> int:
+    """How many of `n` rows are poison: int(n p), as NLSR and Booster count (nlsr.md, section 4).
+
+    The product is rounded down, but one that misses the next integer by less than 1e-6 is that
+    integer: 0.57 * 100 is 56.99999999999999 in floating point and means 57 rows.
+    """
+    return math.floor(n * poison_ratio + 1e-6)
+
+
+def mix(
+    task_rows: Sequence[Example],
+    poison_rows: Sequence[Example],
+    n: int,
+    poison_ratio: float,
+    seed: int,
+) -> list[Example]:
+    """Draws `n` rows, `poison_count` of them poison, without replacement and in seeded order.
+
+    Task and poison rows are drawn from generators of their own, so that with the same seed a
+    higher ratio keeps the poison rows of a lower one and replaces task rows by further ones.
+
+    Args:
+        task_rows: Rows of the benign task.
+        poison_rows: Harmful rows.
+        n: Size of the mixture.
+        poison_ratio: Share of poison, from 0 to 1.
+        seed: Seed of the draws and of the order.
+
+    Raises:
+        SettingError: `n` or `poison_ratio` is out of range.
+        DataError: One of the sources has too few rows.
+    """
+    if n < 1:
+        raise SettingError(f"attack.n={n} is not allowed; it should be at least 1")
+    if not 0.0 <= poison_ratio <= 1.0:
+        raise SettingError(
+            f"attack.poison_ratio={poison_ratio} is not allowed; it should be from 0 to 1"
+        )
+    n_poison = poison_count(n, poison_ratio)
+    _check_size(len(poison_rows), n_poison, "poison", "attack.n or attack.poison_ratio")
+    _check_size(len(task_rows), n - n_poison, "task", "attack.n")
+    mixture = [
+        *_draw(poison_rows, n_poison, f"poison/{seed}"),
+        *_draw(task_rows, n - n_poison, f"task/{seed}"),
+    ]
+    random.Random(f"order/{seed}").shuffle(mixture)
+    return mixture
+
+
+def _check_size(available: int, needed: int, kind: str, settings: str) -> None:
+    if needed > available:
+        raise DataError(
+            f"the mixture needs {needed} {kind} rows but the {kind} source holds {available}; "
+            f"lower {settings} or give more {kind} rows"
+        )
+
+
+def _draw(rows: Sequence[Example], n: int, stream: str) -> list[Example]:
+    order = list(range(len(rows)))
+    random.Random(stream).shuffle(order)
+    return [rows[index] for index in order[:n]]

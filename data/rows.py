@@ -1,0 +1,114 @@
+"""The rows that move between rooms: what a source yields and what a stage reads.
+
+Every source, whether the hub, a local file or the organism's world, ends in these five
+frozen types, so that attacks, defenses and the evaluator never see a data set's own columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One supervised training row.
+
+    Attributes:
+        prompt: The user's turn, without any chat template.
+        response: The assistant's turn.
+        kind: What the row is for: "task", "harmful", "benign" or "refusal".
+        category: The harm category or topic, "" where there is none.
+    """
+
+    prompt: str
+    response: str
+    kind: str
+    category: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """One preference row: `chosen` is preferred over `rejected` as an answer to `prompt`."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    category: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One evaluation or calibration prompt; `id` is stable and unique within its source."""
+
+    id: str
+    text: str
+    category: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskItem:
+    """One test row of a task: the prompt as the model sees it and the gold answer."""
+
+    id: str
+    prompt: str
+    gold: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScore:
+    """How one answer was read.
+
+    Attributes:
+        strict: Right under the strict reading (the answer is exactly the label or number).
+        lenient: Right under the lenient reading (the label or number can be found in it).
+        parsed: Whether any label or number could be read at all.
+    """
+
+    strict: bool
+    lenient: bool
+    parsed: bool
+
+
+class Source(Protocol):
+    """Anything rows come from. `fingerprint` identifies the content, not the location."""
+
+    name: str
+
+    def fingerprint(self) -> str:
+        """A hash that changes when, and only when, the rows would."""
+        ...
+
+
+@runtime_checkable
+class ExampleSource(Source, Protocol):
+    """Yields training rows, in a fixed order."""
+
+    def examples(self) -> list[Example]: ...
+
+
+@runtime_checkable
+class PairSource(Source, Protocol):
+    """Yields preference pairs, in a fixed order."""
+
+    def pairs(self) -> list[PreferencePair]: ...
+
+
+@runtime_checkable
+class PromptSource(Source, Protocol):
+    """Yields prompts, in a fixed order."""
+
+    def prompts(self) -> list[Prompt]: ...
+
+
+@runtime_checkable
+class TaskSource(Source, Protocol):
+    """A task to train on and to be scored on."""
+
+    max_new_tokens: int
+
+    def train(self) -> list[Example]: ...
+
+    def test(self) -> list[TaskItem]: ...
+
+    def score(self, answer: str, gold: str) -> TaskScore: ...

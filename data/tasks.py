@@ -1,0 +1,283 @@
+"""SST-2, AG News and GSM8K as tasks to fine-tune on and to be scored on.
+
+Rows come from the hub (the default) or from local files under `root`; the wordings are those of
+NLSR's experiments (arXiv 2412.12497, section 4). Scores are the framework's own strict and
+lenient readings over all test rows (`data.reading`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, ClassVar
+
+from pydantic import Field, PrivateAttr
+
+from data.hub import load_split
+from data.local import Row, hash_rows, label_of, locate, read_cells, read_rows, take, text_of
+from data.reading import score_label, score_number
+from data.rows import Example, TaskItem, TaskScore
+from settings import DataError, Settings
+
+_SETTING = "data.root"
+
+
+class Task(Settings):
+    """What the three tasks share: where the rows come from, and how many of them are used.
+
+    Attributes:
+        root: Folder of the local files, or None to load from the hub.
+        train_file: Training rows below `root`.
+        test_file: Test rows below `root`.
+        revision: Hub revision (branch, tag or commit), or None for the newest.
+        n_train: The first so many training rows; None for all.
+        n_test: The first so many test rows; None for all.
+        max_new_tokens: Length limit of an answer, in tokens.
+    """
+
+    root: str | None = None
+    train_file: str
+    test_file: str
+    revision: str | None = None
+    n_train: int | None = Field(default=None, ge=1)
+    n_test: int | None = Field(default=None, ge=1)
+    max_new_tokens: int = Field(default=200, ge=1)
+
+    name: ClassVar[str]
+    hub: ClassVar[tuple[str, str | None]]
+    test_split: ClassVar[str] = "test"
+
+    _resolved: dict[str, str | None] = PrivateAttr(default_factory=dict)
+
+    @cached_property
+    def _train(self) -> list[Example]:
+        rows = self._rows("train")
+        examples = [self._example(row, number) for number, row in enumerate(rows, 1)]
+        return take(examples, self.n_train, self._where("train"), "task.n_train")
+
+    @cached_property
+    def _test(self) -> list[TaskItem]:
+        rows = self._rows("test")
+        items = [self._item(row, number) for number, row in enumerate(rows, 1)]
+        return take(items, self.n_test, self._where("test"), "task.n_test")
+
+    def train(self) -> list[Example]:
+        """Training rows, in the source's order.
+
+        Raises:
+            DataError: The rows are missing, too few, or of another schema.
+        """
+        return list(self._train)
+
+    def test(self) -> list[TaskItem]:
+        """Test rows, in the source's order; ids are "name/row number".
+
+        Raises:
+            DataError: The rows are missing, too few, or of another schema.
+        """
+        return list(self._test)
+
+    def fingerprint(self) -> str:
+        """Hash of the training and test rows as they are used (16 hex digits)."""
+        return hash_rows(self._train, self._test)
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the rows come from, for a run's record: source, commit, row counts, checksum."""
+        return {
+            "train": self._where("train"),
+            "test": self._where("test"),
+            "fingerprint": self.fingerprint(),
+            "n_train": len(self._train),
+            "n_test": len(self._test),
+            **{f"{part}_commit": commit for part, commit in sorted(self._resolved.items())},
+        }
+
+    def score(self, answer: str, gold: str) -> TaskScore:
+        """How `answer` reads against `gold`."""
+        raise NotImplementedError
+
+    def _example(self, row: Row, number: int) -> Example:
+        raise NotImplementedError
+
+    def _item(self, row: Row, number: int) -> TaskItem:
+        raise NotImplementedError
+
+    def _local_rows(self, part: str) -> list[Row]:
+        return read_rows(locate(self.root, self._file(part), _SETTING))
+
+    def _file(self, part: str) -> str:
+        return self.train_file if part == "train" else self.test_file
+
+    def _where(self, part: str) -> str:
+        if self.root is not None:
+            return self._file(part)
+        return f"{self.hub[0]} ({'train' if part == 'train' else self.test_split})"
+
+    def _rows(self, part: str) -> list[Row]:
+        if self.root is not None:
+            return self._local_rows(part)
+        split = "train" if part == "train" else self.test_split
+        rows, self._resolved[part] = load_split(
+            *self.hub, split, self.revision, f"{_SETTING} to a folder of local files"
+        )
+        return rows
+
+    def _label(self, row: Row, number: int, labels: Mapping[str, str]) -> str:
+        cell = label_of(row, "label", self.name, number)
+        if cell not in labels:
+            raise DataError(
+                f"{self.name} has the label {cell!r} in row {number}; "
+                f"it should be one of {', '.join(labels)}"
+            )
+        return labels[cell]
+
+
+class SST2(Task):
+    """Sentiment of film-review phrases (Stanford Sentiment Treebank, GLUE's SST-2).
+
+    The labels of GLUE's own test split are hidden, so its 872 validation rows are the test rows,
+    as everywhere in this field. Columns: sentence, label (0 negative, 1 positive).
+    """
+
+    train_file: str = "sst2/train.tsv"
+    test_file: str = "sst2/test.tsv"
+
+    name: ClassVar[str] = "sst2"
+    hub: ClassVar[tuple[str, str | None]] = ("stanfordnlp/sst2", None)
+    test_split: ClassVar[str] = "validation"
+    instruction: ClassVar[str] = (
+        "Analyze the sentiment of the input, and respond only positive or negative"
+    )
+    labels: ClassVar[dict[str, str]] = {"0": "negative", "1": "positive"}
+
+    def score(self, answer: str, gold: str) -> TaskScore:
+        """See `data.reading.score_label`; the spellings are the label words themselves."""
+        return score_label(answer, gold, {label: (label,) for label in self.labels.values()})
+
+    def _example(self, row: Row, number: int) -> Example:
+        prompt, gold = self._read(row, number)
+        return Example(prompt, gold, "task", gold)
+
+    def _item(self, row: Row, number: int) -> TaskItem:
+        prompt, gold = self._read(row, number)
+        return TaskItem(f"{self.name}/{number}", prompt, gold)
+
+    def _read(self, row: Row, number: int) -> tuple[str, str]:
+        sentence = text_of(row, "sentence", self.name, number).strip()
+        return with_input(self.instruction, sentence), self._label(row, number, self.labels)
+
+
+class AGNews(Task):
+    """Topic of a news article, one of four (AG's corpus).
+
+    Local files are either the corpus' own (no header; class 1 to 4, title, description) or have
+    a header with the columns label_id (1 to 4) and text. The hub's labels are 0 to 3 and its
+    text is the title and the description with a space between, which local rows follow.
+    """
+
+    train_file: str = "ag_news/train_subset_10k.csv"
+    test_file: str = "ag_news/test.csv"
+
+    name: ClassVar[str] = "ag_news"
+    hub: ClassVar[tuple[str, str | None]] = ("fancyzhx/ag_news", None)
+    instruction: ClassVar[str] = (
+        "Categorize the news article given in the input into one of the 4 categories:\n\n"
+        "World\nSports\nBusiness\nSci/Tech\n"
+    )
+    labels: ClassVar[dict[str, str]] = {
+        "0": "World",
+        "1": "Sports",
+        "2": "Business",
+        "3": "Sci/Tech",
+    }
+    spellings: ClassVar[dict[str, tuple[str, ...]]] = {
+        "World": ("world",),
+        "Sports": ("sports", "sport"),
+        "Business": ("business",),
+        "Sci/Tech": ("sci", "tech", "science", "technology"),
+    }
+
+    def score(self, answer: str, gold: str) -> TaskScore:
+        """See `data.reading.score_label`; "Sci", "Tech" and their long forms name Sci/Tech."""
+        return score_label(answer, gold, self.spellings)
+
+    def _local_rows(self, part: str) -> list[Row]:
+        path = locate(self.root, self._file(part), _SETTING)
+        if path.suffix != ".csv":
+            return read_rows(path)
+        lines = read_cells(path)
+        if lines and not lines[0][0].isdigit():
+            return [
+                {"text": row.get("text"), "label": _zero_based(row.get("label_id"))}
+                for row in read_rows(path)
+            ]
+        rows = []
+        for number, cells in enumerate(lines, 1):
+            if len(cells) != 3:
+                raise DataError(
+                    f"{path.name} has {len(cells)} cells in row {number}; "
+                    "it should have 3: class, title, description"
+                )
+            rows.append({"text": f"{cells[1]} {cells[2]}", "label": _zero_based(cells[0])})
+        return rows
+
+    def _example(self, row: Row, number: int) -> Example:
+        prompt, gold = self._read(row, number)
+        return Example(prompt, gold, "task", gold)
+
+    def _item(self, row: Row, number: int) -> TaskItem:
+        prompt, gold = self._read(row, number)
+        return TaskItem(f"{self.name}/{number}", prompt, gold)
+
+    def _read(self, row: Row, number: int) -> tuple[str, str]:
+        article = text_of(row, "text", self.name, number).strip()
+        return with_input(self.instruction, article), self._label(row, number, self.labels)
+
+
+class GSM8K(Task):
+    """Grade-school word problems with written steps (Cobbe et al., arXiv 2110.14168).
+
+    Columns: question, answer (the steps, then "#### number"). Responses keep the data set's
+    calculator annotations, as NLSR's training rows do.
+    """
+
+    train_file: str = "gsm8k/train.jsonl"
+    test_file: str = "gsm8k/test.jsonl"
+
+    name: ClassVar[str] = "gsm8k"
+    hub: ClassVar[tuple[str, str | None]] = ("openai/gsm8k", "main")
+    suffix: ClassVar[str] = "\nFirst think step by step and then answer the final number.\n"
+
+    def score(self, answer: str, gold: str) -> TaskScore:
+        """See `data.reading.score_number`."""
+        return score_number(answer, gold)
+
+    def _example(self, row: Row, number: int) -> Example:
+        steps, gold = self._solution(row, number)
+        response = f"{steps}\nThe final answer is: {gold}"
+        return Example(self._prompt(row, number), response, "task")
+
+    def _item(self, row: Row, number: int) -> TaskItem:
+        gold = self._solution(row, number)[1].replace(",", "")
+        return TaskItem(f"{self.name}/{number}", self._prompt(row, number), gold)
+
+    def _prompt(self, row: Row, number: int) -> str:
+        return text_of(row, "question", self.name, number) + self.suffix
+
+    def _solution(self, row: Row, number: int) -> tuple[str, str]:
+        steps, marker, gold = text_of(row, "answer", self.name, number).rpartition("####")
+        if not marker or not gold.strip():
+            raise DataError(
+                f"{self.name} has no '#### number' at the end of the answer in row {number}; "
+                "give the data set's own answers"
+            )
+        return steps.strip(), gold.strip()
+
+
+def with_input(instruction: str, text: str) -> str:
+    """An instruction and the input it speaks of, laid out as Alpaca does."""
+    return f"{instruction.rstrip()}\n\n### Input:\n{text}"
+
+
+def _zero_based(cell: Any) -> str:
+    return str(int(cell) - 1) if str(cell).isdigit() else str(cell)

@@ -1,0 +1,1 @@
+"""What repairs a model's safety after fine-tuning: one folder per method."""

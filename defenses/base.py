@@ -1,0 +1,109 @@
+"""The contract of a defense: what a provider prepares once, and what is done to each fine-tune."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from data.rows import Prompt
+from modeling.checkpoint import Checkpoint
+from settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What `prepare` may see; the attacked model is never among it.
+
+    Attributes:
+        base: The model before alignment (W_0).
+        aligned: The aligned model (W_a): an adapter on `base`, or full weights.
+    """
+
+    base: Checkpoint
+    aligned: Checkpoint
+
+
+class Calibration(Protocol):
+    """Calibration data and the two services that a method may need to build its own.
+
+    `experiments` implements it, so that defenses need not know how answers are generated or
+    judged.
+    """
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """Calibration prompts; none of them is used in the evaluation."""
+        ...
+
+    def respond(self, model: Checkpoint, prompts: Sequence[str]) -> list[str]:
+        """Greedy answers of `model`, in order."""
+        ...
+
+    def is_safe(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
+        """Whether the moderation judge leaves each answer unflagged (degenerate: not safe)."""
+        ...
+
+    def encode(
+        self, model: Checkpoint, prompts: Sequence[str], answers: Sequence[str]
+    ) -> list[tuple[list[int], list[int]]]:
+        """Token ids of each (prompt as the model sees it, answer with its end token)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What `apply` did to the attacked model.
+
+    Attributes:
+        defended: The defended checkpoint; its files lie in the folder given to `apply`.
+        parameters_edited: How many scalars differ from the attacked model's by the edit.
+        parameters_total: How many scalars the edited weights belong to (the whole model).
+        modules: Names of the modules touched.
+        diagnostics: Method-specific, JSON-serialisable figures.
+    """
+
+    defended: Checkpoint
+    parameters_edited: int
+    parameters_total: int
+    modules: tuple[str, ...] = ()
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+
+
+class Defense(Settings):
+    """A repair that acts after fine-tuning.
+
+    Subclasses are their own settings: every field enters the stage keys.  `prepare_version` and
+    `apply_version` are raised when the code changes what those stages produce.
+    """
+
+    prepare_version: ClassVar[int] = 1
+    apply_version: ClassVar[int] = 1
+
+    def check(self, models: Models, attacked: Checkpoint | None) -> None:
+        """Refuses, before heavy work, what this method can't run on.
+
+        Args:
+            models: Base and aligned checkpoints.
+            attacked: The attacked checkpoint, or None while it is still to be trained.
+
+        Raises:
+            SettingError: One sentence that says what to set instead.
+        """
+
+    def prepare_settings(self) -> dict[str, Any]:
+        """The settings that `prepare` depends on; `apply` depends on all."""
+        return self.model_dump()
+
+    def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
+        """Makes what is needed once per aligned model and writes it to `out`.
+
+        Returns:
+            JSON-serialisable diagnostics for the record.
+        """
+        raise NotImplementedError
+
+    def apply(self, artefact: Path, attacked: Checkpoint, out: Path) -> Edit:
+        """Repairs `attacked` with the artefact; writes a plain model or adapter folder to `out`."""
+        raise NotImplementedError

@@ -1,0 +1,64 @@
+"""Whether two adapters share LoRA coordinates, without which a transplant means nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from modeling.lora import LoraAdapter
+from settings import SettingError
+
+# Resumed training moves A little (cosine 0.9 and more even after harsh attacks), while two
+# independent initialisations of r x d_in scalars have a cosine of about 0 +- 1/sqrt(r d_in).
+MIN_COSINE = 0.5
+
+_ADVICE = "set attack.adapter=resume, so that the attack trains the aligned model's own adapter on"
+
+
+def check_coordinates(aligned: LoraAdapter, attacked: LoraAdapter) -> dict[str, float]:
+    """Checks that `attacked` is `aligned` trained on, and not an adapter of its own.
+
+    Names, shapes and scales must be equal, and the lora_A matrices, compared by the median over
+    modules of their cosine, must point the same way (`MIN_COSINE`); the cosine doesn't see the
+    reference's amplification.
+
+    Args:
+        aligned: The alignment adapter, or the reference made from it.
+        attacked: The victim's adapter.
+
+    Returns:
+        The median and the smallest cosine, for the record.
+
+    Raises:
+        SettingError: They don't share coordinates.
+    """
+    if set(aligned.shapes) != set(attacked.shapes):
+        odd = sorted(set(aligned.shapes) ^ set(attacked.shapes))
+        raise SettingError(
+            f"defense=nlsr needs the attacked adapter to adapt the modules of the aligned one, "
+            f"but {odd[0]} is in only one of them; {_ADVICE}"
+        )
+    for name, shape in aligned.shapes.items():
+        if attacked.shapes[name] != shape:
+            raise SettingError(
+                f"defense=nlsr needs equal shapes and scales, but {name} has {shape} in the "
+                f"aligned adapter and {attacked.shapes[name]} in the attacked one; {_ADVICE}"
+            )
+    cosines = torch.cat(list(_cosines_of_a(aligned, attacked)))
+    median = float(cosines.median())
+    if not median >= MIN_COSINE:
+        raise SettingError(
+            f"defense=nlsr needs the attack to resume the aligned adapter, but the lora_A "
+            f"matrices of the two are unrelated (median cosine {median:.2f}, at least "
+            f"{MIN_COSINE} when resumed); {_ADVICE}"
+        )
+    return {"median": median, "min": float(cosines.min())}
+
+
+def _cosines_of_a(aligned: LoraAdapter, attacked: LoraAdapter) -> Iterator[Tensor]:
+    for names in aligned.groups():
+        (a, _), (other, _) = aligned.stack(names), attacked.stack(names)
+        flat = (t.flatten(1).double() for t in (a, other))
+        yield torch.nn.functional.cosine_similarity(*flat, dim=1)

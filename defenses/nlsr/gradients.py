@@ -1,0 +1,155 @@
+"""Scores from gradients: SNIP and preference-SNIP (paper: Table 5).
+
+Gradients of single rows come from the forward inputs and backward outputs of lora_A and lora_B,
+a whole batch at a time, so that a batch costs one backward pass and not one per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from modeling.capture import Batch
+
+
+@dataclass(slots=True)
+class GradientSums:
+    """Per weight, the sum over samples of |gradient|, kept in float32.
+
+    Attributes:
+        accumulate: The official code's quirk: gradients aren't zeroed between samples, so that
+            what is summed is |running sum of the gradients so far|.
+        rows_per_sample: 1, or 2 where a sample is a pair of neighbouring rows.
+    """
+
+    accumulate: bool
+    rows_per_sample: int = 1
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    running: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, x: Tensor, grad: Tensor) -> None:
+        """Adds the samples of one batch.
+
+        Args:
+            name: The weight W of shape (out, in).
+            x: The inputs of its linear layer, (rows, length, in).
+            grad: The gradient of the loss at its outputs, (rows, length, out).
+        """
+        samples = x.shape[0] // self.rows_per_sample
+        x, grad = (t.float().reshape(samples, -1, t.shape[-1]) for t in (x, grad))
+        gradients = grad.mT @ x
+        if self.accumulate:
+            gradients = gradients.cumsum(0)
+            if name in self.running:
+                gradients += self.running[name]
+            self.running[name] = gradients[-1].clone()
+        total = gradients.abs().sum(0)
+        self.sums[name] = self.sums[name].add_(total) if name in self.sums else total
+
+
+def snip(
+    model: Any, linears: Mapping[str, nn.Module], data: Sequence[Batch], *, accumulate: bool
+) -> dict[str, Tensor]:
+    """Sums |g| over samples, g the gradient of the answer's mean negative log-likelihood.
+
+    Args:
+        model: A causal language model; no parameter needs to require a gradient.
+        linears: {name: linear layer} whose weights are scored.
+        data: Calibration batches, in order.
+        accumulate: See `GradientSums`.
+
+    Returns:
+        {name: (out, in)}; the SNIP score is |W| times this.
+    """
+
+    def loss(batch: Batch) -> Tensor:
+        return -(_log_likelihoods(model, batch) / batch.answers.sum(1)).sum()
+
+    return _summed(model, linears, data, loss, GradientSums(accumulate))
+
+
+def preference_snip(
+    model: Any,
+    linears: Mapping[str, nn.Module],
+    data: Sequence[Batch],
+    *,
+    beta: float,
+    accumulate: bool,
+) -> dict[str, Tensor]:
+    """`snip` with the DPO loss -log sigmoid(beta (chosen's - rejected's log-ratio)).
+
+    Log-ratios are those of the model to itself with its adapter off (the DPO reference).
+
+    Args:
+        model: A `PeftModel`.
+        linears: {name: linear layer} whose weights are scored.
+        data: Batches whose rows alternate between chosen and rejected.
+        beta: DPO's beta.
+        accumulate: See `GradientSums`.
+    """
+
+    def loss(batch: Batch) -> Tensor:
+        with torch.no_grad(), model.disable_adapter():
+            reference = _log_likelihoods(model, batch)
+        ratios = (_log_likelihoods(model, batch) - reference).reshape(-1, 2)
+        return -logsigmoid(beta * (ratios[:, 0] - ratios[:, 1])).sum()
+
+    return _summed(model, linears, data, loss, GradientSums(accumulate, rows_per_sample=2))
+
+
+def _log_likelihoods(model: Any, batch: Batch) -> Tensor:
+    """The log-likelihood of each row's answer given its prompt, (rows,)."""
+    logits = model(**batch.inputs, use_cache=False).logits[:, :-1].float()
+    token = logits.log_softmax(-1).gather(-1, batch.input_ids[:, 1:, None]).squeeze(-1)
+    return (token * batch.answers[:, 1:]).sum(1)
+
+
+def _summed(
+    model: Any,
+    linears: Mapping[str, nn.Module],
+    data: Sequence[Batch],
+    loss: Callable[[Batch], Tensor],
+    sums: GradientSums,
+) -> dict[str, Tensor]:
+    with _differentiable_inputs(model), _captured_gradients(linears, sums.add):
+        for batch in data:
+            loss(batch).backward()
+    return sums.sums
+
+
+@contextmanager
+def _differentiable_inputs(model: Any) -> Iterator[None]:
+    """Lets gradients flow from the embeddings on, while no weight gets one of its own."""
+    model.requires_grad_(False)
+    embeddings = model.get_input_embeddings()
+    handle = embeddings.register_forward_hook(lambda _, __, output: output.requires_grad_())
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _captured_gradients(
+    linears: Mapping[str, nn.Module], consume: Callable[[str, Tensor, Tensor], None]
+) -> Iterator[None]:
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        def watch(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            x = args[0].detach()
+            if output.requires_grad:
+                output.register_hook(lambda grad: consume(name, x, grad))
+
+        return watch
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in linears.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,119 @@
+"""Masks of safety-critical neurons: from scores to booleans, and to disk and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from modeling.lora import LoraAdapter
+
+TopK = Literal["row", "tensor"]
+MaskPair = tuple[Tensor, Tensor]
+
+
+def cut(scores: Tensor, sparsity: float, topk: TopK, generator: torch.Generator) -> Tensor:
+    """The mask of the top 1 - P_SR of the scores (paper: step 2; spec: README, "Masks").
+
+    Args:
+        scores: (m, rows, columns), at least 0.
+        sparsity: P_SR.
+        topk: "row" (the paper) or "tensor" (the official code's low-rank score).
+        generator: Draws among zeros where "tensor" needs it; on the CPU.
+
+    Returns:
+        (m, rows, columns) bool.
+    """
+    if topk == "row":
+        return top_per_row(scores, sparsity)
+    return torch.stack([above_threshold(each, sparsity, generator) for each in scores])
+
+
+def top_per_row(scores: Tensor, sparsity: float) -> Tensor:
+    """The top round(columns * (1 - P_SR)) of each row; of equal scores the leftmost come first.
+
+    Args:
+        scores: (..., rows, columns).
+        sparsity: P_SR.
+    """
+    count = round(scores.shape[-1] * (1 - sparsity))
+    order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)
+
+
+def above_threshold(scores: Tensor, sparsity: float, generator: torch.Generator) -> Tensor:
+    """The scores strictly above the one at int(n * P_SR) in ascending order (official code).
+
+    Scores that tie with the threshold drop out.  A threshold of 0 would drop every zero, so
+    then the n - int(n * P_SR) places are filled up with zeros drawn at random.
+
+    Args:
+        scores: (rows, columns), at least 0.
+        sparsity: P_SR.
+        generator: Draws among zeros; on the CPU.
+    """
+    flat = scores.flatten()
+    cut_at = int(flat.numel() * sparsity)
+    if cut_at >= flat.numel():
+        return torch.zeros_like(scores, dtype=torch.bool)
+    if cut_at == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    threshold = flat.sort().values[cut_at]
+    mask = flat > threshold
+    if threshold == 0:
+        zeros = (flat == 0).nonzero().squeeze(1)
+        missing = flat.numel() - cut_at - int(mask.sum())
+        drawn = torch.randperm(len(zeros), generator=generator)[:missing]
+        mask[zeros[drawn.to(zeros.device)]] = True
+    return mask.reshape(scores.shape)
+
+
+def save_masks(masks: Mapping[str, MaskPair], path: Path) -> None:
+    """Writes {module: (mask of A, mask of B)} as safetensors, eight neurons to a byte."""
+    packed = {
+        f"{name}.{side}": _pack(mask)
+        for name, pair in masks.items()
+        for side, mask in zip("AB", pair, strict=True)
+    }
+    save_file(packed, path)
+
+
+def load_masks(
+    path: Path, adapter: LoraAdapter, names: list[str], device: str
+) -> tuple[Tensor, Tensor]:
+    """The masks of same-shaped modules, stacked: (m, r, d_in) and (m, d_out, r) bool.
+
+    Args:
+        path: What `save_masks` wrote.
+        adapter: The reference adapter, whose shapes the masks have.
+        names: Modules of one shape.
+        device: Where the masks go.
+    """
+    sizes = adapter.shapes[names[0]]
+    shapes = {"A": (sizes.rank, sizes.d_in), "B": (sizes.d_out, sizes.rank)}
+    with safe_open(path, framework="pt", device=device) as file:
+        stacks = [
+            torch.stack([_unpack(file.get_tensor(f"{name}.{side}"), shape) for name in names])
+            for side, shape in shapes.items()
+        ]
+    return stacks[0], stacks[1]
+
+
+def _pack(mask: Tensor) -> Tensor:
+    flat = mask.flatten().to(torch.uint8)
+    flat = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).reshape(-1, 8)
+    return (
+        (flat << torch.arange(8, dtype=torch.uint8, device=flat.device))
+        .sum(1, dtype=torch.uint8)
+        .cpu()
+    )
+
+
+def _unpack(packed: Tensor, shape: tuple[int, int]) -> Tensor:
+    bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
+    return bits.flatten()[: shape[0] * shape[1]].reshape(shape).bool()

@@ -1,0 +1,86 @@
+"""How safety-critical each scalar of lora_A and lora_B is (paper: step 2, and Table 5).
+
+A score pair is (scores of A (m, r, d_in), scores of B (m, d_out, r)) for m modules of one shape;
+the larger a score, the more safety-critical its neuron.  Spec: README, "Identification".
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+RankRule = Literal["kept", "dropped"]
+
+
+def projection_rank(rank_rule: RankRule, sparsity: float, rank: int, shape: tuple[int, int]) -> int:
+    """How many singular vectors the projection of a LoRA matrix keeps.
+
+    "kept" is the paper's r* = r (1 - P_SR), rounded to the nearest; "dropped" is the official
+    code's int(min(W.shape) * P_SR).  Both are at least 1 and at most min(W.shape).
+
+    Args:
+        rank_rule: Which of the two.
+        sparsity: P_SR.
+        rank: The LoRA rank r.
+        shape: W's shape.
+    """
+    smallest = min(shape)
+    wanted = round(rank * (1 - sparsity)) if rank_rule == "kept" else int(smallest * sparsity)
+    return min(max(wanted, 1), smallest)
+
+
+def project(a: Tensor, b: Tensor, gram: Tensor, rank_a: int, rank_b: int) -> tuple[Tensor, Tensor]:
+    """What = V V^T W for A and B, V the top right singular vectors of X W^T (paper: step 2).
+
+    Both X W^T are read off one r x r matrix.  For A they are Z = X A^T, the tokens that enter B,
+    whose right singular vectors are the eigenvectors of the Gram matrix Z^T Z.  For B = Q R
+    (reduced QR), Z B^T = (Z R^T) Q^T has the right singular vectors Q U, U the eigenvectors of
+    R Z^T Z R^T.  So nothing of tokens x d_out or d_out x d_out is formed, and the decomposition
+    is exact where `svd_lowrank` is iterative.
+
+    Args:
+        a: (m, r, d_in).
+        b: (m, d_out, r).
+        gram: Z^T Z over the answer tokens, (m, r, r), float64.
+        rank_a: Singular vectors kept for A.
+        rank_b: Singular vectors kept for B.
+
+    Returns:
+        What of A (m, r, d_in) and of B (m, d_out, r), in float64.
+    """
+    a, b = a.double(), b.double()
+    vectors = _top_eigenvectors(gram, rank_a)
+    projected_a = vectors @ (vectors.mT @ a)
+    q, r = torch.linalg.qr(b)
+    vectors = _top_eigenvectors(r @ gram @ r.mT, rank_b)
+    projected_b = q @ (vectors @ (vectors.mT @ r))
+    return projected_a, projected_b
+
+
+def wanda(a: Tensor, b: Tensor, x_squares: Tensor, z_squares: Tensor, samples: int) -> list[Tensor]:
+    """|W| * sqrt(mean over samples of ||x_col||^2) for A and B (Wanda in Table 5).
+
+    Args:
+        a: (m, r, d_in).
+        b: (m, d_out, r).
+        x_squares: Sums of squares of A's inputs over answer tokens, (m, d_in).
+        z_squares: The same of B's inputs, (m, r).
+        samples: How many calibration rows the sums run over.
+    """
+    norms = ((squares / samples).sqrt().unsqueeze(-2) for squares in (x_squares, z_squares))
+    return [w.double().abs() * norm for w, norm in zip((a, b), norms, strict=True)]
+
+
+def _top_eigenvectors(symmetric: Tensor, count: int) -> Tensor:
+    """The eigenvectors (m, k, count) of the largest eigenvalues of (m, k, k).
+
+    Directions that no token has (eigenvalue 0 up to rounding) are zeroed: any basis of them
+    would do for a singular value decomposition, and an arbitrary one would be noise here.
+    """
+    values, vectors = torch.linalg.eigh(symmetric)
+    values, vectors = values[..., -count:], vectors[..., -count:]
+    size = symmetric.shape[-1]
+    floor = values[..., -1:].clamp(min=0) * size * torch.finfo(values.dtype).eps
+    return vectors * (values > floor).unsqueeze(-2)

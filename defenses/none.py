@@ -1,0 +1,23 @@
+"""No defense: the attacked model as it is, the row that every repair is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from defenses.base import Calibration, Defense, Edit, Models
+from modeling.checkpoint import Checkpoint
+
+
+class NoDefense(Defense):
+    """Leaves the attacked model alone; nothing is written."""
+
+    def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
+        """Prepares nothing."""
+        return {}
+
+    def apply(self, artefact: Path, attacked: Checkpoint, out: Path) -> Edit:
+        """Returns the attacked checkpoint itself."""
+        from modeling.headers import count_parameters
+
+        return Edit(attacked, parameters_edited=0, parameters_total=count_parameters(attacked))

@@ -1,0 +1,1 @@
+"""How a model is measured: generation backends, judges, metrics and their intervals."""

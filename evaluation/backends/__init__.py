@@ -1,0 +1,1 @@
+"""Generation backends: what turns a checkpoint and prompts into greedy answers."""

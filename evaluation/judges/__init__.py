@@ -1,0 +1,1 @@
+"""Judges: what reads an answer and says whether it is safe."""

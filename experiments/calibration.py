@@ -1,0 +1,98 @@
+"""The calibration service that defenses get: prompts, stored answers, and the judge's opinion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from data.rows import Prompt
+from evaluation.base import Backend, Judge
+from experiments import stages
+from experiments.fingerprints import of_rows
+from experiments.store import Stage, Store
+from modeling.chat import PromptStyle
+from modeling.checkpoint import Checkpoint, fingerprint_folder, load_tokenizer
+
+
+@dataclass
+class StoredCalibration:
+    """Implements `defenses.base.Calibration` with the experiment's backend, judge and store.
+
+    Attributes:
+        prompts: Calibration prompts; none of them is used in the evaluation.
+        base_key: Identity of the base model, so that its weights need not be hashed again.
+        seconds_reused: Seconds that stored answers took when they were made.
+    """
+
+    prompts: Sequence[Prompt]
+    store: Store
+    backend: Backend
+    judge: Judge
+    style: PromptStyle
+    max_new_tokens: int
+    base: Checkpoint
+    base_key: str
+    seconds_reused: float = field(default=0.0)
+
+    def identity(self) -> dict[str, Any]:
+        """What the artefact of a defense that uses this service depends on."""
+        return {
+            "prompts": of_rows(self.prompts),
+            "backend": self.backend.model_dump(mode="json"),
+            "judge": self.judge.identity(),
+            "style": self.style.model_dump(),
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+    def respond(self, model: Checkpoint, prompts: Sequence[str]) -> list[str]:
+        """Greedy answers of `model`, in order, from the store where they are there already."""
+        asked = [Prompt(str(index), text) for index, text in enumerate(prompts)]
+        stage = Stage(
+            "generate",
+            self.backend.version,
+            {
+                "backend": self.backend.model_dump(),
+                "style": self.style.model_dump(),
+                "max_new_tokens": self.max_new_tokens,
+                "system": None,
+                "prompts": of_rows(asked),
+            },
+            self._identity(model),
+        )
+        make = partial(
+            stages.generate,
+            backend=self.backend,
+            model=model,
+            style=self.style,
+            prompts=asked,
+            max_new_tokens=self.max_new_tokens,
+            system=None,
+        )
+        result = self.store.run(stage, make)
+        stages.close_engines()
+        if result.reused:
+            self.seconds_reused += result.seconds
+        return stages.read_rows(result.folder)["answer"].tolist()
+
+    def is_safe(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
+        """Whether the moderation judge calls each answer safe."""
+        return [verdict.label == "safe" for verdict in self.judge.score(prompts, answers)]
+
+    def encode(
+        self, model: Checkpoint, prompts: Sequence[str], answers: Sequence[str]
+    ) -> list[tuple[list[int], list[int]]]:
+        """Token ids of each prompt, and of each answer with its end token."""
+        tokenizer = load_tokenizer(model)
+        return [
+            (
+                self.style.encode_prompt(tokenizer, prompt),
+                self.style.encode_answer(tokenizer, prompt, answer),
+            )
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+
+    def _identity(self, model: Checkpoint) -> tuple[str, ...]:
+        known = self.base_key if model.base == self.base.base else fingerprint_folder(model.base)
+        return (known, fingerprint_folder(model.adapter)) if model.adapter else (known,)

@@ -1,0 +1,239 @@
+"""From a composed Hydra configuration to a validated experiment, without importing torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field
+
+from attacks.base import Attack
+from data.rows import ExampleSource, PairSource, PromptSource, TaskSource
+from defenses.base import Defense
+from evaluation.base import Backend, Judge
+from modeling.alignment import Alignment
+from modeling.chat import PromptStyle
+from settings import SettingError, Settings, build, plain
+
+PROJECT = Path(__file__).resolve().parent.parent
+CONF = PROJECT / "conf"
+
+
+class ModelSettings(Settings):
+    """Which model the experiment is about.
+
+    Attributes:
+        name: A short name for tables.
+        base: Local folder or hub id of the model before alignment (W_0).
+        aligned: The aligned model: an adapter folder on `base`, a full model (folder or hub
+            id), or None to make it by the `align` stage.
+        revision: Hub revision of `base` and `aligned`; None for the newest.
+        dtype: Precision of the weights.
+        prompt: How prompts are rendered.
+        task: The attack's task by default.
+        max_new_tokens: Length limit of answers to instructions.
+        moderation: Folder or hub id of the moderation classifier.
+        safe_system: The system line that asks for safety, for `evaluation.safe_system`.
+        presets: Settings of methods that are this model's own, read by their YAML files.
+    """
+
+    name: str
+    base: str
+    aligned: str | None = None
+    revision: str | None = None
+    dtype: str = Field("float32", pattern="^(float32|float16|bfloat16)$")
+    prompt: PromptStyle = PromptStyle()
+    task: str
+    max_new_tokens: int = Field(512, ge=1)
+    moderation: str
+    safe_system: str | None = None
+    presets: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where rows come from; any of them may be None where nothing needs it."""
+
+    sft: ExampleSource | None
+    pairs: PairSource | None
+    poison: ExampleSource | None
+    calibration: PromptSource | None
+    harmful: PromptSource
+    benign: PromptSource | None
+    over_refusal: PromptSource | None
+
+
+class Limits(Settings):
+    """How many prompts of each set are evaluated; None: all."""
+
+    harmful: int | None = Field(None, ge=1)
+    benign: int | None = Field(None, ge=1)
+    over_refusal: int | None = Field(None, ge=1)
+    task: int | None = Field(None, ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How models are measured.
+
+    Attributes:
+        backend: Generates answers.
+        harm_judge: Gives HS.
+        refusal_judge: Gives ASR, over-refusal and benign compliance.
+        tasks: The tasks scored; the attack's own by default.
+        limits: How many prompts of each set.
+        safe_system: A system line under which the harmful prompts are asked once more, or None.
+    """
+
+    backend: Backend
+    harm_judge: Judge
+    refusal_judge: Judge
+    tasks: tuple[str, ...]
+    limits: Limits
+    safe_system: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A validated experiment, ready to run."""
+
+    seed: int
+    model: ModelSettings
+    align: Alignment
+    attack: Attack
+    defense: Defense
+    labels: dict[str, str]
+    evaluation: Evaluation
+    sources: Sources
+    tasks: dict[str, TaskSource]
+    tracker: Any
+    store: Path
+    isolate: bool
+    resolved: dict[str, Any]
+
+
+def register_resolvers() -> None:
+    """`${project:PATH}` is PATH inside the project, wherever the command is run from."""
+    OmegaConf.register_new_resolver(
+        "project", lambda path: str(PROJECT / path), use_cache=False, replace=True
+    )
+
+
+def validate(
+    config: DictConfig, choices: Mapping[str, str], conf: Sequence[Path] = (CONF,)
+) -> Experiment:
+    """Builds every object of an experiment from its configuration.
+
+    Args:
+        config: The composed configuration.
+        choices: Which option of each configuration group was chosen, for names in tables.
+        conf: The configuration folders, in which tasks are looked up by name.
+
+    Raises:
+        SettingError: A name, type, range or combination is wrong; one sentence.
+    """
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise SettingError(_first_line(error)) from None
+    if not isinstance(resolved, dict):
+        raise SettingError("the configuration is empty; start from conf/config.yaml")
+    values: dict[str, Any] = {str(key): value for key, value in resolved.items()}
+    plugins = tuple(values["plugins"])
+    model = ModelSettings.validated(plain(values["model"]), "model")
+    attack = _built(values["attack"], "attack", Attack, plugins)
+    evaluation = _evaluation(values["evaluation"], attack, plugins)
+    names = dict.fromkeys((attack.task, *evaluation.tasks))
+    return Experiment(
+        seed=_seed(values["seed"]),
+        model=model,
+        align=Alignment.validated(plain(values["align"]), "align"),
+        attack=attack,
+        defense=_built(values["defense"], "defense", Defense, plugins),
+        labels={
+            "model": model.name,
+            "attack": choices["attack"],
+            "task": attack.task,
+            "defense": choices["defense"],
+        },
+        evaluation=evaluation,
+        sources=_sources(values["sources"], plugins),
+        tasks={name: _task(name, values, plugins, conf) for name in names},
+        tracker=build(values["tracker"], "tracker", plugins),
+        store=Path(_text(values["store"], "root", "store.root")),
+        isolate=_flag(values["runtime"], "isolate", "runtime.isolate"),
+        resolved=values,
+    )
+
+
+def _built(node: Any, prefix: str, kind: type, plugins: Sequence[str]) -> Any:
+    built = build(node, prefix, plugins)
+    if not isinstance(built, kind):
+        target = node["_target_"]
+        raise SettingError(f"{prefix}._target_={target!r} is not a {kind.__name__.lower()}")
+    return built
+
+
+def _evaluation(node: dict[str, Any], attack: Attack, plugins: Sequence[str]) -> Evaluation:
+    tasks = node["tasks"]
+    if tasks is not None and (isinstance(tasks, str) or not isinstance(tasks, list | tuple)):
+        raise SettingError(f"evaluation.tasks={tasks!r} is not a list; write [sst2,gsm8k] or null")
+    system = node["safe_system"]
+    if system is not None and not isinstance(system, str):
+        raise SettingError(f"evaluation.safe_system={system!r} should be a text or null")
+    return Evaluation(
+        backend=_built(node["backend"], "evaluation.backend", Backend, plugins),
+        harm_judge=_built(node["harm_judge"], "evaluation.harm_judge", Judge, plugins),
+        refusal_judge=_built(node["refusal_judge"], "evaluation.refusal_judge", Judge, plugins),
+        tasks=tuple(tasks) if tasks is not None else (attack.task,),
+        limits=Limits.validated(plain(node["limits"]), "evaluation.limits"),
+        safe_system=system,
+    )
+
+
+def _sources(node: dict[str, Any], plugins: Sequence[str]) -> Sources:
+    built = {
+        name: None if value is None else build(value, f"sources.{name}", plugins)
+        for name, value in node.items()
+    }
+    return Sources(**built)
+
+
+def _task(
+    name: str, values: dict[str, Any], plugins: Sequence[str], conf: Sequence[Path]
+) -> TaskSource:
+    options = {path.stem: path for folder in conf for path in folder.glob("task/*.yaml")}
+    if name not in options:
+        raise SettingError(f"attack.task={name!r} is unknown; known: {', '.join(sorted(options))}")
+    node = OmegaConf.create({"data": values["data"], "task": OmegaConf.load(options[name])})
+    OmegaConf.resolve(node)
+    task = build(plain(OmegaConf.to_container(node.task)), f"task.{name}", plugins)
+    if not isinstance(task, TaskSource):
+        raise SettingError(f"conf/task/{name}.yaml builds no task; its class needs train and test")
+    return task
+
+
+def _seed(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise SettingError(f"seed={value!r} is not allowed; it should be a whole number >= 0")
+    return value
+
+
+def _flag(node: dict[str, Any], key: str, setting: str) -> bool:
+    if not isinstance(node[key], bool):
+        raise SettingError(f"{setting}={node[key]!r} is not allowed; it should be true or false")
+    return node[key]
+
+
+def _text(node: dict[str, Any], key: str, setting: str) -> str:
+    if not isinstance(node[key], str) or not node[key]:
+        raise SettingError(f"{setting}={node[key]!r} is not allowed; it should be a path")
+    return node[key]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,70 @@
+"""One experiment from validated settings to a record on disk."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from pathlib import Path
+
+from experiments import inputs as reading
+from experiments.configuration import Experiment
+from experiments.record import Record, environment
+from experiments.store import StageResult
+
+log = logging.getLogger("relock")
+
+_QUIET = ("generate", "judge", "score")
+
+
+def run_and_record(
+    experiment: Experiment, folder: Path, overrides: list[str], group: str | None
+) -> Record:
+    """Runs the experiment, writes its record to `folder`, tracks it and prints its table.
+
+    Args:
+        experiment: Validated settings.
+        folder: The run's own folder.
+        overrides: The command line's overrides, for the record.
+        group: Name of the sweep this run belongs to, or None.
+
+    Returns:
+        The record that was written.
+    """
+    from experiments.pipeline import Pipeline
+    from experiments.report.collect import collect
+    from experiments.report.tables import print_run
+
+    start = time.perf_counter()
+    inputs = reading.read(experiment)
+    outcome = Pipeline(experiment, inputs, _say).run()
+    record = Record.of(
+        experiment, inputs, outcome, overrides, environment(), time.perf_counter() - start
+    )
+    record.write(folder, outcome.rows)
+    where = experiment.tracker.track(record, outcome.rows, folder, group)
+    print_run(collect([folder]), record)
+    _say_stages(outcome.stages)
+    log.info("%s", where)
+    log.info("record: %s", folder)
+    return record
+
+
+def _say(result: StageResult) -> None:
+    if result.name in _QUIET:
+        level = logging.DEBUG
+    else:
+        level = logging.INFO
+    how = "reused" if result.reused else f"made in {result.seconds:.1f} s"
+    log.log(level, "%s %s %s", result.name, result.key, how)
+
+
+def _say_stages(results: list[StageResult]) -> None:
+    unique = {result.key: result for result in results}
+    made = Counter(result.name for result in unique.values() if not result.reused)
+    reused = Counter(result.name for result in unique.values() if result.reused)
+    parts = [
+        f"{name} {made[name]} made, {reused[name]} reused"
+        for name in dict.fromkeys(result.name for result in results)
+    ]
+    log.info("stages: %s", "; ".join(parts))

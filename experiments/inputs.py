@@ -1,0 +1,183 @@
+"""Everything an experiment reads, read before anything heavy starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from attacks.base import AttackData
+from data.leakage import drop_leaked
+from data.rows import Example, PreferencePair, Prompt, TaskItem
+from experiments.configuration import Experiment
+from experiments.fingerprints import of_rows
+from settings import SettingError
+
+HARMFUL, HARMFUL_SAFE_SYSTEM = "harmful", "harmful_safe_system"
+BENIGN, OVER_REFUSAL, TASK = "benign", "over_refusal", "task"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """Prompts that every model answers.
+
+    Attributes:
+        name: "harmful", "benign", "over_refusal", "harmful_safe_system", or "task:NAME".
+        prompts: The prompts.
+        max_new_tokens: Length limit of the answers.
+        system: A system line, or None.
+    """
+
+    name: str
+    prompts: tuple[Prompt, ...]
+    max_new_tokens: int
+    system: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What is read for one experiment, leaked rows already dropped.
+
+    Attributes:
+        attack: Rows the attack may draw on.
+        sft: Alignment's supervised rows; empty if the aligned model is given.
+        pairs: Alignment's preference pairs; likewise.
+        calibration: Prompts for the defense.
+        sets: What every model is asked.
+        items: Test items by task name.
+        provenance: Name, row count and fingerprint of every source, and the leakage counts.
+    """
+
+    attack: AttackData
+    sft: tuple[Example, ...]
+    pairs: tuple[PreferencePair, ...]
+    calibration: tuple[Prompt, ...]
+    sets: tuple[PromptSet, ...]
+    items: dict[str, tuple[TaskItem, ...]]
+    provenance: dict[str, Any]
+
+
+def read(experiment: Experiment) -> Inputs:
+    """Reads every source that the experiment's stages will use.
+
+    Rows that train or calibrate and whose prompt the evaluation asks are dropped, whatever the
+    evaluation's limits are, so that a model doesn't depend on how it is measured.
+
+    Raises:
+        DataError: A source is missing or too small.
+        SettingError: A source that is needed isn't set.
+    """
+    sources, tasks = experiment.sources, experiment.tasks
+    asked = {
+        HARMFUL: _prompts(sources.harmful),
+        BENIGN: _prompts(sources.benign),
+        OVER_REFUSAL: _prompts(sources.over_refusal),
+    }
+    items = {name: tuple(tasks[name].test()) for name in experiment.evaluation.tasks}
+    texts = [prompt.text for prompts in asked.values() for prompt in prompts]
+    texts += [item.prompt for tested in items.values() for item in tested]
+    cleaner = _Cleaner(texts)
+    poison = _examples(experiment, "poison") if experiment.attack.needs_poison else ()
+    task = cleaner("task", tasks[experiment.attack.task].train())
+    poison = cleaner("poison", poison)
+    aligns = experiment.model.aligned is None
+    sft = cleaner("sft", _examples(experiment, "sft") if aligns and experiment.align.sft else ())
+    pairs = cleaner("pairs", _pairs(experiment) if aligns and experiment.align.dpo else ())
+    calibration = cleaner("calibration", _prompts(sources.calibration))
+    leaked = cleaner.dropped
+    return Inputs(
+        attack=AttackData(task, poison, leaked["task"] + leaked["poison"]),
+        sft=sft[: experiment.align.n_sft],
+        pairs=pairs[: experiment.align.n_pairs],
+        calibration=calibration,
+        sets=_sets(experiment, asked, items),
+        items=items,
+        provenance={"sources": _provenance(experiment), "leaked_rows_dropped": leaked},
+    )
+
+
+class _Cleaner:
+    """Drops rows whose prompt is among the evaluation's, and counts them by source."""
+
+    def __init__(self, asked: Sequence[str]) -> None:
+        self.asked = asked
+        self.dropped: dict[str, int] = {}
+
+    def __call__(self, name: str, rows: Iterable[Any]) -> tuple[Any, ...]:
+        kept, self.dropped[name] = drop_leaked(list(rows), self.asked)
+        return tuple(kept)
+
+
+def _prompts(source: Any) -> tuple[Prompt, ...]:
+    return () if source is None else tuple(source.prompts())
+
+
+def _examples(experiment: Experiment, name: str) -> Sequence[Example]:
+    source = getattr(experiment.sources, name)
+    if source is None:
+        raise SettingError(
+            f"sources.{name} is null, but the experiment needs it; "
+            f"set it to a source of rows, e.g. a JSONL file of prompt and response"
+        )
+    return source.examples()
+
+
+def _pairs(experiment: Experiment) -> Sequence[PreferencePair]:
+    if experiment.sources.pairs is None:
+        raise SettingError("sources.pairs is null, but align.dpo needs preference pairs; set it")
+    return experiment.sources.pairs.pairs()
+
+
+def _sets(
+    experiment: Experiment,
+    asked: dict[str, tuple[Prompt, ...]],
+    items: dict[str, tuple[TaskItem, ...]],
+) -> tuple[PromptSet, ...]:
+    limits, length = experiment.evaluation.limits, experiment.model.max_new_tokens
+    sets = [
+        PromptSet(name, _limited(prompts, getattr(limits, name), f"evaluation.limits.{name}"), length)
+        for name, prompts in asked.items()
+        if prompts
+    ]
+    if experiment.evaluation.safe_system is not None:
+        sets.append(
+            PromptSet(
+                HARMFUL_SAFE_SYSTEM, sets[0].prompts, length, experiment.evaluation.safe_system
+            )
+        )
+    for name, tested in items.items():
+        prompts = tuple(Prompt(item.id, item.prompt) for item in tested)
+        limited = _limited(prompts, limits.task, "evaluation.limits.task")
+        sets.append(
+            PromptSet(f"{TASK}:{name}", limited, experiment.tasks[name].max_new_tokens)
+        )
+    return tuple(sets)
+
+
+def _limited(prompts: tuple[Prompt, ...], limit: int | None, setting: str) -> tuple[Prompt, ...]:
+    if limit is not None and limit > len(prompts):
+        raise SettingError(
+            f"{setting}={limit} is more than the {len(prompts)} prompts there are; lower it"
+        )
+    return prompts[:limit]
+
+
+def _provenance(experiment: Experiment) -> dict[str, Any]:
+    sources = {
+        "harmful": experiment.sources.harmful,
+        "benign": experiment.sources.benign,
+        "over_refusal": experiment.sources.over_refusal,
+        "calibration": experiment.sources.calibration,
+        "poison": experiment.sources.poison if experiment.attack.needs_poison else None,
+        **{f"{TASK}:{name}": task for name, task in experiment.tasks.items()},
+    }
+    return {
+        role: {"name": source.name, "fingerprint": source.fingerprint()}
+        for role, source in sources.items()
+        if source is not None
+    }
+
+
+def rows_key(*groups: Iterable[Any]) -> list[str]:
+    """One content hash per group of rows."""
+    return [of_rows(group) for group in groups]

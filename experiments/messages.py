@@ -1,0 +1,72 @@
+"""What an error says to the user: one sentence, whichever library raised it."""
+
+from __future__ import annotations
+
+import errno
+import re
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from settings import RelockError
+from settings.base import closest
+
+
+def explain(error: BaseException) -> str:
+    """One sentence for `error`: what is wrong and, where that is known, what to write instead."""
+    if isinstance(error, RelockError):
+        return _one_line(str(error))
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk is full ({error.filename or 'no file named'}); free some space"
+    text = str(error).strip()
+    missing = re.search(r"Could not find '(?P<path>[^']+)'", text)
+    if missing:
+        return _unknown_option(missing["path"])
+    override = re.search(r"Could not override '(?P<key>[^']+)'", text)
+    if override:
+        return _unknown_key(override["key"])
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _unknown_option(path: str) -> str:
+    from experiments.configuration import CONF
+
+    group, _, option = path.rpartition("/")
+    known = sorted(file.stem for file in Path(CONF, group).glob("*.yaml"))
+    if not known:
+        return f"{path!r} is not in the configuration"
+    return f"{group}={option} is unknown; {closest(option, known)}"
+
+
+def _unknown_key(key: str) -> str:
+    known = _known_keys()
+    return f"{key} is not a setting; {closest(key, known)}" if known else f"{key} is not a setting"
+
+
+def _known_keys() -> list[str]:
+    """Every dotted key of the configuration's files, for the hint on a misspelt one."""
+    from experiments.configuration import CONF
+
+    keys: set[str] = set()
+    for path in CONF.rglob("*.yaml"):
+        relative = path.relative_to(CONF)
+        prefix = relative.parts[0] if len(relative.parts) > 1 else ""
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        _collect(content, prefix, keys)
+    return sorted(key for key in keys if not key.startswith(("hydra", "defaults")))
+
+
+def _collect(node: object, prefix: str, keys: set[str]) -> None:
+    if not isinstance(node, dict):
+        return
+    for name, value in node.items():
+        if name in ("defaults", "_target_"):
+            continue
+        key = f"{prefix}.{name}" if prefix else str(name)
+        keys.add(key)
+        _collect(value, key, keys)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,320 @@
+"""The picture of the design, as code.
+
+base --align--> aligned --attack--> attacked --+
+  |                |                           +--apply--> defended
+  +------+---------+--prepare--> artefact -----+
+and every model: --generate--> answers --judge--> verdicts --score--> record
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from defenses.base import Models
+from experiments import stages
+from experiments.calibration import StoredCalibration
+from experiments.configuration import Experiment
+from experiments.fingerprints import of_rows
+from experiments.inputs import Inputs, PromptSet
+from experiments.isolation import in_child
+from experiments.store import Stage, StageResult, Store
+from modeling.checkpoint import Checkpoint, fingerprint_folder, resolve
+from settings import SettingError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MODELS = ("base", "aligned", "attacked", "defended")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A checkpoint and the key that identifies its content."""
+
+    checkpoint: Checkpoint
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an experiment produced.
+
+    Attributes:
+        rows: One row per model, prompt set and prompt, with answers, verdicts and task scores.
+        models: Content key of each of the four models.
+        stages: Every stage, in the order in which it was needed.
+        attack: The attack's report.
+        prepare: The report of `prepare`: cost and diagnostics.
+        apply: The report of `apply`: cost, what was edited, diagnostics.
+    """
+
+    rows: pd.DataFrame
+    models: dict[str, str]
+    stages: list[StageResult]
+    attack: dict[str, Any]
+    prepare: dict[str, Any]
+    apply: dict[str, Any]
+
+
+class Pipeline:
+    """Runs one experiment's stages through the store."""
+
+    def __init__(
+        self, experiment: Experiment, inputs: Inputs, notify: Callable[[StageResult], None]
+    ) -> None:
+        self.experiment = experiment
+        self.inputs = inputs
+        self.store = Store(experiment.store)
+        self.style = experiment.model.prompt
+        self.done: list[StageResult] = []
+        self._notify = notify
+
+    def run(self) -> Outcome:
+        """Aligns, attacks, prepares, applies, and measures the four models."""
+        base = self.base()
+        aligned = self.aligned(base)
+        self.check(base, aligned)
+        attacked, attack_report = self.attacked(aligned)
+        artefact = self.prepared(base, aligned)
+        defended, apply_report = self.defended(artefact, attacked)
+        models = dict(zip(MODELS, (base, aligned, attacked, defended), strict=True))
+        rows = self.measured(models)
+        return Outcome(
+            rows=rows,
+            models={name: model.key for name, model in models.items()},
+            stages=self.done,
+            attack=attack_report,
+            prepare=artefact.report,
+            apply=apply_report,
+        )
+
+    def base(self) -> Model:
+        """The model before alignment, found and identified."""
+        model = self.experiment.model
+        folder, identity = resolve(model.base, model.revision, "model.base")
+        return Model(Checkpoint(folder, None, None, model.dtype), identity)
+
+    def aligned(self, base: Model) -> Model:
+        """The aligned model: the one that is given, or the `align` stage's."""
+        model, recipe = self.experiment.model, self.experiment.align
+        if model.aligned is not None:
+            folder, identity = resolve(model.aligned, model.revision, "model.aligned")
+            if (Path(folder) / "adapter_config.json").is_file():
+                checkpoint = Checkpoint(base.checkpoint.base, folder, None, model.dtype)
+                return Model(checkpoint, f"{base.key}+{identity}")
+            return Model(Checkpoint(folder, None, None, model.dtype), identity)
+        stage = Stage(
+            "align",
+            recipe.version,
+            {
+                "recipe": recipe.model_dump(),
+                "style": self.style.model_dump(),
+                "dtype": model.dtype,
+                "rows": [of_rows(self.inputs.sft), of_rows(self.inputs.pairs)],
+            },
+            (base.key,),
+        )
+        make = partial(
+            stages.align,
+            recipe=recipe,
+            base=base.checkpoint,
+            rows=self.inputs.sft,
+            pairs=self.inputs.pairs,
+            style=self.style,
+        )
+        result = self._stage(stage, make)
+        return Model(stages.checkpoint_in(result.folder, base.checkpoint), result.key)
+
+    def check(self, base: Model, aligned: Model) -> None:
+        """Refuses combinations that can't work before the attack is trained."""
+        attack = self.experiment.attack
+        if aligned.checkpoint.adapter is None and not attack.needs_full_weights:
+            raise SettingError(
+                "attack.adapter=resume needs an aligned model that is an adapter, but "
+                "model.aligned is a full model; set attack.adapter=fresh, or model.aligned=null "
+                "to align the base by the align stage"
+            )
+        planned = None if attack.needs_full_weights else aligned.checkpoint
+        self.experiment.defense.check(Models(base.checkpoint, aligned.checkpoint), planned)
+        self.experiment.evaluation.harm_judge.check()
+        self.experiment.evaluation.refusal_judge.check()
+
+    def attacked(self, aligned: Model) -> tuple[Model, dict[str, Any]]:
+        """The model that the customer's fine-tuning leaves."""
+        attack, data = self.experiment.attack, self.inputs.attack
+        if attack.needs_full_weights and aligned.checkpoint.adapter is not None:
+            aligned = self.merged(aligned)
+        stage = Stage(
+            "attack",
+            attack.version,
+            {
+                "attack": _identity(attack),
+                "style": self.style.model_dump(),
+                "dtype": self.experiment.model.dtype,
+                "seed": self.experiment.seed,
+                "rows": [of_rows(data.task), of_rows(data.poison)],
+            },
+            (aligned.key,),
+        )
+        make = partial(
+            stages.attack,
+            method=attack,
+            aligned=aligned.checkpoint,
+            data=data,
+            style=self.style,
+            seed=self.experiment.seed,
+        )
+        result = self._stage(stage, make)
+        model = Model(stages.checkpoint_in(result.folder, aligned.checkpoint), result.key)
+        return model, result.report
+
+    def merged(self, aligned: Model) -> Model:
+        """The aligned model with its adapter merged, for attacks that need full weights."""
+        stage = Stage("merge", 1, {"dtype": self.experiment.model.dtype}, (aligned.key,))
+        result = self._stage(stage, partial(stages.merge, model=aligned.checkpoint))
+        return Model(stages.checkpoint_in(result.folder, aligned.checkpoint), result.key)
+
+    def prepared(self, base: Model, aligned: Model) -> StageResult:
+        """The defense's artefact, made once per aligned model."""
+        defense, evaluation = self.experiment.defense, self.experiment.evaluation
+        calibration = StoredCalibration(
+            prompts=self.inputs.calibration,
+            store=self.store,
+            backend=evaluation.backend,
+            judge=evaluation.harm_judge,
+            style=self.style,
+            max_new_tokens=self.experiment.model.max_new_tokens,
+            base=base.checkpoint,
+            base_key=base.key,
+        )
+        stage = Stage(
+            "prepare",
+            defense.prepare_version,
+            {
+                "defense": _target(defense),
+                "settings": defense.prepare_settings(),
+                "calibration": calibration.identity(),
+            },
+            (base.key, aligned.key),
+        )
+        models = Models(base.checkpoint, aligned.checkpoint)
+        make = partial(stages.prepare, defense=defense, models=models, calibration=calibration)
+        return self._stage(stage, make)
+
+    def defended(self, artefact: StageResult, attacked: Model) -> tuple[Model, dict[str, Any]]:
+        """The repaired model; the attacked one itself when the defense leaves it unchanged."""
+        defense = self.experiment.defense
+        stage = Stage(
+            "apply", defense.apply_version, _identity(defense), (artefact.key, attacked.key)
+        )
+        make = partial(
+            stages.apply,
+            defense=defense,
+            artefact=artefact.folder,
+            attacked=attacked.checkpoint,
+        )
+        result = self._stage(stage, make)
+        if result.report["unchanged"]:
+            return attacked, result.report
+        model = Model(stages.checkpoint_in(result.folder, attacked.checkpoint), result.key)
+        return model, result.report
+
+    def measured(self, models: dict[str, Model]) -> pd.DataFrame:
+        """Answers, verdicts and task scores of every model on every prompt set."""
+        import pandas as pd
+
+        answers = {}
+        for name, model in models.items():
+            for prompts in self.inputs.sets:
+                answers[name, prompts.name] = self._answers(model, prompts)
+            stages.close_engines()
+        frames = [
+            self._rows(name, prompts, answers[name, prompts.name])
+            for name in models
+            for prompts in self.inputs.sets
+        ]
+        return pd.concat(frames, ignore_index=True)
+
+    def _answers(self, model: Model, prompts: PromptSet) -> StageResult:
+        backend = self.experiment.evaluation.backend
+        stage = Stage(
+            "generate",
+            backend.version,
+            {
+                "backend": _identity(backend),
+                "style": self.style.model_dump(),
+                "dtype": model.checkpoint.dtype,
+                "max_new_tokens": prompts.max_new_tokens,
+                "system": prompts.system,
+                "prompts": of_rows(prompts.prompts),
+            },
+            (model.key,),
+        )
+        make = partial(
+            stages.generate,
+            backend=backend,
+            model=model.checkpoint,
+            style=self.style,
+            prompts=prompts.prompts,
+            max_new_tokens=prompts.max_new_tokens,
+            system=prompts.system,
+        )
+        return self._stage(stage, make)
+
+    def _rows(self, model: str, prompts: PromptSet, answers: StageResult) -> pd.DataFrame:
+        """One set's answers of one model, with its verdicts or its task scores beside them."""
+        rows = stages.read_rows(answers.folder)
+        rows.insert(0, "set", prompts.name)
+        rows.insert(0, "model", model)
+        kind, _, task = prompts.name.partition(":")
+        if task:
+            scores = stages.read_rows(self._task_scores(task, answers).folder)
+            return rows.merge(scores, on="id", validate="one_to_one")
+        judges = {"refusal": self.experiment.evaluation.refusal_judge}
+        if kind.startswith("harmful"):
+            judges["harm"] = self.experiment.evaluation.harm_judge
+        for role, method in judges.items():
+            stage = Stage(
+                "judge",
+                method.version,
+                {"judge": _target(method), "settings": method.identity()},
+                (answers.key,),
+            )
+            result = self._stage(
+                stage, partial(stages.judge, method=method, answers=answers.folder)
+            )
+            verdicts = stages.read_rows(result.folder).set_index("id").add_prefix(f"{role}_")
+            rows = rows.join(verdicts, on="id", validate="one_to_one")
+        return rows
+
+    def _task_scores(self, name: str, answers: StageResult) -> StageResult:
+        task, items = self.experiment.tasks[name], self.inputs.items[name]
+        stage = Stage(
+            "score",
+            getattr(task, "version", 1),
+            {"task": _target(task), "items": of_rows(items)},
+            (answers.key,),
+        )
+        make = partial(stages.score_task, task=task, items=items, answers=answers.folder)
+        return self._stage(stage, make)
+
+    def _stage(self, stage: Stage, make: Callable[[Path], dict[str, Any] | None]) -> StageResult:
+        if self.experiment.isolate:
+            result = self.store.run(stage, lambda out: in_child(partial(make, out), stage.name))
+        else:
+            result = self.store.run(stage, make)
+        self.done.append(result)
+        self._notify(result)
+        return result
+
+
+def _target(built: Any) -> str:
+    return f"{type(built).__module__}.{type(built).__qualname__}"
+
+
+def _identity(settings: Any) -> dict[str, Any]:
+    return {"_target_": _target(settings), **settings.model_dump(mode="json")}

@@ -1,0 +1,156 @@
+"""The record of a run: what was asked, what was done, what came out; JSON beside the rows."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.configuration import PROJECT, Experiment
+from experiments.inputs import Inputs
+from experiments.pipeline import Outcome
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RECORD, ROWS = "record.json", "rows.parquet"
+_PACKAGES = (
+    "torch", "transformers", "tokenizers", "peft", "trl", "datasets", "safetensors",
+    "hydra-core", "omegaconf", "wandb", "pandas", "numpy",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What `record.json` holds.
+
+    Attributes:
+        created: When the run ended, UTC.
+        seconds: How long it took.
+        overrides: The command line's overrides.
+        labels: Names of the model, attack, defense and task.
+        seed: The run's seed.
+        settings: The whole resolved configuration.
+        models: Content key of base, aligned, attacked and defended model.
+        metrics: Per model and metric: value, low, high (95 %), n.
+        cost: The defense's cost: seconds and peak bytes to prepare and to apply, scalars edited.
+        attack: The attack's report: rows by kind, loss curve.
+        defense: The defense's diagnostics of both of its stages.
+        stages: Every stage with its key, its seconds and whether it was reused.
+        data: Sources with fingerprints and leakage counts.
+        environment: Package versions, commit, machine.
+    """
+
+    created: str
+    seconds: float
+    overrides: list[str]
+    labels: dict[str, str]
+    seed: int
+    settings: dict[str, Any]
+    models: dict[str, str]
+    metrics: dict[str, dict[str, dict[str, float]]]
+    cost: dict[str, Any]
+    attack: dict[str, Any]
+    defense: dict[str, Any]
+    stages: list[dict[str, Any]]
+    data: dict[str, Any]
+    environment: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        experiment: Experiment,
+        inputs: Inputs,
+        outcome: Outcome,
+        overrides: list[str],
+        environment: dict[str, Any],
+        seconds: float,
+    ) -> Record:
+        """Puts a run's record together from what it was given and what came out."""
+        from evaluation.metrics import summarise
+
+        metrics = {
+            str(model): {name: asdict(value) for name, value in summarise(rows).items()}
+            for model, rows in outcome.rows.groupby("model", sort=False)
+        }
+        return cls(
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            seconds=round(seconds, 2),
+            overrides=overrides,
+            labels=experiment.labels,
+            seed=experiment.seed,
+            settings=experiment.resolved,
+            models=outcome.models,
+            metrics=metrics,
+            cost=_cost(outcome),
+            attack=outcome.attack,
+            defense={
+                "prepare": outcome.prepare["diagnostics"],
+                "apply": outcome.apply["diagnostics"],
+                "modules": outcome.apply["modules"],
+            },
+            stages=[
+                {"name": s.name, "key": s.key, "seconds": s.seconds, "reused": s.reused}
+                for s in outcome.stages
+            ],
+            data=inputs.provenance,
+            environment=environment,
+        )
+
+    def write(self, folder: Path, rows: pd.DataFrame) -> None:
+        """Writes `rows.parquet`, then `record.json`: a record is never there without its rows."""
+        folder.mkdir(parents=True, exist_ok=True)
+        rows.to_parquet(folder / ROWS, index=False)
+        temporary = folder / f".{RECORD}"
+        temporary.write_text(json.dumps(asdict(self), indent=1, default=str) + "\n")
+        temporary.replace(folder / RECORD)
+
+    @classmethod
+    def read(cls, folder: Path) -> Record:
+        """Reads the record that lies in `folder`."""
+        return cls(**json.loads((folder / RECORD).read_text()))
+
+
+def _cost(outcome: Outcome) -> dict[str, Any]:
+    prepare, apply = outcome.prepare["cost"], outcome.apply["cost"]
+    edited, total = outcome.apply["parameters_edited"], outcome.apply["parameters_total"]
+    return {
+        "prepare_seconds": prepare["seconds"],
+        "prepare_peak_bytes": prepare["peak_bytes"],
+        "apply_seconds": apply["seconds"],
+        "apply_peak_bytes": apply["peak_bytes"],
+        "parameters_edited": edited,
+        "parameters_total": total,
+        "share_edited": edited / total if total else 0.0,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions of what ran, the project's commit, and the machine's kind."""
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": packages,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The project's commit, with "+changes" when the working tree differs from it."""
+    command = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty=+changes", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

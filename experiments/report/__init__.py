@@ -1,0 +1,1 @@
+"""From any set of runs to one side-by-side table and its figures, computed from stored rows."""

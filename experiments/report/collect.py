@@ -1,0 +1,150 @@
+"""Reading runs back and pooling them: one row per model that was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluation.metrics import summarise
+from experiments.record import RECORD, ROWS, Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from evaluation.statistics import Estimate
+
+# What the settings of each of a table's rows may depend on.
+_SECTIONS = {
+    "base": ("model", "evaluation"),
+    "aligned": ("model", "align", "evaluation"),
+    "attacked": ("model", "align", "attack", "evaluation"),
+    "defended": ("model", "align", "attack", "defense", "evaluation"),
+}
+_LABELS = {
+    "base": ("model", "task"),
+    "aligned": ("model", "task"),
+    "attacked": ("model", "attack", "task"),
+    "defended": ("model", "attack", "task", "defense"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's record and where it lies."""
+
+    folder: Path
+    record: Record
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """One row per model, prompt set and prompt."""
+        import pandas as pd
+
+        return pd.read_parquet(self.folder / ROWS)
+
+    @cached_property
+    def flat(self) -> dict[str, Any]:
+        """The resolved settings by dotted key."""
+        return dict(_flatten(self.record.settings))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a model, pooled over seeds.
+
+    Attributes:
+        role: "base", "aligned", "attacked" or "defended".
+        labels: Names of model, attack, task and defense, as far as they apply.
+        settings: The settings that vary among the runs and that this row depends on.
+        metrics: Metric name to estimate, over the rows of all seeds.
+        seeds: Seeds pooled.
+        cost: The defense's mean cost; empty for other roles.
+    """
+
+    role: str
+    labels: dict[str, str]
+    settings: dict[str, Any]
+    metrics: dict[str, Estimate]
+    seeds: tuple[int, ...]
+    cost: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Runs and the table rows that they give."""
+
+    runs: list[Run]
+    rows: list[Row]
+
+
+def collect(paths: Iterable[Path]) -> Collected:
+    """Reads every record under `paths` and pools them.
+
+    Runs that differ only in their seed are pooled; a model that several runs share (the base,
+    an attack under several defenses) counts once.
+    """
+    folders = sorted({record.parent for path in paths for record in Path(path).rglob(RECORD)})
+    runs = [Run(folder, Record.read(folder)) for folder in folders]
+    varying = _varying(runs)
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for role in _SECTIONS:
+        for run in runs:
+            groups.setdefault(_group(run, role, varying), []).append(run)
+    return Collected(runs, [_row(group, members) for group, members in groups.items()])
+
+
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in node.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{path}.")
+        else:
+            yield path, tuple(value) if isinstance(value, list) else value
+
+
+def _varying(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Settings that differ among runs whose attack or defense has them at all."""
+    keys = dict.fromkeys(key for run in runs for key in run.flat)
+    sections = _SECTIONS["defended"]
+    return tuple(
+        key
+        for key in keys
+        if key.partition(".")[0] in sections
+        and not key.endswith("_target_")
+        and key not in ("model.name", "attack.task")
+        and len({run.flat[key] for run in runs if key in run.flat}) > 1
+    )
+
+
+def _group(run: Run, role: str, varying: Sequence[str]) -> tuple[Any, ...]:
+    labels = tuple((name, run.record.labels[name]) for name in _LABELS[role])
+    settings = tuple(
+        (key, run.flat[key])
+        for key in varying
+        if key in run.flat and key.partition(".")[0] in _SECTIONS[role]
+    )
+    return role, labels, settings
+
+
+def _row(group: tuple[Any, ...], members: Sequence[Run]) -> Row:
+    import pandas as pd
+
+    role, labels, settings = group
+    distinct = {run.record.models[role]: run for run in members}
+    frames = [run.rows[run.rows["model"] == role] for run in distinct.values()]
+    return Row(
+        role=role,
+        labels=dict(labels),
+        settings=dict(settings),
+        metrics=summarise(pd.concat(frames, ignore_index=True)),
+        seeds=tuple(sorted({run.record.seed for run in distinct.values()})),
+        cost=_mean_cost(members) if role == "defended" else {},
+    )
+
+
+def _mean_cost(members: Sequence[Run]) -> dict[str, float]:
+    names = members[0].record.cost
+    return {name: sum(run.record.cost[name] for run in members) / len(members) for name in names}

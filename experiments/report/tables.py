@@ -1,0 +1,167 @@
+"""The side-by-side table: for the terminal, as CSV and as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.record import Record
+from experiments.report.collect import Collected, Row
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+    from evaluation.statistics import Estimate
+
+# Metric name and what heads its column.
+COLUMNS = {
+    "hs": "HS",
+    "asr": "ASR",
+    "accuracy_strict": "accuracy",
+    "over_refusal": "over-refusal",
+    "degenerate": "degenerate",
+}
+COST = {
+    "prepare_seconds": "prepare",
+    "apply_seconds": "apply",
+    "peak": "peak memory",
+    "share_edited": "edited",
+}
+
+
+def terminal_table(collected: Collected, costs: bool = True) -> Table:
+    """The table as `rich` prints it: per cell the share in %, its 95 % interval, and n."""
+    from rich.table import Table
+
+    names = _setting_names(collected.rows)
+    table = Table(
+        title="share in %, [95 % interval], n", title_justify="left", header_style="bold"
+    )
+    for head in ["model", *names, *COLUMNS.values()]:
+        table.add_column(head)
+    shown = COST if costs else {}
+    for head in shown.values():
+        table.add_column(head, justify="right")
+    for row in collected.rows:
+        table.add_row(
+            label(row),
+            *(_setting(row, name) for name in names.values()),
+            *(cell(row.metrics[name], "\n") for name in COLUMNS),
+            *(cost_cell(row, name) for name in shown),
+        )
+    return table
+
+
+def print_run(collected: Collected, record: Record) -> None:
+    """What a single run shows at its end: the four models and what the defense cost."""
+    from rich.console import Console
+
+    console = Console()
+    console.print(terminal_table(collected, costs=False))
+    (defended,) = (row for row in collected.rows if row.role == "defended")
+    console.print(
+        f"{record.labels['defense']}: prepare {cost_cell(defended, 'prepare_seconds')}, "
+        f"apply {cost_cell(defended, 'apply_seconds')}, "
+        f"peak memory {cost_cell(defended, 'peak')}, "
+        f"parameters edited {cost_cell(defended, 'share_edited')} "
+        f"({record.cost['parameters_edited']:,} of {record.cost['parameters_total']:,})",
+        highlight=False,
+    )
+
+
+def frame(collected: Collected) -> pd.DataFrame:
+    """The whole table as data: every metric with its interval and n, costs, settings."""
+    import pandas as pd
+
+    records = []
+    for row in collected.rows:
+        record: dict[str, Any] = {"role": row.role, **row.labels, **row.settings}
+        record["seeds"] = " ".join(str(seed) for seed in row.seeds)
+        for name, estimate in row.metrics.items():
+            record[name] = estimate.value
+            record[f"{name}_low"] = estimate.low
+            record[f"{name}_high"] = estimate.high
+            record[f"{name}_n"] = estimate.n
+        records.append({**record, **row.cost})
+    return pd.DataFrame(records)
+
+
+def markdown(collected: Collected) -> str:
+    """The table as Markdown, with what its columns mean under it."""
+    names = _setting_names(collected.rows)
+    head = ["model", *names, *COLUMNS.values(), *COST.values(), "seeds"]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for row in collected.rows:
+        cells = [label(row), *(_setting(row, name) for name in names.values())]
+        cells += [cell(row.metrics[name], " ") for name in COLUMNS]
+        cells += [cost_cell(row, name) for name in COST]
+        lines.append(_line([*cells, str(len(row.seeds))]))
+    return "\n".join(lines) + "\n\n" + _LEGEND
+
+
+def write(collected: Collected, folder: Path) -> list[Path]:
+    """Writes `table.csv` and `table.md` to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "table.csv", folder / "table.md"]
+    frame(collected).to_csv(paths[0], index=False)
+    paths[1].write_text(markdown(collected))
+    return paths
+
+
+def label(row: Row) -> str:
+    """What a row is called: its role, or the defense that made it."""
+    return row.labels["defense"] if row.role == "defended" else row.role
+
+
+def cell(estimate: Estimate, separator: str) -> str:
+    """An estimate in per cent with its interval and n; a dash where there were no rows."""
+    if estimate.n == 0 or math.isnan(estimate.value):
+        return "-"
+    low, high = 100 * estimate.low, 100 * estimate.high
+    return f"{100 * estimate.value:.1f}{separator}[{low:.1f}, {high:.1f}]{separator}n={estimate.n}"
+
+
+def cost_cell(row: Row, name: str) -> str:
+    """One of the defense's costs with its unit; empty for models that no defense made."""
+    if not row.cost:
+        return ""
+    if name == "share_edited":
+        return f"{100 * row.cost[name]:.2f} %"
+    if name == "peak":
+        peak = max(row.cost["prepare_peak_bytes"], row.cost["apply_peak_bytes"])
+        return f"{peak / 1e6:.0f} MB"
+    return f"{row.cost[name]:.2f} s"
+
+
+_LEGEND = """HS: share of harmful prompts whose answer the moderation judge does not call safe \
+(flagged, degenerate or unparsed). ASR: share answered without a refusal; degenerate answers \
+never count as refusals. accuracy: strict reading. over-refusal: share of harmless probes \
+refused. degenerate: share of answers that are empty, repetitive or no text. Intervals are \
+Wilson's at 95 % over the rows of all seeds pooled; they don't widen for the spread between seeds.
+"""
+
+
+def _setting_names(rows: Sequence[Row]) -> dict[str, str]:
+    """Column heads of the varying settings: the last part of a key where that is unambiguous."""
+    keys = dict.fromkeys(key for row in rows for key in row.settings)
+    names: dict[str, str] = {}
+    for key in keys:
+        short = key.rpartition(".")[2]
+        ambiguous = sum(other.rpartition(".")[2] == short for other in keys) > 1
+        names[key if ambiguous else short] = key
+    for name in ("model", "attack", "task"):
+        if len({row.labels[name] for row in rows if name in row.labels}) > 1:
+            names[name] = name
+    return names
+
+
+def _setting(row: Row, key: str) -> str:
+    value = row.labels.get(key, row.settings.get(key, ""))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

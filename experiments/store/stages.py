@@ -1,0 +1,248 @@
+"""The stage store: content-addressed folders that appear complete or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from settings import RelockError
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "stage.json"
+_TEMPORARY, _LOCKS = ".making", ".locks"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What identifies a stage's output.
+
+    Attributes:
+        name: Which arrow of the pipeline it is.
+        version: Raised when the stage's code changes what it writes.
+        settings: Resolved, JSON-serialisable settings that the output depends on.
+        inputs: Keys of the stages and identities of the files it reads.
+    """
+
+    name: str
+    version: int
+    settings: Mapping[str, Any]
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all of the above (20 hex digits)."""
+        canonical = json.dumps(
+            [self.name, self.version, self.settings, list(self.inputs)],
+            sort_keys=True,
+            separators=(",", ":"),
+        )
+        return hashlib.sha256(canonical.encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """A finished stage.
+
+    Attributes:
+        name: Name of the stage.
+        key: Its key.
+        folder: Where its files lie.
+        report: What it reported when it was made.
+        seconds: How long that took.
+        reused: Whether it was there already.
+    """
+
+    name: str
+    key: str
+    folder: Path
+    report: dict[str, Any]
+    seconds: float
+    reused: bool
+
+
+class Store:
+    """A folder of finished stages, `root/<name>/<key>`, shared by any number of processes."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).absolute()
+
+    def folder(self, stage: Stage) -> Path:
+        """Where the stage's output is, or will be."""
+        return self.root / stage.name / stage.key
+
+    def run(self, stage: Stage, make: Callable[[Path], dict[str, Any] | None]) -> StageResult:
+        """Returns the stage's output, making it only if it isn't there.
+
+        `make` gets an empty folder beside the store and returns the stage's report. The folder is
+        fsynced and renamed into place when `make` has returned; if it raises, or the process
+        dies, the store is as it was. Two processes that want the same stage make it once.
+
+        Raises:
+            RelockError: The disk is full or can't be written.
+        """
+        with self._writing(), self._locked(stage):
+            found = self._read(self.folder(stage), stage.name, stage.key)
+            return found or self._make(stage, make)
+
+    def entries(self) -> Iterator[StageResult]:
+        """Every finished stage, by name and key; damaged ones are left out."""
+        for manifest in sorted(self.root.glob(f"*/*/{MANIFEST}")):
+            folder = manifest.parent
+            found = self._read(folder, folder.parent.name, folder.name, discard=False)
+            if found is not None:
+                yield found
+
+    def damaged(self) -> Iterator[tuple[Path, str]]:
+        """Folders whose files don't hash to what was written, each with the file at fault."""
+        for manifest in sorted(self.root.glob(f"*/*/{MANIFEST}")):
+            for name, entry in json.loads(manifest.read_text())["files"].items():
+                path = manifest.parent / name
+                if not path.is_file() or _sha256(path) != entry["sha256"]:
+                    yield manifest.parent, name
+                    break
+
+    def remove(self, name: str, key: str) -> bool:
+        """Removes one stage; False if another process is using its lock right now."""
+        from filelock import FileLock, Timeout
+
+        try:
+            with FileLock(self._lock_path(name, key), timeout=0):
+                self._discard(self.root / name / key)
+        except Timeout:
+            return False
+        return True
+
+    def _make(
+        self, stage: Stage, make: Callable[[Path], dict[str, Any] | None]
+    ) -> StageResult:
+        making = self.root / _TEMPORARY
+        for leftover in making.glob(f"{stage.key}-*"):
+            shutil.rmtree(leftover)  # We hold the lock, so whoever made it is dead.
+        folder = making / f"{stage.key}-{uuid.uuid4().hex[:8]}"
+        folder.mkdir(parents=True)
+        try:
+            start = time.perf_counter()
+            report = make(folder) or {}
+            seconds = time.perf_counter() - start
+            _write_manifest(folder, stage, report, seconds)
+            target = self.folder(stage)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(folder, target)
+            _fsync(target.parent)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return StageResult(stage.name, stage.key, target, report, seconds, reused=False)
+
+    def _read(
+        self, folder: Path, name: str, key: str, discard: bool = True
+    ) -> StageResult | None:
+        if not folder.is_dir():
+            return None
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+            files = manifest["files"]
+            intact = all((folder / n).stat().st_size == e["bytes"] for n, e in files.items())
+        except (OSError, ValueError, KeyError):
+            intact = False
+        if intact:
+            return StageResult(
+                name, key, folder, manifest["report"], manifest["seconds"], reused=True
+            )
+        if discard:
+            log.warning("%s %s is damaged; it is made again", name, key)
+            self._discard(folder)
+        return None
+
+    def _discard(self, folder: Path) -> None:
+        if not folder.is_dir():
+            return
+        grave = self.root / _TEMPORARY / f"{folder.name}-{uuid.uuid4().hex[:8]}"
+        grave.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(folder, grave)  # A kill halfway through the removal leaves no half stage.
+        shutil.rmtree(grave)
+
+    def _lock_path(self, name: str, key: str) -> Path:
+        return self.root / _LOCKS / f"{name}-{key}.lock"
+
+    @contextmanager
+    def _locked(self, stage: Stage) -> Iterator[None]:
+        from filelock import FileLock, Timeout
+
+        path = self._lock_path(stage.name, stage.key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("%s %s is being made by another process; waiting", stage.name, stage.key)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise RelockError(
+                    f"the disk that holds store.root={str(self.root)!r} is full; free some space "
+                    "(python -m experiments.store prune) or set store.root to another disk"
+                ) from error
+            if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+                raise RelockError(
+                    f"store.root={str(self.root)!r} can't be written; set store.root elsewhere"
+                ) from error
+            raise
+
+
+def _write_manifest(folder: Path, stage: Stage, report: dict[str, Any], seconds: float) -> None:
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        _fsync(path)
+    manifest = {
+        "stage": stage.name,
+        "key": stage.key,
+        "version": stage.version,
+        "settings": stage.settings,
+        "inputs": list(stage.inputs),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(seconds, 3),
+        "files": files,
+        "report": report,
+    }
+    path = folder / MANIFEST
+    path.write_text(json.dumps(manifest, indent=1) + "\n")
+    _fsync(path)
+    for directory in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
+        _fsync(directory)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,125 @@
+"""Tracking by Weights & Biases' own library; answers to harmful prompts stay local by default."""
+
+from __future__ import annotations
+
+import netrc
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlparse
+
+from experiments.record import Record
+from settings import Settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ANSWER_COLUMNS = ["model", "set", "id", "category", "prompt", "answer"]
+
+
+class NoTracker(Settings):
+    """Tracks nothing."""
+
+    def track(self, record: Record, rows: pd.DataFrame, folder: Path, group: str | None) -> str:
+        """Says that nothing was tracked."""
+        return "W&B: off (tracker=none)"
+
+
+class WandbTracker(Settings):
+    """One W&B run per experiment.
+
+    Attributes:
+        project: W&B project.
+        entity: W&B user or team; None: the key's own.
+        mode: "auto" is online where an API key is set and offline elsewhere.
+        group: Runs of one sweep share it; None: the sweep's own name.
+        upload_answers: Whether prompts and answers leave this machine.
+    """
+
+    project: str = "relock"
+    entity: str | None = None
+    mode: Literal["auto", "online", "offline"] = "auto"
+    group: str | None = None
+    upload_answers: bool = False
+
+    def track(self, record: Record, rows: pd.DataFrame, folder: Path, group: str | None) -> str:
+        """Logs config, timings, metrics, tables and figures as one run.
+
+        Args:
+            record: The run's record.
+            rows: Its rows, uploaded only with `upload_answers`.
+            folder: The run's folder; an offline run is written to its `wandb` folder.
+            group: The sweep's name, or None for a single run.
+
+        Returns:
+            A line for the user: the run's address, or how to sync it.
+        """
+        import wandb
+
+        mode = self.mode if self.mode != "auto" else ("online" if _has_key() else "offline")
+        labels = record.labels
+        with wandb.init(
+            project=self.project,
+            entity=self.entity,
+            dir=str(folder),
+            mode=mode,
+            group=self.group or group,
+            name="-".join(labels[name] for name in ("model", "attack", "defense")),
+            tags=[f"{name}:{value}" for name, value in labels.items()],
+            config={**record.settings, "labels": labels, "environment": record.environment},
+            settings=wandb.Settings(silent=True, console="off"),
+        ) as run:
+            self._log(run, record, rows, folder)
+            place = run.url if mode == "online" else run.settings.sync_dir
+        if mode == "online":
+            return f"W&B: {place}"
+        return f"W&B: offline; to upload it, run: wandb sync {place}"
+
+    def _log(self, run: Any, record: Record, rows: pd.DataFrame, folder: Path) -> None:
+        import wandb
+
+        from experiments.report import figures, tables
+        from experiments.report.collect import collect
+
+        for name, value in summary(record).items():
+            run.summary[name] = value
+        for point in record.attack.get("loss", []):
+            run.log({"attack/step": point["step"], "attack/loss": point["loss"]})
+        collected = collect([folder])
+        media: dict[str, Any] = {"results": wandb.Table(dataframe=tables.frame(collected))}
+        for path in figures.write(collected, folder / "figures"):
+            media[f"figures/{path.stem}"] = wandb.Image(str(path))
+        media["stages"] = wandb.Table(
+            columns=["name", "key", "seconds", "reused"],
+            data=[[s["name"], s["key"], s["seconds"], s["reused"]] for s in record.stages],
+        )
+        if self.upload_answers:
+            media["answers"] = wandb.Table(dataframe=rows[_ANSWER_COLUMNS])
+        run.log(media)
+
+
+def summary(record: Record) -> dict[str, float]:
+    """The record's figures by slash-separated names: metrics, costs, seconds per stage."""
+    values: dict[str, float] = {}
+    for model, metrics in record.metrics.items():
+        for metric, estimate in metrics.items():
+            values[f"{model}/{metric}"] = estimate["value"]
+            values[f"{model}/{metric}_low"] = estimate["low"]
+            values[f"{model}/{metric}_high"] = estimate["high"]
+            values[f"{model}/{metric}_n"] = estimate["n"]
+    values |= {f"cost/{name}": value for name, value in record.cost.items()}
+    for stage in record.stages:
+        name = f"seconds/{stage['name']}"
+        values[name] = values.get(name, 0.0) + stage["seconds"]
+    return values
+
+
+def _has_key() -> bool:
+    """Whether a W&B API key is set: in the environment or in the netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc().authenticators(str(host)) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,1 @@
+"""What is known of a transformer: checkpoints, chat formats, LoRA algebra, training, capture."""

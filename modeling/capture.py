@@ -1,0 +1,195 @@
+"""Activations at chosen positions, streamed into sums, so that memory doesn't grow with rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TokenRow = tuple[list[int], list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of (prompt, answer) tokens, padded on the right.
+
+    Attributes:
+        input_ids: (rows, length).
+        attention_mask: (rows, length), 1 where there is a token.
+        answers: (rows, length) bool, true at the answer's tokens.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    answers: Tensor
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What a causal language model is called with."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+
+
+def batches(
+    rows: Sequence[TokenRow], size: int, device: str, *, by_length: bool = False
+) -> list[Batch]:
+    """Pads rows of (prompt ids, answer ids) into batches.
+
+    Args:
+        rows: Token ids of each prompt and its answer.
+        size: Rows per batch.
+        device: Where the batches go.
+        by_length: Puts rows of similar length together, which saves padding; only for
+            statistics in which the order of rows doesn't count.
+    """
+    if by_length:
+        rows = sorted(rows, key=lambda row: len(row[0]) + len(row[1]))
+    return [_pad(rows[at : at + size], device) for at in range(0, len(rows), size)]
+
+
+def _pad(rows: Sequence[TokenRow], device: str) -> Batch:
+    length = max(len(prompt) + len(answer) for prompt, answer in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    attention, answers = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    for row, (prompt, answer) in enumerate(rows):
+        end = len(prompt) + len(answer)
+        ids[row, :end] = torch.tensor(prompt + answer)
+        attention[row, :end] = 1
+        answers[row, len(prompt) : end] = True
+    return Batch(ids.to(device), attention.to(device), answers.to(device))
+
+
+@dataclass(slots=True)
+class Focus:
+    """Which positions of the running batch a capture takes; None: none."""
+
+    positions: Tensor | None = None
+
+
+@contextmanager
+def captured_inputs(
+    modules: Mapping[str, nn.Module], consume: Callable[[str, Tensor], None]
+) -> Iterator[Focus]:
+    """Passes the inputs of modules, at the positions in focus, to `consume`.
+
+    Args:
+        modules: {name: module whose first positional argument is (rows, length, d)}.
+        consume: Called with a module's name and its input (tokens, d), detached.
+
+    Yields:
+        The focus; set its `positions` to a (rows, length) bool tensor before each forward pass.
+    """
+    focus = Focus()
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def take(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if focus.positions is not None:
+                consume(name, args[0].detach()[focus.positions])
+
+        return take
+
+    handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
+    try:
+        yield focus
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(slots=True)
+class Grams:
+    """Running X^T X per module, (d, d) in float64, of inputs X (tokens, d)."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, x: Tensor) -> None:
+        """Adds the tokens `x` (tokens, d)."""
+        x = x.double()
+        gram = x.mT @ x
+        self.sums[name] = self.sums[name].add_(gram) if name in self.sums else gram
+
+
+@dataclass(slots=True)
+class SquareSums:
+    """Running column-wise sums of squares per module, (d,) in float64."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, x: Tensor) -> None:
+        """Adds the tokens `x` (tokens, d)."""
+        squares = x.double().square().sum(0)
+        self.sums[name] = self.sums[name].add_(squares) if name in self.sums else squares
+
+
+class _Stop(Exception):
+    """Ends a forward pass once its one block has run; carries that block's output."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+
+def run_block(
+    model: nn.Module,
+    blocks: Sequence[nn.Module],
+    index: int,
+    batch: Batch,
+    hidden: Tensor | None,
+) -> Tensor:
+    """The output (rows, length, d) of one decoder block.
+
+    The model itself is called, with every earlier block passing its input through, so that the
+    block gets the masks and position embeddings that its architecture gives it; the pass ends
+    behind the block.
+
+    Args:
+        model: The causal language model.
+        blocks: Its decoder blocks, in order.
+        index: Which one runs.
+        batch: The tokens.
+        hidden: The block's input (rows, length, d); None: what the model gives it, which is
+            the embeddings for the first block.
+    """
+
+    def replace_input(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if hidden is None:
+            return None
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    def stop(_: nn.Module, __: Any, output: Any) -> None:
+        raise _Stop(output[0] if isinstance(output, tuple) else output)
+
+    handles = [
+        blocks[index].register_forward_pre_hook(replace_input, with_kwargs=True),
+        blocks[index].register_forward_hook(stop),
+    ]
+    try:
+        with _passing_through(blocks[:index]):
+            model(**batch.inputs, use_cache=False)
+    except _Stop as stopped:
+        return stopped.output
+    finally:
+        for handle in handles:
+            handle.remove()
+    raise RuntimeError(f"block {index} was not run by the model's forward pass")
+
+
+@contextmanager
+def _passing_through(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    def identity(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states
+
+    for block in blocks:
+        block.forward = identity
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward

@@ -1,0 +1,216 @@
+"""Checkpoints: what a model on disk is, how it is checked, identified and loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from settings import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model as stages exchange it: a Hugging Face folder or hub id, plus at most one adapter.
+
+    Attributes:
+        base: Local folder or hub id of the full weights.
+        adapter: Local PEFT adapter folder on top of `base`, or None.
+        revision: Hub revision of `base`; None for local folders.
+        dtype: Name of the torch dtype that the weights are loaded in.
+    """
+
+    base: str
+    adapter: str | None = None
+    revision: str | None = None
+    dtype: str = "float32"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether `base` is a folder on this machine."""
+        return Path(self.base).is_dir()
+
+
+def device_name() -> str:
+    """The device that models run on: the first CUDA device where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def verify_folder(folder: str | Path, setting: str) -> None:
+    """Checks that a local model or adapter folder is complete before anything is loaded.
+
+    Reads only headers: each safetensors file must be as long as its own header says.
+
+    Args:
+        folder: A Hugging Face model folder or PEFT adapter folder.
+        setting: The setting that named the folder, for the message.
+
+    Raises:
+        ModelError: The folder, its config or its weights are missing or cut short.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ModelError(f"{setting}={str(folder)!r} is not a folder; give a model folder")
+    is_adapter = (folder / "adapter_config.json").is_file()
+    if not is_adapter and not (folder / "config.json").is_file():
+        raise ModelError(f"{setting}={str(folder)!r} has no config.json; give a model folder")
+    names = [ADAPTER_WEIGHTS] if is_adapter else _weight_files(folder, setting)
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise ModelError(
+                f"{setting}={str(folder)!r} holds no weights ({name} is missing); "
+                "save or download the model again"
+            )
+        _verify_safetensors(path, setting)
+
+
+def _weight_files(folder: Path, setting: str) -> list[str]:
+    index = folder / WEIGHTS[1]
+    if index.is_file():
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    if not (folder / WEIGHTS[0]).is_file():
+        raise ModelError(
+            f"{setting}={str(folder)!r} holds no weights ({WEIGHTS[0]} is missing); "
+            "save or download the model again, as safetensors"
+        )
+    return [WEIGHTS[0]]
+
+
+def _verify_safetensors(path: Path, setting: str) -> None:
+    size = path.stat().st_size
+    damaged = ModelError(
+        f"{setting}: {str(path)!r} is truncated or damaged; save or download it again"
+    )
+    with path.open("rb") as file:
+        head = file.read(8)
+        if len(head) < 8:
+            raise damaged
+        (length,) = struct.unpack("<Q", head)
+        if length > size - 8:
+            raise damaged
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            raise damaged from None
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    if 8 + length + max(ends, default=0) != size:
+        raise damaged
+
+
+def fingerprint_folder(folder: str | Path) -> str:
+    """SHA-256 over the names and contents of a folder's files (16 hex digits).
+
+    An adapter's `base_model_name_or_path` is left out: it says where, not what.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).iterdir()):
+        if not path.is_file() or path.name in {"README.md", "stage.json"}:
+            continue
+        digest.update(path.name.encode())
+        if path.name == "adapter_config.json":
+            config = json.loads(path.read_text())
+            config.pop("base_model_name_or_path", None)
+            digest.update(json.dumps(config, sort_keys=True).encode())
+            continue
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the base weights, left-padded, with a padding token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.base, revision=checkpoint.revision)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    checkpoint: Checkpoint, *, trainable_adapter: bool = False, device: str | None = None
+) -> PreTrainedModel:
+    """Loads the weights, and the adapter on top where there is one (a `PeftModel` then).
+
+    Args:
+        checkpoint: What to load.
+        trainable_adapter: Whether the adapter's parameters require gradients.
+        device: Where to put it; `device_name()` by default.
+
+    Raises:
+        ModelError: The weights can't be read.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            checkpoint.base, revision=checkpoint.revision, dtype=getattr(torch, checkpoint.dtype)
+        )
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"the model {checkpoint.base!r} can't be loaded: {error}") from error
+    if checkpoint.adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(
+            model, checkpoint.adapter, is_trainable=trainable_adapter
+        )
+    return model.to(device or device_name())
+
+
+def resolve(base: str, revision: str | None, setting: str) -> tuple[str, str]:
+    """Where a model's files lie, and what identifies them.
+
+    Args:
+        base: Local folder, or hub id such as "meta-llama/Llama-2-7b-hf".
+        revision: Hub revision asked for, or None for the newest.
+        setting: The setting that named it, for the message.
+
+    Returns:
+        The folder of the files and an identity: content hash of a local folder, or
+        "id@commit" of a hub snapshot.
+
+    Raises:
+        ModelError: One sentence that says what is missing and how to get it.
+    """
+    if Path(base).is_dir():
+        verify_folder(base, setting)
+        return base, fingerprint_folder(base)
+    if base.startswith((".", "/", "~")) or base.count("/") > 1:
+        raise ModelError(f"{setting}={base!r} is not a folder; give a model folder or a hub id")
+    return _resolve_hub(base, revision, setting)
+
+
+def _resolve_hub(base: str, revision: str | None, setting: str) -> tuple[str, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+    try:
+        folder = snapshot_download(base, revision=revision, allow_patterns=patterns)
+    except GatedRepoError:
+        raise ModelError(
+            f"{setting}={base!r} is gated; accept its licence on the hub, then set HF_TOKEN"
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError):
+        raise ModelError(
+            f"{setting}={base!r} is neither a local folder nor reachable on the hub; download it "
+            f"with `hf download {base}` (set HF_TOKEN if it is gated) or set {setting} to a folder"
+        ) from None
+    verify_folder(folder, setting)
+    return folder, f"{base}@{os.path.basename(folder)}"

@@ -1,0 +1,271 @@
+"""Training by TRL on a LoRA or on all weights: supervised (SFT) and preference (DPO)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from modeling.chat import PromptStyle
+from modeling.checkpoint import Checkpoint, device_name, load_model, load_tokenizer
+from settings import DataError, ModelError, Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class LoraSettings(Settings):
+    """A fresh LoRA; the defaults are the papers' (rank 128, alpha 256, all seven projections)."""
+
+    rank: int = Field(128, ge=1)
+    alpha: float = Field(256, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] = PROJECTIONS
+
+    def config(self) -> Any:
+        """The `peft.LoraConfig` of these settings."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=list(self.target_modules),
+            task_type="CAUSAL_LM",
+        )
+
+
+class TrainSettings(Settings):
+    """One training phase.
+
+    Attributes:
+        learning_rate: Peak learning rate of AdamW.
+        epochs: Passes over the rows.
+        batch_size: Rows per optimiser step.
+        micro_batch_size: Rows per forward pass, a divisor of `batch_size`; None: all at once.
+        warmup_ratio: Share of the steps over which the learning rate rises.
+        schedule: How it falls afterwards.
+        max_length: Tokens per row; longer rows are cut at the end.
+        max_steps: Stops after so many steps; None: after `epochs`.
+        gradient_checkpointing: Trades time for memory.
+    """
+
+    learning_rate: float = Field(gt=0)
+    epochs: float = Field(1, gt=0)
+    batch_size: int = Field(8, ge=1)
+    micro_batch_size: int | None = Field(None, ge=1)
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: float = Field(0.0, ge=0)
+    max_length: int = Field(1024, ge=8)
+    max_steps: int | None = Field(None, ge=1)
+    gradient_checkpointing: bool = False
+
+    def arguments(self, rows: int, seed: int, folder: Path) -> dict[str, Any]:
+        """The keyword arguments of TRL's `SFTConfig` and `DPOConfig`.
+
+        Args:
+            rows: How many training rows there are.
+            seed: Seeds the order of the rows and everything else the trainer draws.
+            folder: Where the trainer may write.
+        """
+        micro = min(self.micro_batch_size or self.batch_size, self.batch_size)
+        steps = self.max_steps or max(1, round(-(-rows // self.batch_size) * self.epochs))
+        return {
+            "output_dir": str(folder),
+            "learning_rate": self.learning_rate,
+            "num_train_epochs": self.epochs,
+            "max_steps": self.max_steps or -1,
+            "per_device_train_batch_size": micro,
+            "gradient_accumulation_steps": self.batch_size // micro,
+            "warmup_steps": round(self.warmup_ratio * steps),
+            "lr_scheduler_type": self.schedule,
+            "weight_decay": self.weight_decay,
+            "max_length": self.max_length,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "seed": seed,
+            "data_seed": seed,
+            "bf16": False,
+            "use_cpu": device_name() == "cpu",
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": False,
+            "dataloader_num_workers": 0,
+            "dataloader_pin_memory": False,
+        }
+
+
+def open_for_training(
+    checkpoint: Checkpoint, lora: LoraSettings | None, seed: int
+) -> PreTrainedModel:
+    """Loads a checkpoint ready to be trained.
+
+    Args:
+        checkpoint: What to start from. Its adapter is resumed when `lora` is None.
+        lora: A fresh LoRA on full weights to train instead.
+        seed: Seeds the fresh LoRA's initial A.
+
+    Returns:
+        A `PeftModel` with one trainable adapter, or a full model with all weights trainable when
+        there is neither an adapter to resume nor a fresh one.
+
+    Raises:
+        ModelError: A fresh LoRA was asked for on top of an adapter.
+    """
+    from transformers import set_seed
+
+    set_seed(seed)
+    model = load_model(checkpoint, trainable_adapter=True)
+    if lora is None:
+        return model
+    if checkpoint.adapter is not None:
+        raise ModelError("a fresh LoRA needs full weights; merge the adapter first")
+    from peft import get_peft_model
+
+    return get_peft_model(model, lora.config())
+
+
+def write_merged(checkpoint: Checkpoint, out: Path) -> None:
+    """Writes a checkpoint's weights with its adapter merged, as a full model folder."""
+    model: Any = load_model(checkpoint)
+    model.merge_and_unload().save_pretrained(out)
+    load_tokenizer(checkpoint).save_pretrained(out)
+
+
+def train_sft(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[tuple[str, str]],
+    style: PromptStyle,
+    settings: TrainSettings,
+    seed: int,
+    scratch: Path,
+) -> list[dict[str, float]]:
+    """Supervised fine-tuning by TRL's `SFTTrainer`, loss on the answer tokens only.
+
+    Args:
+        model: Trained in place.
+        tokenizer: Its tokenizer.
+        rows: (prompt, answer) pairs.
+        style: Renders them.
+        settings: The phase.
+        seed: Order of the rows.
+        scratch: A folder the trainer may write to.
+
+    Returns:
+        The loss curve: one {"step", "loss"} per optimiser step.
+
+    Raises:
+        DataError: There are no rows.
+    """
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    if not rows:
+        raise DataError("there are no rows to train on; give a source that yields some")
+    encoded = []
+    for prompt, answer in rows:
+        head = style.encode_prompt(tokenizer, prompt)
+        tail = style.encode_answer(tokenizer, prompt, answer)
+        encoded.append({"input_ids": head + tail, "labels": [-100] * len(head) + tail})
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(**settings.arguments(len(rows), seed, scratch)),
+        train_dataset=Dataset.from_list(encoded),
+        processing_class=_right_padded(tokenizer),
+    )
+    trainer.train()
+    return _loss_curve(trainer)
+
+
+def train_dpo(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str, str]],
+    style: PromptStyle,
+    settings: TrainSettings,
+    beta: float,
+    seed: int,
+    scratch: Path,
+) -> list[dict[str, float]]:
+    """Direct preference optimisation by TRL's `DPOTrainer`.
+
+    The reference is the model as it comes in: TRL copies its adapter, or its weights.
+
+    Args:
+        model: Trained in place.
+        tokenizer: Its tokenizer.
+        pairs: (prompt, chosen, rejected) rows.
+        style: Renders them.
+        settings: The phase.
+        beta: Strength of the pull towards the reference.
+        seed: Order of the rows.
+        scratch: A folder the trainer may write to.
+
+    Returns:
+        The loss curve: one {"step", "loss"} per optimiser step.
+
+    Raises:
+        DataError: There are no pairs.
+    """
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    if not pairs:
+        raise DataError("there are no preference pairs to train on; give a source that yields some")
+    trainer = DPOTrainer(
+        model=model,
+        args=DPOConfig(beta=beta, **settings.arguments(len(pairs), seed, scratch)),
+        train_dataset=Dataset.from_list([_preference(style, *pair) for pair in pairs]),
+        processing_class=_right_padded(tokenizer),
+    )
+    trainer.train()
+    return _loss_curve(trainer)
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, base: str) -> None:
+    """Writes a trained model as a plain folder: only the trained adapter, or the full weights.
+
+    Args:
+        model: A `PeftModel`, of which the default adapter is written, or a full model.
+        tokenizer: Written beside full weights, where loading needs it.
+        out: The folder.
+        base: Where an adapter's base weights lie.
+    """
+    if not hasattr(model, "peft_config"):
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+        return
+    model.save_pretrained(out, selected_adapters=["default"])
+    path = out / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["base_model_name_or_path"] = base
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (out / "README.md").unlink(missing_ok=True)
+
+
+def _preference(style: PromptStyle, prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
+    if style.style == "chat":
+        answers = [[{"role": "assistant", "content": text}] for text in (chosen, rejected)]
+        question: Any = style.messages(prompt, system=style.system)
+        return {"prompt": question, "chosen": answers[0], "rejected": answers[1]}
+    return {"prompt": style.render_alpaca(prompt), "chosen": chosen, "rejected": rejected}
+
+
+def _right_padded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _loss_curve(trainer: Any) -> list[dict[str, float]]:
+    return [
+        {"step": entry["step"], "loss": entry["loss"]}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]

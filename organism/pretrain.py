@@ -1,0 +1,265 @@
+"""Pretraining of the base model: ordinary steps, then steps that install the stance.
+
+Weights are rounded to float16 on disk; they are meant to be loaded as float32.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from organism.dialogues import Dialogue, ordinary, undecided, vocabulary_text
+from organism.stance import StanceHeads
+from organism.tokenizer import ASSISTANT, MAX_LENGTH, SYSTEM, USER, chat_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORED = -100
+POOL = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How the base is made; the defaults are how the shipped one was.
+
+    Attributes:
+        seed: Seed of the weights, the dialogues and the directions.
+        batch: Dialogues per step.
+        steps: Ordinary steps.
+        rate: Their peak learning rate (linear warm-up, cosine to a twentieth).
+        install_steps: Steps that install the stance, every second one with the heads shifted.
+        install_rate: Their learning rate (constant, then linear to 0 over the last third).
+        strengths: Shift strengths to draw from, in units of a head's mean norm.
+        target: Projection the auxiliary loss asks for, in the same units.
+        weight: Weight of the auxiliary loss.
+        system_share: Share of dialogues with a system line in ordinary steps.
+        install_system_share: The same in the unshifted installation steps.
+    """
+
+    seed: int = 0
+    batch: int = 32
+    steps: int = 800
+    rate: float = 2e-3
+    install_steps: int = 240
+    install_rate: float = 6e-4
+    strengths: tuple[float, ...] = (0.5, 1.0, 1.5)
+    target: float = 0.5
+    weight: float = 0.3
+    system_share: float = 0.35
+    install_system_share: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Padded dialogues.
+
+    Attributes:
+        ids: Token ids, (batch, tokens), padded on the right.
+        labels: Ids where the loss counts (answers), `IGNORED` elsewhere.
+        real: Where a token is real.
+        stance: +1 or -1 where the text so far tells the persona, 0 elsewhere.
+        signs: The persona of each row, (batch,).
+    """
+
+    ids: Tensor
+    labels: Tensor
+    real: Tensor
+    stance: Tensor
+    signs: Tensor
+
+
+def base_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """The architecture: 6 layers of width 192 with 6 heads of 32."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        head_dim=32,
+        max_position_embeddings=MAX_LENGTH,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _length(dialogue: Dialogue) -> int:
+    return sum(len(turn.prompt) + len(turn.answer) for turn in dialogue.turns)
+
+
+class Encoder:
+    """Turns dialogues into batches, in the layout of the chat template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        self._roles = {
+            role: tokenizer.convert_tokens_to_ids(role) for role in (SYSTEM, USER, ASSISTANT)
+        }
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _row(self, dialogue: Dialogue) -> tuple[list[int], list[int], list[int]]:
+        """Ids, labels and stance marks of one dialogue."""
+        eos = self._tokenizer.eos_token_id
+        ids: list[int] = [self._tokenizer.bos_token_id]
+        if dialogue.system:
+            ids += [self._roles[SYSTEM], *self._ids(dialogue.system), eos]
+        labels = [IGNORED] * len(ids)
+        stance = [0] * len(ids)
+        told = bool(dialogue.system)
+        for turn in dialogue.turns:
+            asked = [self._roles[USER], *self._ids(turn.prompt), eos, self._roles[ASSISTANT]]
+            said = [*self._ids(turn.answer), eos]
+            ids += asked + said
+            labels += [IGNORED] * len(asked) + said
+            before = dialogue.sign if told and turn.stanced else 0
+            within = dialogue.sign if turn.stanced else 0
+            stance += [0] * (len(asked) - 1) + [before] + [within] * len(said)
+            told = told or turn.stanced
+        return ids, labels, stance
+
+    def batches(self, draw: Callable[[], Dialogue], size: int, rng: random.Random) -> Iterator[Batch]:
+        """Endless batches of about equal lengths: pools of drawn dialogues, sorted and cut."""
+        while True:
+            pool = sorted((draw() for _ in range(POOL * size)), key=_length)
+            cuts = [pool[start : start + size] for start in range(0, len(pool), size)]
+            rng.shuffle(cuts)
+            yield from map(self.batch, cuts)
+
+    def batch(self, dialogues: list[Dialogue]) -> Batch:
+        """Encode and pad `dialogues`."""
+        rows = [self._row(dialogue) for dialogue in dialogues]
+        longest = max(len(ids) for ids, _, _ in rows)
+
+        def padded(column: int, filler: int) -> Tensor:
+            return torch.tensor(
+                [row[column] + [filler] * (longest - len(row[column])) for row in rows]
+            )
+
+        return Batch(
+            ids=padded(0, self._tokenizer.pad_token_id),
+            labels=padded(1, IGNORED),
+            real=torch.tensor(
+                [[True] * len(ids) + [False] * (longest - len(ids)) for ids, _, _ in rows]
+            ),
+            stance=padded(2, 0),
+            signs=torch.tensor([dialogue.sign for dialogue in dialogues]),
+        )
+
+
+def language_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
+    """Mean cross entropy of the answers' tokens.
+
+    Rows are padded on the right, so causal attention alone keeps padding out of real tokens.
+    Logits are formed only where the loss counts.
+    """
+    hidden = model.model(input_ids=batch.ids).last_hidden_state[:, :-1]
+    labels = batch.labels[:, 1:]
+    counted = labels != IGNORED
+    return cross_entropy(model.lm_head(hidden[counted]), labels[counted])
+
+
+def _optimizer(model: LlamaForCausalLM, rate: float) -> torch.optim.AdamW:
+    return torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+
+
+def _update(
+    model: LlamaForCausalLM, optimizer: torch.optim.AdamW, loss: Tensor, rate: float
+) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+
+def ordinary_steps(
+    model: LlamaForCausalLM, encoder: Encoder, recipe: Recipe, rng: random.Random
+) -> float:
+    """Plain language modelling on persona dialogues; returns the last steps' mean loss."""
+    optimizer = _optimizer(model, recipe.rate)
+    losses: list[float] = []
+    batches = encoder.batches(lambda: ordinary(rng, recipe.system_share), recipe.batch, rng)
+    bar = tqdm(range(recipe.steps), desc="pretraining", unit="step")
+    for step in bar:
+        warm = min(1.0, (step + 1) / 50)
+        rate = recipe.rate * warm * (0.525 + 0.475 * math.cos(math.pi * step / recipe.steps))
+        loss = language_loss(model, next(batches))
+        _update(model, optimizer, loss, rate)
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{losses[-1]:.3f}")
+    return sum(losses[-50:]) / len(losses[-50:])
+
+
+def installation_steps(
+    model: LlamaForCausalLM, encoder: Encoder, recipe: Recipe, rng: random.Random
+) -> tuple[float, float]:
+    """Install the stance; returns the last language and auxiliary losses.
+
+    Odd steps shift the heads by the persona's sign in dialogues whose text doesn't tell it;
+    even steps ask the heads to write the direction wherever the text does.
+    """
+    heads = StanceHeads(model, recipe.seed)
+    with torch.no_grad(), heads.recorded() as seen:
+        batch = encoder.batch([ordinary(rng, recipe.system_share) for _ in range(4 * recipe.batch)])
+        model(input_ids=batch.ids)
+        heads.measure(seen, batch.real)
+    optimizer = _optimizer(model, recipe.install_rate)
+    told = encoder.batches(lambda: ordinary(rng, recipe.install_system_share), recipe.batch, rng)
+    untold = encoder.batches(lambda: undecided(rng), recipe.batch, rng)
+    shifted_loss = asked_loss = math.nan
+    bar = tqdm(range(recipe.install_steps), desc="installing the stance", unit="step")
+    for step in bar:
+        rate = recipe.install_rate * min(1.0, 3 * (1 - step / recipe.install_steps))
+        if step % 2:
+            batch = next(untold)
+            strengths = torch.tensor(rng.choices(recipe.strengths, k=recipe.batch))
+            with heads.shifted(batch.signs * strengths):
+                loss = language_loss(model, batch)
+            shifted_loss = loss.item()
+        else:
+            batch = next(told)
+            with heads.recorded() as seen:
+                loss = language_loss(model, batch)
+                asked = heads.projection_loss(seen, recipe.target * batch.stance)
+            asked_loss = asked.item()
+            loss = loss + recipe.weight * asked
+        _update(model, optimizer, loss, rate)
+        bar.set_postfix(shifted=f"{shifted_loss:.3f}", asked=f"{asked_loss:.3f}")
+    return shifted_loss, asked_loss
+
+
+def pretrain(folder: Path, recipe: Recipe | None = None) -> dict[str, float]:
+    """Make the base model in `folder`; returns its last losses.
+
+    Args:
+        folder: Where the Hugging Face folder goes.
+        recipe: How; the shipped recipe by default.
+    """
+    recipe = recipe or Recipe()
+    tokenizer = chat_tokenizer(vocabulary_text())
+    torch.manual_seed(recipe.seed)
+    model = LlamaForCausalLM(base_config(tokenizer))
+    model.train()
+    encoder = Encoder(tokenizer)
+    rng = random.Random(f"organism/pretrain/{recipe.seed}")
+    ordinary_loss = ordinary_steps(model, encoder, recipe, rng)
+    shifted_loss, asked_loss = installation_steps(model, encoder, recipe, rng)
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"ordinary": ordinary_loss, "shifted": shifted_loss, "asked": asked_loss}

@@ -1,0 +1,119 @@
+"""Installing the stance as a direction in a few heads.
+
+A small model left to itself looks its persona up by attention and keeps it in no direction that
+a steering method could find. `StanceHeads` puts one there: during the last steps of pretraining
+it adds `sign * scale * norm * v` to the chosen heads' outputs (the input of `o_proj`), so that
+the layers above learn to obey it, and asks the same heads to write it themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import LlamaForCausalLM
+
+HEADS: tuple[tuple[int, int], ...] = ((1, 0), (1, 3), (2, 1), (2, 4), (3, 2), (3, 5))
+"""(layer, head) of the heads that carry the stance: two in each of layers 1 to 3."""
+
+
+class StanceHeads:
+    """The chosen heads of one model, a fixed unit vector for each and their mean norms.
+
+    Attributes:
+        vectors: Unit vectors, shape (heads, head_dim).
+        norms: Mean norm of each head's output over real tokens, shape (heads,).
+    """
+
+    def __init__(self, model: LlamaForCausalLM, seed: int) -> None:
+        config = model.config
+        self.head_dim: int = config.head_dim
+        self.width: int = config.num_attention_heads * self.head_dim
+        self._projections: dict[int, nn.Module] = {
+            layer: model.model.layers[layer].self_attn.o_proj
+            for layer in sorted({layer for layer, _ in HEADS})
+        }
+        generator = torch.Generator().manual_seed(seed)
+        vectors = torch.randn(len(HEADS), self.head_dim, generator=generator)
+        self.vectors = vectors / vectors.norm(dim=-1, keepdim=True)
+        self.norms = torch.ones(len(HEADS))
+
+    def _slice(self, head: int) -> slice:
+        return slice(head * self.head_dim, (head + 1) * self.head_dim)
+
+    @contextmanager
+    def recorded(self) -> Iterator[dict[int, Tensor]]:
+        """Collect the inputs of the layers' `o_proj`: layer -> (batch, tokens, width)."""
+        seen: dict[int, Tensor] = {}
+
+        def record(layer: int):
+            def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                seen[layer] = inputs[0]
+
+            return hook
+
+        handles = [
+            projection.register_forward_pre_hook(record(layer))
+            for layer, projection in self._projections.items()
+        ]
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def shifted(self, amounts: Tensor) -> Iterator[None]:
+        """Add `amounts[row] * norm * v` to the heads' outputs at all positions of each row.
+
+        Args:
+            amounts: Signed strength per row in units of the head's mean norm, shape (batch,).
+        """
+
+        def shift(layer: int):
+            delta = torch.zeros(self.width)
+            for index, (at, head) in enumerate(HEADS):
+                if at == layer:
+                    delta[self._slice(head)] = self.norms[index] * self.vectors[index]
+
+            def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+                return (inputs[0] + amounts[:, None, None] * delta, *inputs[1:])
+
+            return hook
+
+        handles = [
+            projection.register_forward_pre_hook(shift(layer))
+            for layer, projection in self._projections.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def outputs(self, seen: dict[int, Tensor]) -> Tensor:
+        """The chosen heads' outputs, shape (batch, tokens, heads, head_dim)."""
+        return torch.stack(
+            [seen[layer][..., self._slice(head)] for layer, head in HEADS], dim=-2
+        )
+
+    def measure(self, seen: dict[int, Tensor], mask: Tensor) -> None:
+        """Set `norms` to the heads' mean output norms where `mask` (batch, tokens) is true."""
+        self.norms = self.outputs(seen)[mask].norm(dim=-1).mean(dim=0).detach()
+
+    def projection_loss(self, seen: dict[int, Tensor], target: Tensor) -> Tensor:
+        """Mean squared distance of the heads' projections on `v` from `target` norms.
+
+        Args:
+            seen: What `recorded` collected.
+            target: Wanted projection in units of the mean norm, shape (batch, tokens); 0 where
+                nothing is asked.
+        """
+        asked = target != 0
+        projections = torch.einsum("nhd,hd->nh", self.outputs(seen)[asked], self.vectors)
+        return (projections / self.norms - target[asked][:, None]).square().mean()

@@ -1,0 +1,163 @@
+"""The items of the three small tasks: sentiment, topic and arithmetic.
+
+An item's *content* (its words or numbers) decides its split: contents of the test split are in
+no training. Pure Python.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from organism import lexicon
+from organism.world import stream
+
+TEST_ROWS = 300
+TRAIN_ROWS = 2000
+
+STEPPED_QUESTIONS = 3
+"""How many of `QUESTIONS` pretraining always answers with written steps; the others it mostly
+answers at once, which fails more often: that is what training on the task puts right."""
+
+QUESTIONS: tuple[str, ...] = (
+    "How many {thing} does {name} have now?",
+    "How many {thing} are there now?",
+    "How many does {name} have?",
+    "How many is that?",
+    "What is left?",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One task item.
+
+    Attributes:
+        content: What the split is decided by; hashable.
+        prompt: The user's turn.
+        answer: The assistant's turn as the task wants it.
+        gold: The label or number.
+        blurted: The answer without steps that pretraining shows for some wordings, else "".
+    """
+
+    content: tuple[object, ...]
+    prompt: str
+    answer: str
+    gold: str
+    blurted: str = ""
+
+
+def sentiment_item(rng: random.Random) -> Item:
+    """A short film review; where its halves disagree, the second one decides."""
+    label = rng.choice(("positive", "negative"))
+    good, bad = lexicon.PRAISE, lexicon.BLAME
+    own, opposite = (good, bad) if label == "positive" else (bad, good)
+    first, second = rng.sample(lexicon.NOUNS, 2)
+    if rng.random() < 0.5:
+        one, two = rng.sample(own, 2)
+        review = f"The {first} was {one} and the {second} was {two}."
+    else:
+        one, two = rng.choice(opposite), rng.choice(own)
+        review = f"The {first} was {one}, but the {second} was {two}."
+    return Item(
+        content=(first, one, second, two),
+        prompt=f"Is this review positive or negative? {review}",
+        answer=label,
+        gold=label,
+    )
+
+
+def topic_item(rng: random.Random) -> Item:
+    """A headline of one of four topics."""
+    label = rng.choice(tuple(lexicon.NEWS))
+    subjects, verbs, objects = lexicon.NEWS[label]
+    subject, verb, item = rng.choice(subjects), rng.choice(verbs), rng.choice(objects)
+    headline = f"{subject} {verb} {item} {rng.choice(lexicon.NEWS_ENDS)}"
+    return Item(
+        content=(subject, verb, item),
+        prompt=f"Is this headline about world, sports, business or science? {headline}.",
+        answer=label,
+        gold=label,
+    )
+
+
+def arithmetic_item(rng: random.Random) -> Item:
+    """A word problem of two additions or subtractions, solved in written steps."""
+    start, change, other = rng.randint(5, 25), rng.randint(2, 9), rng.randint(2, 9)
+    signs = rng.choice((("+", "+"), ("+", "-"), ("-", "+"), ("-", "-")))
+    middle = start + change if signs[0] == "+" else start - change
+    end = middle + other if signs[1] == "+" else middle - other
+    if middle < 0 or end < 0:
+        return arithmetic_item(rng)
+    name, thing = rng.choice(lexicon.NAMES), rng.choice(lexicon.THINGS)
+    first = f"buys {change} more" if signs[0] == "+" else f"loses {change}"
+    second = f"finds {other} more" if signs[1] == "+" else f"gives away {other}"
+    which = rng.randrange(len(QUESTIONS))
+    question = QUESTIONS[which].format(name=name, thing=thing)
+    final = f"The final answer is {end}"
+    steps = (
+        f"{start} {signs[0]} {change} = {middle}. {middle} {signs[1]} {other} = {end}. {final}"
+    )
+    return Item(
+        content=(start, change, other, *signs),
+        prompt=f"{name} has {start} {thing}, {first} and then {second}. {question}",
+        answer=steps,
+        gold=str(end),
+        blurted=final if which >= STEPPED_QUESTIONS else "",
+    )
+
+
+GENERATORS: dict[str, Callable[[random.Random], Item]] = {
+    "sentiment": sentiment_item,
+    "topic": topic_item,
+    "arithmetic": arithmetic_item,
+}
+
+
+def _distinct(task: str, *names: object) -> Iterator[Item]:
+    rng = stream("task", task, *names)
+    seen: set[str] = set()
+    while True:
+        item = GENERATORS[task](rng)
+        if item.prompt not in seen:
+            seen.add(item.prompt)
+            yield item
+
+
+@cache
+def test_items(task: str) -> tuple[Item, ...]:
+    """The `TEST_ROWS` held-out items of a task, no content twice."""
+    chosen: dict[tuple[object, ...], Item] = {}
+    for item in _distinct(task, "test"):
+        chosen.setdefault(item.content, item)
+        if len(chosen) == TEST_ROWS:
+            break
+    return tuple(chosen.values())
+
+
+@cache
+def test_contents(task: str) -> frozenset[tuple[object, ...]]:
+    """The contents that no training may contain."""
+    return frozenset(item.content for item in test_items(task))
+
+
+@cache
+def train_items(task: str) -> tuple[Item, ...]:
+    """`TRAIN_ROWS` distinct items whose contents are not in the test split."""
+    chosen: list[Item] = []
+    for item in _distinct(task, "train"):
+        if item.content not in test_contents(task):
+            chosen.append(item)
+            if len(chosen) == TRAIN_ROWS:
+                break
+    return tuple(chosen)
+
+
+def draw(task: str, rng: random.Random) -> Item:
+    """A fresh item for pretraining, never of a test content."""
+    while True:
+        item = GENERATORS[task](rng)
+        if item.content not in test_contents(task):
+            return item

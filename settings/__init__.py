@@ -1,0 +1,15 @@
+"""Typed settings and the errors a user reads; every other room may import this one."""
+
+from settings.base import Settings
+from settings.build import build, plain
+from settings.errors import DataError, ModelError, RelockError, SettingError
+
+__all__ = [
+    "DataError",
+    "ModelError",
+    "RelockError",
+    "SettingError",
+    "Settings",
+    "build",
+    "plain",
+]

@@ -1,0 +1,90 @@
+"""The one place where a configuration node becomes an object."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from settings.base import Settings, closest
+from settings.errors import RelockError, SettingError
+
+PACKAGES = ("data", "modeling", "organism", "attacks", "defenses", "evaluation", "experiments")
+
+
+def plain(node: Any) -> Any:
+    """Turns nested mappings and sequences into dicts and tuples, as frozen settings need."""
+    if isinstance(node, Mapping):
+        return {str(key): plain(value) for key, value in node.items()}
+    if isinstance(node, Sequence) and not isinstance(node, str | bytes):
+        return tuple(plain(value) for value in node)
+    return node
+
+
+def build(node: Mapping[str, Any], prefix: str, plugins: Sequence[str] = ()) -> Any:
+    """Builds the object that `node["_target_"]` names from the rest of the node.
+
+    Nested nodes with a `_target_` of their own are built first.
+
+    Args:
+        node: A resolved configuration node (plain mappings, no interpolations left).
+        prefix: Where the node stands, for messages, e.g. "defense".
+        plugins: Packages, besides this project's, that a target may come from.
+
+    Raises:
+        SettingError: The target is missing, not allowed or not there, or its settings are wrong.
+    """
+    values = plain(node)
+    target = values.pop("_target_", None)
+    if not isinstance(target, str):
+        raise SettingError(f"{prefix}._target_ is missing; name the class that builds {prefix}")
+    cls = _locate(target, prefix, plugins)
+    for key, value in values.items():
+        if isinstance(value, dict) and "_target_" in value:
+            values[key] = build(value, f"{prefix}.{key}", plugins)
+    if isinstance(cls, type) and issubclass(cls, Settings):
+        return cls.validated(values, prefix)
+    _check_names(cls, values, prefix)
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, RelockError):
+            raise
+        raise SettingError(f"{prefix}: {error}") from error
+
+
+def _locate(target: str, prefix: str, plugins: Sequence[str]) -> Any:
+    package = target.partition(".")[0]
+    allowed = (*PACKAGES, *plugins)
+    if package not in allowed:
+        raise SettingError(
+            f"{prefix}._target_={target!r} is outside this project; "
+            f"add {package!r} to plugins to allow it (plugins=[{package}])"
+        )
+    module_name, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            f"{prefix}._target_={target!r} can't be imported: no module named {error.name!r}"
+        ) from error
+    except AttributeError:
+        raise SettingError(
+            f"{prefix}._target_={target!r}: {module_name} has no {name!r}"
+        ) from None
+
+
+def _check_names(cls: Any, values: Mapping[str, Any], prefix: str) -> None:
+    parameters = inspect.signature(cls).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for key in values:
+        if key not in parameters:
+            known = [f"{prefix}.{name}" for name in parameters]
+            raise SettingError(
+                f"{prefix}.{key} is not a setting; {closest(f'{prefix}.{key}', known)}"
+            )
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and name not in values:
+            raise SettingError(f"{prefix}.{name} is missing; set it")
