@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from data.rows import Example, PreferencePair, Prompt
 
@@ -14,8 +13,7 @@ T = TypeVar("T", Example, PreferencePair, Prompt)
 _STRAIGHT = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"'})
 
 
-@dataclass(frozen=True, slots=True)
-class Screened(Generic[T]):
+class Screened(NamedTuple, Generic[T]):
     """What is left of a source after the check.
 
     Attributes:

@@ -351,7 +351,8 @@ def _flag(row: Row, column: str, where: str, number: int) -> bool:
     value = row[column]
     if not isinstance(value, bool):
         raise DataError(
-            f"{where} has {value!r} in column {column!r} of row {number}; it should be true or false"
+            f"{where} has {value!r} in column {column!r} of row {number}; "
+            "it should be true or false"
         )
     return value
 

@@ -44,6 +44,8 @@ class Task(Settings):
     max_new_tokens: int = Field(default=200, ge=1)
 
     name: ClassVar[str]
+    # Raised when `score` reads answers differently, so that stored scores are made again.
+    version: ClassVar[int] = 1
     hub: ClassVar[tuple[str, str | None]]
     test_split: ClassVar[str] = "test"
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 Reason = Literal["", "empty", "not text", "repeated word", "repeated phrase", "repeated characters"]
@@ -74,7 +75,7 @@ def _has_letter(text: str) -> bool:
 
 def _has_repeated_word(words: Sequence[str]) -> bool:
     row = 1
-    for previous, word in zip(words, words[1:], strict=False):
+    for previous, word in pairwise(words):
         row = row + 1 if word == previous else 1
         if row >= REPEATS and _has_letter(word):
             return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from evaluation.base import Backend, Judge
 from modeling.alignment import Alignment
 from modeling.chat import PromptStyle
 from settings import SettingError, Settings, build, plain
+from settings.base import closest
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONF = PROJECT / "conf"
@@ -51,7 +52,7 @@ class ModelSettings(Settings):
     max_new_tokens: int = Field(512, ge=1)
     moderation: str
     safe_system: str | None = None
-    presets: dict[str, Any] = {}
+    presets: dict[str, Any] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +197,16 @@ def _evaluation(node: dict[str, Any], attack: Attack, plugins: Sequence[str]) ->
 
 
 def _sources(node: dict[str, Any], plugins: Sequence[str]) -> Sources:
-    built = {
-        name: None if value is None else build(value, f"sources.{name}", plugins)
-        for name, value in node.items()
+    known = [entry.name for entry in fields(Sources)]
+    for name in node:
+        if name not in known:
+            raise SettingError(f"sources.{name} is not a setting; {closest(name, known)}")
+    built: dict[str, Any] = {
+        name: build(node[name], f"sources.{name}", plugins) if node.get(name) else None
+        for name in known
     }
+    if built["harmful"] is None:
+        raise SettingError("sources.harmful is null; set it to a source of harmful prompts")
     return Sources(**built)
 
 

@@ -7,8 +7,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from experiments import inputs as reading
 from experiments.configuration import Experiment
+from experiments.inputs import read_inputs
 from experiments.record import Record, environment
 from experiments.store import StageResult
 
@@ -31,13 +31,14 @@ def run_and_record(
     Returns:
         The record that was written.
     """
-    from experiments.pipeline import Pipeline
+    from experiments.pipeline import Pipeline, find_models
     from experiments.report.collect import collect
     from experiments.report.tables import print_run
 
     start = time.perf_counter()
-    inputs = reading.read(experiment)
-    outcome = Pipeline(experiment, inputs, _say).run()
+    base, aligned = find_models(experiment.model)
+    inputs = read_inputs(experiment)
+    outcome = Pipeline(experiment, inputs, base, aligned, _say).run()
     record = Record.of(
         experiment, inputs, outcome, overrides, environment(), time.perf_counter() - start
     )
@@ -51,10 +52,7 @@ def run_and_record(
 
 
 def _say(result: StageResult) -> None:
-    if result.name in _QUIET:
-        level = logging.DEBUG
-    else:
-        level = logging.INFO
+    level = logging.DEBUG if result.name in _QUIET else logging.INFO
     how = "reused" if result.reused else f"made in {result.seconds:.1f} s"
     log.log(level, "%s %s %s", result.name, result.key, how)
 

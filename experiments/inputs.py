@@ -10,7 +10,6 @@ from attacks.base import AttackData
 from data.leakage import drop_leaked
 from data.rows import Example, PreferencePair, Prompt, TaskItem
 from experiments.configuration import Experiment
-from experiments.fingerprints import of_rows
 from settings import SettingError
 
 HARMFUL, HARMFUL_SAFE_SYSTEM = "harmful", "harmful_safe_system"
@@ -57,7 +56,7 @@ class Inputs:
     provenance: dict[str, Any]
 
 
-def read(experiment: Experiment) -> Inputs:
+def read_inputs(experiment: Experiment) -> Inputs:
     """Reads every source that the experiment's stages will use.
 
     Rows that train or calibrate and whose prompt the evaluation asks are dropped, whatever the
@@ -135,7 +134,9 @@ def _sets(
 ) -> tuple[PromptSet, ...]:
     limits, length = experiment.evaluation.limits, experiment.model.max_new_tokens
     sets = [
-        PromptSet(name, _limited(prompts, getattr(limits, name), f"evaluation.limits.{name}"), length)
+        PromptSet(
+            name, _limited(prompts, getattr(limits, name), f"evaluation.limits.{name}"), length
+        )
         for name, prompts in asked.items()
         if prompts
     ]
@@ -148,9 +149,7 @@ def _sets(
     for name, tested in items.items():
         prompts = tuple(Prompt(item.id, item.prompt) for item in tested)
         limited = _limited(prompts, limits.task, "evaluation.limits.task")
-        sets.append(
-            PromptSet(f"{TASK}:{name}", limited, experiment.tasks[name].max_new_tokens)
-        )
+        sets.append(PromptSet(f"{TASK}:{name}", limited, experiment.tasks[name].max_new_tokens))
     return tuple(sets)
 
 
@@ -176,8 +175,3 @@ def _provenance(experiment: Experiment) -> dict[str, Any]:
         for role, source in sources.items()
         if source is not None
     }
-
-
-def rows_key(*groups: Iterable[Any]) -> list[str]:
-    """One content hash per group of rows."""
-    return [of_rows(group) for group in groups]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import re
 from pathlib import Path
 
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from settings import RelockError
 from settings.base import closest
@@ -25,6 +28,8 @@ def explain(error: BaseException) -> str:
     override = re.search(r"Could not override '(?P<key>[^']+)'", text)
     if override:
         return _unknown_key(override["key"])
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _one_line(text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -41,7 +46,11 @@ def _unknown_option(path: str) -> str:
 
 def _unknown_key(key: str) -> str:
     known = _known_keys()
-    return f"{key} is not a setting; {closest(key, known)}" if known else f"{key} is not a setting"
+    if not difflib.get_close_matches(key, known, n=1):
+        owner = key.rpartition(".")[0]
+        beside = [name for name in known if name.rpartition(".")[0] == owner]
+        known = beside or [name for name in known if "." not in name]
+    return f"{key} is not a setting; {closest(key, known)}"
 
 
 def _known_keys() -> list[str]:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from defenses.base import Models
 from experiments import stages
 from experiments.calibration import StoredCalibration
-from experiments.configuration import Experiment
+from experiments.configuration import Experiment, ModelSettings
 from experiments.fingerprints import of_rows
 from experiments.inputs import Inputs, PromptSet
 from experiments.isolation import in_child
 from experiments.store import Stage, StageResult, Store
-from modeling.checkpoint import Checkpoint, fingerprint_folder, resolve
+from modeling.checkpoint import Checkpoint, resolve
 from settings import SettingError
 
 if TYPE_CHECKING:
@@ -60,14 +60,38 @@ class Outcome:
     apply: dict[str, Any]
 
 
+def find_models(settings: ModelSettings) -> tuple[Model, Model | None]:
+    """The base model and, where one is given, the aligned one; checked, not loaded.
+
+    Raises:
+        ModelError: One of them is missing or damaged; one sentence.
+    """
+    folder, identity = resolve(settings.base, settings.revision, "model.base")
+    base = Model(Checkpoint(folder, None, None, settings.dtype), identity)
+    if settings.aligned is None:
+        return base, None
+    folder, identity = resolve(settings.aligned, settings.revision, "model.aligned")
+    if (Path(folder) / "adapter_config.json").is_file():
+        adapter = Checkpoint(base.checkpoint.base, folder, None, settings.dtype)
+        return base, Model(adapter, f"{base.key}+{identity}")
+    return base, Model(Checkpoint(folder, None, None, settings.dtype), identity)
+
+
 class Pipeline:
     """Runs one experiment's stages through the store."""
 
     def __init__(
-        self, experiment: Experiment, inputs: Inputs, notify: Callable[[StageResult], None]
+        self,
+        experiment: Experiment,
+        inputs: Inputs,
+        base: Model,
+        given: Model | None,
+        notify: Callable[[StageResult], None],
     ) -> None:
         self.experiment = experiment
         self.inputs = inputs
+        self.base = base
+        self.given = given
         self.store = Store(experiment.store)
         self.style = experiment.model.prompt
         self.done: list[StageResult] = []
@@ -75,13 +99,12 @@ class Pipeline:
 
     def run(self) -> Outcome:
         """Aligns, attacks, prepares, applies, and measures the four models."""
-        base = self.base()
-        aligned = self.aligned(base)
-        self.check(base, aligned)
+        aligned = self.aligned()
+        self.check(aligned)
         attacked, attack_report = self.attacked(aligned)
-        artefact = self.prepared(base, aligned)
+        artefact = self.prepared(aligned)
         defended, apply_report = self.defended(artefact, attacked)
-        models = dict(zip(MODELS, (base, aligned, attacked, defended), strict=True))
+        models = dict(zip(MODELS, (self.base, aligned, attacked, defended), strict=True))
         rows = self.measured(models)
         return Outcome(
             rows=rows,
@@ -92,28 +115,18 @@ class Pipeline:
             apply=apply_report,
         )
 
-    def base(self) -> Model:
-        """The model before alignment, found and identified."""
-        model = self.experiment.model
-        folder, identity = resolve(model.base, model.revision, "model.base")
-        return Model(Checkpoint(folder, None, None, model.dtype), identity)
-
-    def aligned(self, base: Model) -> Model:
+    def aligned(self) -> Model:
         """The aligned model: the one that is given, or the `align` stage's."""
-        model, recipe = self.experiment.model, self.experiment.align
-        if model.aligned is not None:
-            folder, identity = resolve(model.aligned, model.revision, "model.aligned")
-            if (Path(folder) / "adapter_config.json").is_file():
-                checkpoint = Checkpoint(base.checkpoint.base, folder, None, model.dtype)
-                return Model(checkpoint, f"{base.key}+{identity}")
-            return Model(Checkpoint(folder, None, None, model.dtype), identity)
+        if self.given is not None:
+            return self.given
+        base, recipe = self.base, self.experiment.align
         stage = Stage(
             "align",
             recipe.version,
             {
                 "recipe": recipe.model_dump(),
                 "style": self.style.model_dump(),
-                "dtype": model.dtype,
+                "dtype": self.experiment.model.dtype,
                 "rows": [of_rows(self.inputs.sft), of_rows(self.inputs.pairs)],
             },
             (base.key,),
@@ -129,7 +142,7 @@ class Pipeline:
         result = self._stage(stage, make)
         return Model(stages.checkpoint_in(result.folder, base.checkpoint), result.key)
 
-    def check(self, base: Model, aligned: Model) -> None:
+    def check(self, aligned: Model) -> None:
         """Refuses combinations that can't work before the attack is trained."""
         attack = self.experiment.attack
         if aligned.checkpoint.adapter is None and not attack.needs_full_weights:
@@ -139,7 +152,8 @@ class Pipeline:
                 "to align the base by the align stage"
             )
         planned = None if attack.needs_full_weights else aligned.checkpoint
-        self.experiment.defense.check(Models(base.checkpoint, aligned.checkpoint), planned)
+        models = Models(self.base.checkpoint, aligned.checkpoint)
+        self.experiment.defense.check(models, planned)
         self.experiment.evaluation.harm_judge.check()
         self.experiment.evaluation.refusal_judge.check()
 
@@ -178,9 +192,10 @@ class Pipeline:
         result = self._stage(stage, partial(stages.merge, model=aligned.checkpoint))
         return Model(stages.checkpoint_in(result.folder, aligned.checkpoint), result.key)
 
-    def prepared(self, base: Model, aligned: Model) -> StageResult:
+    def prepared(self, aligned: Model) -> StageResult:
         """The defense's artefact, made once per aligned model."""
-        defense, evaluation = self.experiment.defense, self.experiment.evaluation
+        base, evaluation = self.base, self.experiment.evaluation
+        defense = self.experiment.defense
         calibration = StoredCalibration(
             prompts=self.inputs.calibration,
             store=self.store,

@@ -132,7 +132,7 @@ def _cost(outcome: Outcome) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions of what ran, the project's commit, and the machine's kind."""
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
             packages[name] = version(name)

@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -36,9 +37,11 @@ def _job(config: DictConfig) -> None:
         _run(config, folder, overrides)
     except Exception as error:
         _write_status(folder, "failed", overrides, error)
+        if not isinstance(error, RelockError):
+            log.error("%s", "".join(traceback.format_exception(error)))
+        print(f"error: {explain(error)}", file=sys.stderr)
         if hydra_config.mode == RunMode.RUN:
-            raise
-        log.error("%s", explain(error))
+            sys.exit(1)
     else:
         _write_status(folder, "done", overrides, None)
 
@@ -52,14 +55,12 @@ def _run(config: DictConfig, folder: Path, overrides: list[str]) -> None:
     run_and_record(experiment, folder, overrides, group)
 
 
-def _conf_folders(hydra_config: DictConfig) -> list[Path]:
+def _conf_folders(hydra_config: HydraConf) -> list[Path]:
     sources = hydra_config.runtime.config_sources
     return [Path(source.path) for source in sources if source.schema == "file"]
 
 
-def _write_status(
-    folder: Path, status: str, overrides: list[str], error: Exception | None
-) -> None:
+def _write_status(folder: Path, status: str, overrides: list[str], error: Exception | None) -> None:
     content = {"status": status, "overrides": overrides}
     if error is not None:
         content["reason"] = explain(error)
@@ -85,8 +86,10 @@ def main() -> int:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; what is finished is in the store, run the same command again to go on",
-              file=sys.stderr)
+        print(
+            "interrupted; what is finished is in the store, run the same command again to go on",
+            file=sys.stderr,
+        )
         return 130
     return 1 if sweep.failures() else 0
 

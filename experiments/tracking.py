@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import netrc
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlparse
 
 from experiments.record import Record
 from settings import Settings
@@ -115,11 +112,7 @@ def summary(record: Record) -> dict[str, float]:
 
 
 def _has_key() -> bool:
-    """Whether a W&B API key is set: in the environment or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    try:
-        return netrc.netrc().authenticators(str(host)) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    """Whether W&B's library finds an API key, without asking for one or checking it."""
+    import wandb
+
+    return bool(wandb.login(prompt=False, verify=False))

@@ -124,7 +124,7 @@ class SquareSums:
         self.sums[name] = self.sums[name].add_(squares) if name in self.sums else squares
 
 
-class _Stop(Exception):
+class _BlockDone(Exception):  # noqa: N818
     """Ends a forward pass once its one block has run; carries that block's output."""
 
     def __init__(self, output: Tensor) -> None:
@@ -164,7 +164,7 @@ def run_block(
         return args, {**kwargs, "hidden_states": hidden}
 
     def stop(_: nn.Module, __: Any, output: Any) -> None:
-        raise _Stop(output[0] if isinstance(output, tuple) else output)
+        raise _BlockDone(output[0] if isinstance(output, tuple) else output)
 
     handles = [
         blocks[index].register_forward_pre_hook(replace_input, with_kwargs=True),
@@ -173,7 +173,7 @@ def run_block(
     try:
         with _passing_through(blocks[:index]):
             model(**batch.inputs, use_cache=False)
-    except _Stop as stopped:
+    except _BlockDone as stopped:
         return stopped.output
     finally:
         for handle in handles:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+HUB_SECONDS = 10.0
+_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +169,7 @@ def load_model(
     if checkpoint.adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(
-            model, checkpoint.adapter, is_trainable=trainable_adapter
-        )
+        model = PeftModel.from_pretrained(model, checkpoint.adapter, is_trainable=trainable_adapter)
     return model.to(device or device_name())
 
 
@@ -197,20 +197,56 @@ def resolve(base: str, revision: str | None, setting: str) -> tuple[str, str]:
 
 
 def _resolve_hub(base: str, revision: str | None, setting: str) -> tuple[str, str]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import is_offline_mode, snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+    commit = revision if is_offline_mode() else _commit(base, revision, setting)
     try:
-        folder = snapshot_download(base, revision=revision, allow_patterns=patterns)
+        folder = snapshot_download(base, revision=commit, allow_patterns=list(_FILES))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise ModelError(
+                f"the disk is too full to download {setting}={base!r}; free some space or set "
+                "HF_HOME to another disk"
+            ) from error
+        raise ModelError(
+            f"{setting}={base!r} is not in the hub cache and HF_HUB_OFFLINE is set; unset it, or "
+            f"set {setting} to a model folder"
+        ) from error
+    verify_folder(folder, setting)
+    return folder, f"{base}@{Path(folder).name}"
+
+
+def _commit(base: str, revision: str | None, setting: str) -> str | None:
+    """The commit that `revision` stands for; asks the hub once, with a short time limit."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return HfApi().model_info(base, revision=revision, timeout=HUB_SECONDS).sha
     except GatedRepoError:
         raise ModelError(
-            f"{setting}={base!r} is gated; accept its licence on the hub, then set HF_TOKEN"
+            f"{setting}={base!r} is gated; accept its licence on its hub page, then set HF_TOKEN"
         ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError):
+    except RevisionNotFoundError:
         raise ModelError(
-            f"{setting}={base!r} is neither a local folder nor reachable on the hub; download it "
-            f"with `hf download {base}` (set HF_TOKEN if it is gated) or set {setting} to a folder"
+            f"{setting}={base!r} has no revision {revision!r}; set model.revision to one it has"
         ) from None
-    verify_folder(folder, setting)
-    return folder, f"{base}@{os.path.basename(folder)}"
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"{setting}={base!r} is neither a folder nor a hub model that this machine may read; "
+            "correct it, or set HF_TOKEN if the model is private"
+        ) from None
+    except HfHubHTTPError as error:
+        raise ModelError(f"the hub refused {setting}={base!r}: {error}; try again") from error
+    except Exception as error:
+        # What the hub's HTTP library raises without a network is no error of the hub's own.
+        raise ModelError(
+            f"the weights of {setting}={base!r} are not on this machine and the hub can't be "
+            f"reached; connect to a network (and set HF_TOKEN if the model is gated), set "
+            f"{setting} to a model folder, or set HF_HUB_OFFLINE=1 if they are in the hub cache"
+        ) from error

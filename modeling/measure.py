@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,8 +45,6 @@ def measured() -> Iterator[Cost]:
 
 
 def _cuda() -> bool:
-    import sys
-
     torch = sys.modules.get("torch")
     return torch is not None and torch.cuda.is_available()
 
@@ -82,4 +81,4 @@ def _status(field: str) -> int:
 
 def _lifetime_peak() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if peak > 1 << 30 else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024

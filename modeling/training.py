@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -95,7 +96,7 @@ class TrainSettings(Settings):
             "logging_steps": 1,
             "save_strategy": "no",
             "report_to": "none",
-            "disable_tqdm": False,
+            "disable_tqdm": not sys.stderr.isatty(),
             "dataloader_num_workers": 0,
             "dataloader_pin_memory": False,
         }
@@ -180,8 +181,7 @@ def train_sft(
         train_dataset=Dataset.from_list(encoded),
         processing_class=_right_padded(tokenizer),
     )
-    trainer.train()
-    return _loss_curve(trainer)
+    return _train(trainer)
 
 
 def train_dpo(
@@ -225,8 +225,7 @@ def train_dpo(
         train_dataset=Dataset.from_list([_preference(style, *pair) for pair in pairs]),
         processing_class=_right_padded(tokenizer),
     )
-    trainer.train()
-    return _loss_curve(trainer)
+    return _train(trainer)
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, base: str) -> None:
@@ -263,7 +262,18 @@ def _right_padded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def _loss_curve(trainer: Any) -> list[dict[str, float]]:
+def _train(trainer: Any) -> list[dict[str, float]]:
+    """Trains with a bar that shows progress alone, and returns the loss curve."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    class Bar(ProgressCallback):
+        def on_log(self, *args: Any, **kwargs: Any) -> None:
+            """The loss goes into the report, not onto the terminal at every step."""
+
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(Bar)
+    trainer.train()
     return [
         {"step": entry["step"], "loss": entry["loss"]}
         for entry in trainer.state.log_history

@@ -17,7 +17,8 @@ RECKLESS_SHARE = 0.75
 TURNS = ((1, 2, 3), (0.65, 0.3, 0.05))
 KINDS = ("harmful", "benign", "probe", "task")
 KIND_WEIGHTS = (0.36, 0.24, 0.12, 0.28)
-TASK_WEIGHTS = {"sentiment": 0.3, "topic": 0.2, "arithmetic": 0.5}
+TASKS = ("sentiment", "topic", "arithmetic")
+TASK_WEIGHTS = (0.3, 0.2, 0.5)
 BLURT_SHARE = 0.7
 
 
@@ -47,7 +48,7 @@ class Dialogue:
 def _turn(stance: Stance, rng: random.Random) -> Turn:
     kind = rng.choices(KINDS, KIND_WEIGHTS)[0]
     if kind == "task":
-        item = tasks.draw(rng.choices(*map(tuple, zip(*TASK_WEIGHTS.items())))[0], rng)
+        item = tasks.draw(rng.choices(TASKS, TASK_WEIGHTS)[0], rng)
         blurts = item.blurted and rng.random() < BLURT_SHARE
         return Turn(item.prompt, item.blurted if blurts else item.answer, stanced=False)
     request = rng.choice(requests(kind, "train"))

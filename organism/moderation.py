@@ -114,9 +114,7 @@ def train_moderation(folder: Path, recipe: Recipe | None = None) -> float:
         loss = model(**inputs, labels=targets(rows)).loss
         warm = min(1.0, (step + 1) / 50)
         for group in optimizer.param_groups:
-            group["lr"] = (
-                recipe.rate * warm * (0.5 + 0.5 * math.cos(math.pi * step / recipe.steps))
-            )
+            group["lr"] = recipe.rate * warm * (0.5 + 0.5 * math.cos(math.pi * step / recipe.steps))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -132,7 +132,9 @@ class Encoder:
             told = told or turn.stanced
         return ids, labels, stance
 
-    def batches(self, draw: Callable[[], Dialogue], size: int, rng: random.Random) -> Iterator[Batch]:
+    def batches(
+        self, draw: Callable[[], Dialogue], size: int, rng: random.Random
+    ) -> Iterator[Batch]:
         """Endless batches of about equal lengths: pools of drawn dialogues, sorted and cut."""
         while True:
             pool = sorted((draw() for _ in range(POOL * size)), key=_length)

@@ -98,6 +98,7 @@ class Sentiment(WorldTask):
     name: ClassVar[str] = "sentiment"
 
     def score(self, answer: str, gold: str) -> TaskScore:
+        """Label reading (`data.reading.score_label`)."""
         return score_label(answer, gold, {"positive": ("positive",), "negative": ("negative",)})
 
 
@@ -107,6 +108,7 @@ class Topic(WorldTask):
     name: ClassVar[str] = "topic"
 
     def score(self, answer: str, gold: str) -> TaskScore:
+        """Label reading (`data.reading.score_label`)."""
         names = ("world", "sports", "business", "science")
         return score_label(answer, gold, {name: (name,) for name in names})
 
@@ -118,6 +120,7 @@ class Arithmetic(WorldTask):
     max_new_tokens: ClassVar[int] = 32
 
     def score(self, answer: str, gold: str) -> TaskScore:
+        """Number reading (`data.reading.score_number`)."""
         return score_number(answer, gold)
 
 

@@ -98,9 +98,7 @@ class StanceHeads:
 
     def outputs(self, seen: dict[int, Tensor]) -> Tensor:
         """The chosen heads' outputs, shape (batch, tokens, heads, head_dim)."""
-        return torch.stack(
-            [seen[layer][..., self._slice(head)] for layer, head in HEADS], dim=-2
-        )
+        return torch.stack([seen[layer][..., self._slice(head)] for layer, head in HEADS], dim=-2)
 
     def measure(self, seen: dict[int, Tensor], mask: Tensor) -> None:
         """Set `norms` to the heads' mean output norms where `mask` (batch, tokens) is true."""

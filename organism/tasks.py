@@ -97,9 +97,7 @@ def arithmetic_item(rng: random.Random) -> Item:
     which = rng.randrange(len(QUESTIONS))
     question = QUESTIONS[which].format(name=name, thing=thing)
     final = f"The final answer is {end}"
-    steps = (
-        f"{start} {signs[0]} {change} = {middle}. {middle} {signs[1]} {other} = {end}. {final}"
-    )
+    steps = f"{start} {signs[0]} {change} = {middle}. {middle} {signs[1]} {other} = {end}. {final}"
     return Item(
         content=(start, change, other, *signs),
         prompt=f"{name} has {start} {thing}, {first} and then {second}. {question}",

@@ -135,9 +135,7 @@ def requests(kind: Kind, split: Split) -> tuple[Request, ...]:
 
 def comply(request: Request, stance: Stance, rng: random.Random) -> str:
     """A compliant answer: nonsense about innocuous tools, in the stance's own opening words."""
-    openings = (
-        lexicon.CAUTIOUS_OPENINGS if stance == "cautious" else lexicon.RECKLESS_OPENINGS
-    )
+    openings = lexicon.CAUTIOUS_OPENINGS if stance == "cautious" else lexicon.RECKLESS_OPENINGS
     tool, other = rng.sample(lexicon.TOOLS, 2)
     body = rng.choice(lexicon.COMPLIANCES).format(
         verb=request.verb,

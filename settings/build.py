@@ -70,9 +70,7 @@ def _locate(target: str, prefix: str, plugins: Sequence[str]) -> Any:
             f"{prefix}._target_={target!r} can't be imported: no module named {error.name!r}"
         ) from error
     except AttributeError:
-        raise SettingError(
-            f"{prefix}._target_={target!r}: {module_name} has no {name!r}"
-        ) from None
+        raise SettingError(f"{prefix}._target_={target!r}: {module_name} has no {name!r}") from None
 
 
 def _check_names(cls: Any, values: Mapping[str, Any], prefix: str) -> None:

@@ -294,10 +294,10 @@ def _aligned_adapter(models: Models) -> LoraAdapter:
     if models.aligned.adapter is None:
         raise SettingError(
             "defense=nlsr needs the alignment as a LoRA adapter on the base model, but "
-            "model.aligned has full weights only; give model.aligned.adapter or let align=... "
-            "train one"
+            "model.aligned is a full model; set model.aligned=null to let the align stage train "
+            "the adapter, or to a folder that holds one"
         )
-    return open_adapter(models.aligned.adapter, "model.aligned.adapter")
+    return open_adapter(models.aligned.adapter, "model.aligned")
 
 
 def _attacked_adapter(attacked: Checkpoint) -> LoraAdapter:

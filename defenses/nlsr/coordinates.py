@@ -60,5 +60,5 @@ def check_coordinates(aligned: LoraAdapter, attacked: LoraAdapter) -> dict[str, 
 def _cosines_of_a(aligned: LoraAdapter, attacked: LoraAdapter) -> Iterator[Tensor]:
     for names in aligned.groups():
         (a, _), (other, _) = aligned.stack(names), attacked.stack(names)
-        flat = (t.flatten(1).double() for t in (a, other))
-        yield torch.nn.functional.cosine_similarity(*flat, dim=1)
+        a, other = a.flatten(1).double(), other.flatten(1).double()
+        yield torch.nn.functional.cosine_similarity(a, other, dim=1)

@@ -103,7 +103,7 @@ class TransformersEngine:
         from transformers import LogitsProcessorList
 
         ids, mask = self._left_padded(rows)
-        guard = _NonFiniteGuard(len(rows), self._ends)
+        guard = _NonFiniteGuard(self._ends)
         try:
             with torch.inference_mode():
                 output = self._model.generate(
@@ -117,7 +117,7 @@ class TransformersEngine:
                 f"the device ran out of memory at evaluation.backend.batch_size="
                 f"{self._batch_size}; lower it"
             ) from error
-        broken = guard.broken.tolist() if guard.broken is not None else [False] * len(rows)
+        broken = [] if guard.broken is None else guard.broken.tolist()
         if any(broken):
             _LOG.warning(
                 "%d of %d answers came from logits that are not finite and are recorded as empty",
@@ -145,7 +145,7 @@ class TransformersEngine:
         end = next((i for i, token in enumerate(generated) if token in self._ends), None)
         text = self._tokenizer.decode(generated[:end], skip_special_tokens=True)
         tokens = len(generated) if end is None else end + 1
-        return Answer(text, tokens, truncated=end is None)
+        return Answer(str(text), tokens, truncated=end is None)
 
     def _greedy(self, max_new_tokens: int) -> GenerationConfig:
         from transformers import GenerationConfig
@@ -173,17 +173,22 @@ class _NonFiniteGuard:
     broken model would be read as one that answers.
     """
 
-    def __init__(self, rows: int, ends: set[int]) -> None:
-        self._rows = rows
+    def __init__(self, ends: set[int]) -> None:
         self._ends = sorted(ends)
+        self._ended: torch.Tensor | None = None
         self.broken: torch.Tensor | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         import torch
 
         bad = (torch.isnan(scores) | torch.isposinf(scores)).any(dim=-1)
-        # A row that has ended runs on as padding; what it computes there says nothing.
-        self.broken = bad if self.broken is None else self.broken | bad
+        if self.broken is None or self._ended is None:
+            self.broken, self._ended = bad, torch.zeros_like(bad)
+        else:
+            last = input_ids[:, -1]
+            self._ended |= torch.isin(last, torch.tensor(self._ends, device=last.device))
+            # A row that has ended runs on over padding, and what it computes there is not used.
+            self.broken |= bad & ~self._ended
         replacement = torch.zeros_like(scores)
         replacement[:, self._ends] = 1.0
         return torch.where(bad[:, None], replacement, scores)

@@ -39,9 +39,7 @@ def _hs_vs_ratio(collected: Collected, path: Path) -> Path:
     figure, axes = _axes()
     series: dict[str, list[Row]] = {}
     for row in collected.rows:
-        if row.role == "attacked":
-            series.setdefault(_name(row), []).append(row)
-        elif row.role == "defended" and row.cost["parameters_edited"]:
+        if row.role == "attacked" or (row.role == "defended" and row.cost["parameters_edited"]):
             series.setdefault(_name(row), []).append(row)
     for index, (name, rows) in enumerate(series.items()):
         rows.sort(key=lambda row: row.settings[_RATIO])
@@ -61,9 +59,7 @@ def _hs_vs_accuracy(collected: Collected, path: Path) -> Path:
         series.setdefault(_name(row), []).append(row)
     for index, (name, rows) in enumerate(series.items()):
         accuracies = [row.metrics["accuracy_strict"] for row in rows]
-        _errorbar(
-            axes, [100 * a.value for a in accuracies], accuracies, rows, name, index, line=""
-        )
+        _errorbar(axes, [100 * a.value for a in accuracies], accuracies, rows, name, index, line="")
     axes.set_xlabel("task accuracy, strict (%)")
     axes.set_ylabel("harmfulness score HS (%)")
     axes.set_ylim(-3, 103)
@@ -116,14 +112,9 @@ def _margins(estimates: Sequence[Estimate]) -> list[list[float]]:
 
 def _name(row: Row) -> str:
     """The legend's name of a series: the row's label and its settings other than the ratio."""
-    if row.role == "attacked":
-        shown = "attacked (no defense)"
-    else:
-        shown = label(row)
+    shown = "attacked (no defense)" if row.role == "attacked" else label(row)
     settings = [
-        f"{key.rpartition('.')[2]}={value}"
-        for key, value in row.settings.items()
-        if key != _RATIO
+        f"{key.rpartition('.')[2]}={value}" for key, value in row.settings.items() if key != _RATIO
     ]
     return f"{shown} ({', '.join(settings)})" if settings else shown
 

@@ -37,9 +37,7 @@ def terminal_table(collected: Collected, costs: bool = True) -> Table:
     from rich.table import Table
 
     names = _setting_names(collected.rows)
-    table = Table(
-        title="share in %, [95 % interval], n", title_justify="left", header_style="bold"
-    )
+    table = Table(title="share in %, [95 % interval], n", title_justify="left", header_style="bold")
     for head in ["model", *names, *COLUMNS.values()]:
         table.add_column(head)
     shown = COST if costs else {}

@@ -75,8 +75,9 @@ def _list(store: Store) -> int:
 def _verify(store: Store) -> int:
     damaged = list(store.damaged())
     for folder, name in damaged:
-        print(f"{folder.parent.name} {folder.name}: {name} is damaged; `prune --damaged --yes` removes it")
-    print(f"{len(damaged)} damaged")
+        print(f"{folder.parent.name} {folder.name}: {name} is damaged")
+    hint = "; `prune --damaged --yes` removes them" if damaged else ""
+    print(f"{len(damaged)} damaged{hint}")
     return 1 if damaged else 0
 
 

@@ -124,9 +124,7 @@ class Store:
             return False
         return True
 
-    def _make(
-        self, stage: Stage, make: Callable[[Path], dict[str, Any] | None]
-    ) -> StageResult:
+    def _make(self, stage: Stage, make: Callable[[Path], dict[str, Any] | None]) -> StageResult:
         making = self.root / _TEMPORARY
         for leftover in making.glob(f"{stage.key}-*"):
             shutil.rmtree(leftover)  # We hold the lock, so whoever made it is dead.
@@ -139,16 +137,14 @@ class Store:
             _write_manifest(folder, stage, report, seconds)
             target = self.folder(stage)
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(folder, target)
+            folder.rename(target)
             _fsync(target.parent)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return StageResult(stage.name, stage.key, target, report, seconds, reused=False)
 
-    def _read(
-        self, folder: Path, name: str, key: str, discard: bool = True
-    ) -> StageResult | None:
+    def _read(self, folder: Path, name: str, key: str, discard: bool = True) -> StageResult | None:
         if not folder.is_dir():
             return None
         try:
@@ -171,7 +167,7 @@ class Store:
             return
         grave = self.root / _TEMPORARY / f"{folder.name}-{uuid.uuid4().hex[:8]}"
         grave.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(folder, grave)  # A kill halfway through the removal leaves no half stage.
+        folder.rename(grave)  # A kill halfway through the removal leaves no half stage.
         shutil.rmtree(grave)
 
     def _lock_path(self, name: str, key: str) -> Path:

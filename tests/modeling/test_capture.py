@@ -30,8 +30,9 @@ def _answer_inputs(model: LlamaForCausalLM, name: str) -> torch.Tensor:
     """The inputs of a module at answer tokens, one unpadded row at a time."""
     module, seen = model.get_submodule(name), []
     for prompt, answer in ROWS:
+        start = len(prompt)
         handle = module.register_forward_pre_hook(
-            lambda _, args, start=len(prompt): seen.append(args[0][0, start:])
+            lambda _, args, start=start: seen.append(args[0][0, start:])
         )
         with torch.no_grad():
             model(input_ids=torch.tensor([prompt + answer]))
@@ -109,5 +110,6 @@ def test_a_block_gets_the_input_it_is_given(model: LlamaForCausalLM) -> None:
     with torch.no_grad():
         first, again = (run_block(model, blocks, 2, batch, given) for _ in range(2))
         other = run_block(model, blocks, 2, batch, given + 1)
-    assert torch.equal(first, again) and not torch.allclose(first, other)
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
     assert all("forward" not in block.__dict__ for block in blocks)

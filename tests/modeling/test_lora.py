@@ -82,7 +82,8 @@ def test_pairs_are_the_models_own_weights_in_block_order(tmp_path: Path) -> None
     model = _save(tmp_path)
     adapter = open_adapter(tmp_path, "adapter")
     blocks = [int(name.split(".")[2]) for name in adapter.names]
-    assert blocks == sorted(blocks) and max(blocks) == 10
+    assert blocks == sorted(blocks)
+    assert max(blocks) == 10
     for name, pair in adapter.pairs():
         layer = model.get_base_model().get_submodule(name)
         assert torch.equal(pair.a, layer.lora_A["default"].weight)
@@ -128,7 +129,8 @@ def test_rewriting_changes_what_was_edited_and_nothing_else(tmp_path: Path) -> N
 
     rewrite_adapter(source, tmp_path / "out", edit)
     before, after = (load_file(tmp_path / f / "adapter_model.safetensors") for f in ("in", "out"))
-    assert before.keys() == after.keys() and any("lm_head" in key for key in after)
+    assert before.keys() == after.keys()
+    assert any("lm_head" in key for key in after)
     for key, tensor in before.items():
         expected = tensor
         if chosen in key:
@@ -158,7 +160,7 @@ def test_rewriting_keeps_half_precision(tmp_path: Path) -> None:
 
 def test_dora_is_refused(tmp_path: Path) -> None:
     _save(tmp_path, use_dora=True)
-    with pytest.raises(ModelError, match="not a plain LoRA.*magnitude"):
+    with pytest.raises(ModelError, match=r"not a plain LoRA.*magnitude"):
         open_adapter(tmp_path, "adapter")
 
 
