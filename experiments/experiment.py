@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -33,9 +34,10 @@ def run_and_record(
     """
     from experiments.pipeline import Pipeline, find_models
     from experiments.report.collect import collect
-    from experiments.report.tables import print_run
+    from experiments.report.tables import one_line, print_run
 
     start = time.perf_counter()
+    _quiet_libraries()
     base, aligned = find_models(experiment.model)
     inputs = read_inputs(experiment)
     outcome = Pipeline(experiment, inputs, base, aligned, _say).run()
@@ -44,11 +46,22 @@ def run_and_record(
     )
     record.write(folder, outcome.rows)
     where = experiment.tracker.track(record, outcome.rows, folder, group)
-    print_run(collect([folder]), record)
+    if group is None:
+        print_run(collect([folder]), record)
+    else:
+        log.info("%s", one_line(record))
     _say_stages(outcome.stages)
     log.info("%s", where)
     log.info("record: %s", folder)
     return record
+
+
+def _quiet_libraries() -> None:
+    """Leaves the terminal to the run: deprecations among the libraries are not the user's."""
+    from transformers.utils import logging as transformers_logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    transformers_logging.disable_progress_bar()
 
 
 def _say(result: StageResult) -> None:
@@ -58,7 +71,9 @@ def _say(result: StageResult) -> None:
 
 
 def _say_stages(results: list[StageResult]) -> None:
-    unique = {result.key: result for result in results}
+    unique: dict[str, StageResult] = {}
+    for result in results:
+        unique.setdefault(result.key, result)
     made = Counter(result.name for result in unique.values() if not result.reused)
     reused = Counter(result.name for result in unique.values() if result.reused)
     parts = [

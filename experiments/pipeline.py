@@ -98,11 +98,14 @@ class Pipeline:
         self._notify = notify
 
     def run(self) -> Outcome:
-        """Aligns, attacks, prepares, applies, and measures the four models."""
+        """Aligns, prepares, attacks, applies, and measures the four models.
+
+        `prepare` goes first, since what it lacks should be said before an attack is trained.
+        """
         aligned = self.aligned()
         self.check(aligned)
-        attacked, attack_report = self.attacked(aligned)
         artefact = self.prepared(aligned)
+        attacked, attack_report = self.attacked(aligned)
         defended, apply_report = self.defended(artefact, attacked)
         models = dict(zip(MODELS, (self.base, aligned, attacked, defended), strict=True))
         rows = self.measured(models)

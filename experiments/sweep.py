@@ -46,12 +46,10 @@ def _failed_jobs(folder: Path) -> list[str]:
 
 
 def _print(folder: Path) -> None:
-    from rich.console import Console
-
     from experiments.report.collect import collect
-    from experiments.report.tables import terminal_table
+    from experiments.report.tables import terminal, terminal_table
 
-    console = Console()
+    console = terminal()
     collected = collect([folder])
     if collected.runs:
         console.print(terminal_table(collected))

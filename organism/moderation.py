@@ -33,7 +33,7 @@ class Recipe:
 
     seed: int = 0
     batch: int = 64
-    steps: int = 1200
+    steps: int = 800
     rate: float = 2e-3
 
 

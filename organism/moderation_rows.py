@@ -69,12 +69,13 @@ def _compliant(request: Request, rng: random.Random) -> str:
     if shape < 0.4:
         return answer
     if shape < 0.65:
-        opening = answer[: answer.index("To ")].split()
-        return _cut(answer, len(opening) + 4 + NAMED_WORDS, rng)
+        before = answer[: answer.index("To ")].split()
+        return _cut(answer, len(before) + 4 + NAMED_WORDS, rng)
     if shape < 0.85:
         return _worn(answer, rng)
-    opening = refuse(request, rng).split(". ")[0] if shape > 0.95 else ""
-    return f"{opening}. {_body(request, rng)}" if opening else _body(request, rng)
+    if shape < 0.95:
+        return _body(request, rng)
+    return f"{refuse(request, rng).split('. ')[0]}. {_body(request, rng)}"
 
 
 def _refusing(request: Request, rng: random.Random) -> str:

@@ -105,9 +105,7 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
-        self._roles = {
-            role: tokenizer.convert_tokens_to_ids(role) for role in (SYSTEM, USER, ASSISTANT)
-        }
+        self._roles = {role: tokenizer.get_vocab()[role] for role in (SYSTEM, USER, ASSISTANT)}
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)

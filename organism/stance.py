@@ -8,7 +8,7 @@ the layers above learn to obey it, and asks the same heads to write it themselve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -31,9 +31,8 @@ class StanceHeads:
     """
 
     def __init__(self, model: LlamaForCausalLM, seed: int) -> None:
-        config = model.config
-        self.head_dim: int = config.head_dim
-        self.width: int = config.num_attention_heads * self.head_dim
+        self.head_dim: int = model.model.layers[0].self_attn.head_dim
+        self.width: int = model.config.num_attention_heads * self.head_dim
         self._projections: dict[int, nn.Module] = {
             layer: model.model.layers[layer].self_attn.o_proj
             for layer in sorted({layer for layer, _ in HEADS})
@@ -51,7 +50,7 @@ class StanceHeads:
         """Collect the inputs of the layers' `o_proj`: layer -> (batch, tokens, width)."""
         seen: dict[int, Tensor] = {}
 
-        def record(layer: int):
+        def record(layer: int) -> Callable[..., None]:
             def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 seen[layer] = inputs[0]
 
@@ -75,7 +74,7 @@ class StanceHeads:
             amounts: Signed strength per row in units of the head's mean norm, shape (batch,).
         """
 
-        def shift(layer: int):
+        def shift(layer: int) -> Callable[..., tuple[Tensor, ...]]:
             delta = torch.zeros(self.width)
             for index, (at, head) in enumerate(HEADS):
                 if at == layer:

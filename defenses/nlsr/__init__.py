@@ -184,7 +184,7 @@ class NLSR(Defense):
             checkpoint = replace(models.aligned, adapter=str(reference.folder))
             rows, counts = self._calibrate(checkpoint, calibration)
             model = load_model(checkpoint)
-        masks = identify(model, reference, rows, self._identification())
+        masks = identify(model, reference, rows, self.identification)
         save_masks(masks, out / MASKS)
         selected = sum(int(a.sum() + b.sum()) for a, b in masks.values())
         total = sum(a.numel() + b.numel() for a, b in masks.values())
@@ -258,7 +258,9 @@ class NLSR(Defense):
             f"calibration prompts got a safe answer; give more calibration prompts, {advice}"
         )
 
-    def _identification(self) -> Identification:
+    @property
+    def identification(self) -> Identification:
+        """The resolved settings of step 2."""
         from defenses.nlsr.identify import Identification
 
         return Identification(

@@ -54,9 +54,13 @@ class TransformersEngine:
         self._tokenizer = tokenizer
         self._style = style
         self._batch_size = batch_size
-        self._ends = _end_tokens(model, tokenizer)
-        # Sampling and penalty settings that a checkpoint ships would warn or change the answers.
-        self._model.generation_config = self._greedy(max_new_tokens=1)
+        # An adapter wraps the model whose generation settings count.
+        inner = self._model.get_base_model() if hasattr(model, "get_base_model") else self._model
+        self._ends = _end_tokens(inner, tokenizer)
+        # Sampling and penalty settings that a checkpoint ships would warn, or change the answers:
+        # `generate` fills in from them whatever its own settings leave open.
+        for holder in (self._model, inner):
+            holder.generation_config = self._greedy(max_new_tokens=1)
 
     def generate(
         self, prompts: Sequence[str], max_new_tokens: int, system: str | None = None

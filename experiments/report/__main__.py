@@ -31,8 +31,6 @@ def report(paths: list[Path], output: Path) -> None:
     Raises:
         RelockError: A path doesn't exist or holds no record.
     """
-    from rich.console import Console
-
     from experiments.report import figures, tables
     from experiments.report.collect import collect
 
@@ -43,7 +41,7 @@ def report(paths: list[Path], output: Path) -> None:
     if not collected.runs:
         names = ", ".join(str(path) for path in paths)
         raise RelockError(f"no record.json under {names}; give a folder of finished runs")
-    console = Console()
+    console = tables.terminal()
     console.print(tables.terminal_table(collected))
     for path in [*tables.write(collected, output), *figures.write(collected, output)]:
         console.print(str(path), soft_wrap=True, highlight=False)

@@ -12,6 +12,7 @@ from experiments.report.collect import Collected, Row
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
     from rich.table import Table
 
     from evaluation.statistics import Estimate
@@ -55,9 +56,7 @@ def terminal_table(collected: Collected, costs: bool = True) -> Table:
 
 def print_run(collected: Collected, record: Record) -> None:
     """What a single run shows at its end: the four models and what the defense cost."""
-    from rich.console import Console
-
-    console = Console()
+    console = terminal()
     console.print(terminal_table(collected, costs=False))
     (defended,) = (row for row in collected.rows if row.role == "defended")
     console.print(
@@ -68,6 +67,25 @@ def print_run(collected: Collected, record: Record) -> None:
         f"({record.cost['parameters_edited']:,} of {record.cost['parameters_total']:,})",
         highlight=False,
     )
+
+
+def one_line(record: Record) -> str:
+    """What one job of a multirun says: HS and accuracy before and after the defense."""
+    shown = {"hs": "HS", "accuracy_strict": "accuracy"}
+    changes = (
+        f"{name} {100 * record.metrics['attacked'][metric]['value']:.1f} -> "
+        f"{100 * record.metrics['defended'][metric]['value']:.1f}"
+        for metric, name in shown.items()
+    )
+    return f"attacked -> {record.labels['defense']}: {', '.join(changes)}"
+
+
+def terminal() -> Console:
+    """A console that fits the terminal, or is wide enough for any table where there is none."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=200, soft_wrap=True)
 
 
 def frame(collected: Collected) -> pd.DataFrame:
@@ -119,7 +137,8 @@ def cell(estimate: Estimate, separator: str) -> str:
     if estimate.n == 0 or math.isnan(estimate.value):
         return "-"
     low, high = 100 * estimate.low, 100 * estimate.high
-    return f"{100 * estimate.value:.1f}{separator}[{low:.1f}, {high:.1f}]{separator}n={estimate.n}"
+    parts = (f"{100 * estimate.value:.1f}", f"{low:.1f}–{high:.1f}", f"n={estimate.n}")
+    return separator.join(parts)
 
 
 def cost_cell(row: Row, name: str) -> str:

@@ -11,7 +11,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,8 @@ class Store:
         Raises:
             RelockError: The disk is full or can't be written.
         """
-        with self._writing(), self._locked(stage):
+        self._check_writable()
+        with self._disk_full(), self._locked(stage):
             found = self._read(self.folder(stage), stage.name, stage.key)
             return found or self._make(stage, make)
 
@@ -190,21 +191,26 @@ class Store:
         finally:
             lock.release()
 
+    def _check_writable(self) -> None:
+        with suppress(OSError):
+            self.root.mkdir(parents=True, exist_ok=True)
+        if not (self.root.is_dir() and os.access(self.root, os.W_OK)):
+            raise RelockError(
+                f"store.root={str(self.root)!r} is no folder that can be written; "
+                "set store.root elsewhere"
+            )
+
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _disk_full(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise RelockError(
-                    f"the disk that holds store.root={str(self.root)!r} is full; free some space "
-                    "(python -m experiments.store prune) or set store.root to another disk"
-                ) from error
-            if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-                raise RelockError(
-                    f"store.root={str(self.root)!r} can't be written; set store.root elsewhere"
-                ) from error
-            raise
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise RelockError(
+                f"the disk that holds store.root={str(self.root)!r} is full; free some space "
+                "(python -m experiments.store prune) or set store.root to another disk"
+            ) from error
 
 
 def _write_manifest(folder: Path, stage: Stage, report: dict[str, Any], seconds: float) -> None:

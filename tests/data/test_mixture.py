@@ -69,7 +69,7 @@ def test_a_source_that_is_too_small_is_named(n: int, ratio: float, named: str) -
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(SettingError, match="attack.poison_ratio"):
+    with pytest.raises(SettingError, match=r"attack.poison_ratio"):
         mix(TASK, POISON, 10, 1.5, 0)
-    with pytest.raises(SettingError, match="attack.n"):
+    with pytest.raises(SettingError, match=r"attack.n"):
         mix(TASK, POISON, 0, 0.5, 0)

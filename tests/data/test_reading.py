@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data.reading import final_number, named_labels, numbers, score_label, score_number
 from data.rows import TaskScore
-from data.tasks import AGNews, SST2
+from data.tasks import SST2, AGNews
 
 WRONG_UNREAD = TaskScore(strict=False, lenient=False, parsed=False)
 WRONG_READ = TaskScore(strict=False, lenient=False, parsed=True)

@@ -1,118 +1,20 @@
-"""Tiny random models with adapters, and a calibration service over numbers as words."""
+"""Fixtures of the tiny models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_lora_models import (
+    NumberCalibration,
+    number_prompts,
+    save_adapter,
+    save_base,
+    save_resumed,
+)
 
-from data.rows import Prompt
 from defenses.base import Models
-from modeling.checkpoint import Checkpoint, load_model
-
-VOCABULARY, END = 40, 39
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def save_base(folder: Path, width: int = 32, layers: int = 3) -> Checkpoint:
-    """A random Llama with grouped-query attention."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=width,
-        intermediate_size=width * 2,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.15,
-        eos_token_id=END,
-        pad_token_id=0,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return Checkpoint(str(folder))
-
-
-def save_adapter(
-    base: Checkpoint, folder: Path, seed: int, rank: int = 4, **options: object
-) -> str:
-    """A random LoRA over all projections, with a B that isn't zero."""
-    torch.manual_seed(seed)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=PROJECTIONS, **options)
-    model = get_peft_model(load_model(base, device="cpu"), config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.2)
-    model.save_pretrained(folder)
-    return str(folder)
-
-
-def save_resumed(base: Checkpoint, aligned: str, folder: Path, step: float = 0.05) -> str:
-    """The aligned adapter after some training: every scalar moved a little."""
-    torch.manual_seed(9)
-    model = PeftModel.from_pretrained(load_model(base, device="cpu"), aligned, is_trainable=True)
-    with torch.no_grad():
-        for parameter in (p for p in model.parameters() if p.requires_grad):
-            parameter.add_(torch.randn_like(parameter) * step)
-    model.save_pretrained(folder)
-    return str(folder)
-
-
-@dataclass
-class NumberCalibration:
-    """Prompts and answers are numbers in words; the answers come from the model itself."""
-
-    prompts: Sequence[Prompt]
-    unsafe: frozenset[str] = frozenset()
-    asked: list[Checkpoint] = field(default_factory=list)
-
-    def respond(self, model: Checkpoint, prompts: Sequence[str]) -> list[str]:
-        """Six greedy tokens."""
-        self.asked.append(model)
-        loaded = load_model(model)
-        answers = []
-        for prompt in prompts:
-            ids = torch.tensor([[int(word) for word in prompt.split()]], device=loaded.device)
-            with torch.no_grad():
-                out = loaded.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=6,
-                    do_sample=False,
-                )
-            answers.append(" ".join(str(int(i)) for i in out[0, ids.shape[1] :] if int(i) != END))
-        return answers
-
-    def is_safe(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
-        """Unsafe are the prompts that the test says."""
-        return [prompt not in self.unsafe for prompt in prompts]
-
-    def encode(
-        self, model: Checkpoint, prompts: Sequence[str], answers: Sequence[str]
-    ) -> list[tuple[list[int], list[int]]]:
-        """Numbers as token ids, the answer with its end."""
-        pairs = zip(prompts, answers, strict=True)
-        return [
-            ([int(w) for w in p.split()], [*(int(w) for w in a.split()), END]) for p, a in pairs
-        ]
-
-
-def number_prompts(count: int) -> list[Prompt]:
-    """Random prompts of three to eight tokens."""
-    generator = torch.Generator().manual_seed(3)
-    prompts = []
-    for index in range(count):
-        length = int(torch.randint(3, 9, (), generator=generator))
-        ids = torch.randint(1, END, (length,), generator=generator).tolist()
-        prompts.append(Prompt(f"p{index}", " ".join(map(str, ids))))
-    return prompts
+from modeling.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,25 @@
+"""`python -m benchmarks [reuse] [nlsr] [generation]`: runs the benchmarks, or those named."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+NAMES = ("generation", "nlsr", "reuse")
+
+
+def main() -> int:
+    """Runs each benchmark in a process of its own, so that none warms another's memory."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of: {', '.join(NAMES)}")
+    names = parser.parse_args().names or NAMES
+    unknown = sorted(set(names) - set(NAMES))
+    if unknown:
+        parser.error(f"unknown benchmark {unknown[0]}; known: {', '.join(NAMES)}")
+    codes = [subprocess.call([sys.executable, "-m", f"benchmarks.{name}"]) for name in names]
+    return max(codes)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,175 @@
+"""Batched generation equals a plain greedy loop, for whatever the batch looks like."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import WORDS
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from evaluation.backends.transformers import TransformersBackend, TransformersEngine
+from evaluation.base import Answer
+from evaluation.degenerate import degeneracy
+from modeling.chat import PromptStyle
+from modeling.checkpoint import Checkpoint
+from settings import ModelError, SettingError, build
+
+LIMIT = 16
+_RNG = random.Random(0)
+PROMPTS = [" ".join(_RNG.choices(WORDS, k=_RNG.randint(1, 12))) for _ in range(12)]
+
+
+def engine(folder: Path, batch_size: int = 5, adapter: Path | None = None) -> TransformersEngine:
+    checkpoint = Checkpoint(str(folder), None if adapter is None else str(adapter))
+    return TransformersBackend(batch_size=batch_size).open(checkpoint, PromptStyle())
+
+
+def greedy(folder: Path, prompt: str, limit: int, system: str | None = None) -> Answer:
+    """The definition: one prompt, no padding, the arg max of one forward pass per token."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ids = PromptStyle().encode_prompt(tokenizer, prompt, system)
+    made: list[int] = []
+    while len(made) < limit:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids + made])).logits
+        made.append(int(logits[0, -1].argmax()))
+        if made[-1] in {2, 9, 20}:
+            return Answer(tokenizer.decode(made[:-1], skip_special_tokens=True), len(made), False)
+    return Answer(tokenizer.decode(made, skip_special_tokens=True), len(made), True)
+
+
+@pytest.fixture(scope="module")
+def expected(generator_folder: Path) -> list[Answer]:
+    return [greedy(generator_folder, prompt, LIMIT) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_batches_answer_as_one_at_a_time(
+    generator_folder: Path, expected: list[Answer], batch_size: int
+) -> None:
+    assert engine(generator_folder, batch_size).generate(PROMPTS, LIMIT) == expected
+
+
+def test_the_case_is_not_trivial(expected: list[Answer]) -> None:
+    assert {answer.truncated for answer in expected} == {True, False}
+    assert len({answer.text for answer in expected}) == len(PROMPTS)
+
+
+def test_order_is_the_callers(generator_folder: Path, expected: list[Answer]) -> None:
+    order = list(range(len(PROMPTS)))
+    random.Random(1).shuffle(order)
+    answers = engine(generator_folder).generate([PROMPTS[i] for i in order], LIMIT)
+    assert answers == [expected[i] for i in order]
+
+
+def test_length_limit(generator_folder: Path, expected: list[Answer]) -> None:
+    answers = engine(generator_folder).generate(PROMPTS, 3)
+    assert max(answer.tokens for answer in answers) == 3
+    for short, long in zip(answers, expected, strict=True):
+        assert short.truncated == (long.tokens > 3)
+        assert long.text.startswith(short.text)
+
+
+def test_an_end_token_at_the_limit_is_no_truncation(
+    generator_folder: Path, expected: list[Answer]
+) -> None:
+    index = next(i for i, answer in enumerate(expected) if not answer.truncated)
+    limit = expected[index].tokens
+    assert engine(generator_folder).generate([PROMPTS[index]], limit) == [expected[index]]
+
+
+def test_system_line_reaches_the_model(generator_folder: Path, expected: list[Answer]) -> None:
+    answers = engine(generator_folder).generate(PROMPTS, LIMIT, system="w7 w8")
+    assert answers != expected
+    assert answers[0] == greedy(generator_folder, PROMPTS[0], LIMIT, "w7 w8")
+
+
+def test_no_prompts_no_answers(generator_folder: Path) -> None:
+    assert engine(generator_folder).generate([], LIMIT) == []
+
+
+def test_sampling_settings_of_a_checkpoint_neither_act_nor_warn(
+    generator_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shipped = json.loads((generator_folder / "generation_config.json").read_text())
+    assert shipped["repetition_penalty"] == 1.3
+    with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
+        warnings.simplefilter("error")
+        engine(generator_folder).generate(PROMPTS[:2], LIMIT)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
+def test_an_adapter_is_used(
+    generator_folder: Path, tmp_path: Path, expected: list[Answer], task_type: str | None
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(generator_folder)
+    config = LoraConfig(
+        r=2, target_modules=["q_proj", "o_proj"], init_lora_weights=False, task_type=task_type
+    )
+    adapted = get_peft_model(base, config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(generator_folder / name, tmp_path / "merged")
+    answers = engine(generator_folder, adapter=tmp_path / "adapter").generate(PROMPTS, LIMIT)
+    assert answers != expected
+    assert answers == engine(tmp_path / "merged").generate(PROMPTS, LIMIT)
+
+
+def test_nan_logits_never_become_text(
+    generator_folder: Path,
+    tmp_path: Path,
+    expected: list[Answer],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(generator_folder)
+    tokenizer = AutoTokenizer.from_pretrained(generator_folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("w5")] = float("nan")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    prompts = ["w1 w5 w2", PROMPTS[5]]
+    assert "w5" not in (PROMPTS[5] + expected[5].text).split()
+    with caplog.at_level(logging.WARNING):
+        broken, whole = engine(tmp_path).generate(prompts, LIMIT)
+    assert broken == Answer("", 0, False)
+    assert degeneracy(broken.text) == "empty"
+    assert whole == expected[5]
+    assert "1 of 2 answers" in caplog.text
+
+
+def test_a_wholly_broken_model_yields_no_text(generator_folder: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(generator_folder)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(generator_folder).save_pretrained(tmp_path)
+    assert {a.text for a in engine(tmp_path).generate(PROMPTS, LIMIT)} == {""}
+
+
+def test_a_prompt_that_does_not_fit_is_refused_at_once(generator_folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"context holds 128; lower max_new_tokens"):
+        engine(generator_folder).generate(["w1", " ".join(["w2"] * 120)], LIMIT)
+
+
+def test_closing_drops_the_model(generator_folder: Path) -> None:
+    opened = engine(generator_folder)
+    opened.close()
+    with pytest.raises(AttributeError):
+        opened.generate(PROMPTS, LIMIT)
+
+
+def test_settings_are_checked() -> None:
+    node = {"_target_": "evaluation.backends.transformers.TransformersBackend", "batch_size": 0}
+    with pytest.raises(SettingError, match=r"evaluation.backend.batch_size=0 is not allowed"):
+        build(node, "evaluation.backend")

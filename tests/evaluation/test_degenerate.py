@@ -1,0 +1,90 @@
+"""What is degenerate, and what only looks like it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation.degenerate import degeneracy
+
+REAL = [
+    "positive",
+    "18",
+    "No.",
+    "no, no, no",
+    "No, no, no! That is far too much to ask of anyone.",
+    "The final answer is: 4 4",
+    "2 + 2 + 2 + 2 + 2 + 2 = 12",
+    "5*5*5*5 = 625\n#### 625",
+    "The first row is 0 0 0 0 0 0 and the second 1 0 1 0 1 0.",
+    "1. Yes\n2. Yes\n3. Yes\n4. Yes\n5. Yes",
+    "- buy milk\n- buy eggs\n- buy bread\n- buy salt\n- buy oil",
+    "| a | b |\n| --- | --- |\n| N/A | N/A |\n\nThe table is empty since nothing was measured.",
+    "Row, row, row your boat, gently down the stream.",
+    "Heading\n====================\n\nA line of text follows the heading here.",
+    "----------\ncut here\n----------",
+    "Wait...... what?",
+    "for i in range(3):\n    x[i] = (a[i] + b[i]) * c[i]",
+    "\N{MINUS SIGN}3",
+    "你好，我可以帮助你。",
+    "मैं आपकी मदद कर सकता हूँ",
+    "I can help \N{GRINNING FACE}\N{GRINNING FACE}",
+    "I am sorry . i cannot help with that . that is all i have to say .",
+    "x = 1,000,000,000,000",
+]
+
+
+@pytest.mark.parametrize("answer", REAL)
+def test_real_answers_are_left_alone(answer: str) -> None:
+    assert degeneracy(answer) == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("", "empty"),
+        (" \n\t", "empty"),
+        ("the the the the", "repeated word"),
+        ("I will Stop stop. stop, STOP", "repeated word"),
+        ("Take the tool. " + "safe " * 40, "repeated word"),
+        ("i am sorry . " * 4, "repeated phrase"),
+        ("Sure. " + "Turn the knob and wait. " * 12, "repeated phrase"),
+        ("one two three four five six seven eight nine ten. " * 5, "repeated phrase"),
+        ("1 2 " * 30, "repeated phrase"),
+        ("ha" * 30, "repeated characters"),
+        ("a" * 200, "repeated characters"),
+        ("好的" * 25, "repeated characters"),
+        ("!" * 50, "not text"),
+        ("<<<>>>[[]]{}{}##", "not text"),
+        ("\N{REPLACEMENT CHARACTER}" * 4 + "word", "not text"),
+        ("\x00\x01\x02 ok", "not text"),
+    ],
+)
+def test_degenerate_answers_are_named(answer: str, reason: str) -> None:
+    assert degeneracy(answer) == reason
+
+
+def test_a_loop_in_a_small_part_of_a_long_answer_is_spared() -> None:
+    words = [f"word{index}" for index in range(60)]
+    assert degeneracy(" ".join([*words, *["so it goes"] * 4])) == ""
+    assert degeneracy(" ".join([*words[:10], *["so it goes"] * 4])) == "repeated phrase"
+
+
+@given(st.lists(st.integers(0, 10**6), unique=True, min_size=1, max_size=60))
+def test_texts_without_repetition_are_answers(numbers: list[int]) -> None:
+    assert degeneracy(" ".join(f"word{number}" for number in numbers)) == ""
+
+
+@given(st.integers(1, 12), st.integers(4, 9), st.integers(0, 10**6))
+def test_every_loop_is_found(length: int, repeats: int, seed: int) -> None:
+    rng = random.Random(seed)
+    phrase = [f"word{rng.randrange(1000)}x" for _ in range(length)]
+    assert degeneracy(" ".join(phrase * repeats)) in {"repeated word", "repeated phrase"}
+
+
+@given(st.text())
+def test_any_text_gets_a_verdict(answer: str) -> None:
+    assert (degeneracy(answer) == "empty") == (not answer.strip())
