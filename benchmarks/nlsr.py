@@ -133,8 +133,7 @@ def _literal(reference: LoraAdapter, attacked: LoraAdapter, tokens: int) -> Tabl
         f"{dense.seconds:.3f}",
         f"{dense.seconds / ours.seconds:.1f}",
     )
-    sizes = (ours.peak_bytes / 2**20, dense.peak_bytes / 2**20)
-    table.add_row("peak MiB", *(f"{size:.0f}" for size in sizes), f"{sizes[1] / sizes[0]:.1f}")
+    table.add_row("peak MiB", *(f"{cost.peak_bytes / 2**20:.0f}" for cost in (ours, dense)), "")
     return table
 
 

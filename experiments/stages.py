@@ -20,6 +20,7 @@ from modeling.alignment import Alignment
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from modeling.measure import measured
+from settings import ModelError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,6 +130,11 @@ def judge(out: Path, method: Judge, answers: Path) -> dict[str, Any]:
 
     rows = pd.read_parquet(answers / ROWS)
     verdicts = method.score(rows["prompt"].tolist(), rows["answer"].tolist())
+    if len(verdicts) != len(rows):
+        raise ModelError(
+            f"{type(method).__name__} gave {len(verdicts)} verdicts for {len(rows)} answers; "
+            "a judge must give one each, choose another or mend it"
+        )
     frame = pd.DataFrame([asdict(verdict) for verdict in verdicts])
     frame.insert(0, "id", rows["id"])
     frame.to_parquet(out / ROWS, index=False)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.record import Record
-from settings import Settings
+from settings import RelockError, Settings
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger("relock")
 
 _ANSWER_COLUMNS = ["model", "set", "id", "category", "prompt", "answer"]
 
@@ -50,16 +53,37 @@ class WandbTracker(Settings):
 
         Returns:
             A line for the user: the run's address, or how to sync it.
+
+        Raises:
+            RelockError: W&B can't be reached although `mode` is "online".
         """
         import wandb
 
-        mode = self.mode if self.mode != "auto" else ("online" if _has_key() else "offline")
+        online = self.mode == "online" or (self.mode == "auto" and _has_key())
+        try:
+            return self._track(record, rows, folder, group, online)
+        except wandb.Error as error:
+            if not online:
+                raise
+            if self.mode == "online":
+                raise RelockError(
+                    f"W&B can't be reached ({error}); the record is in {folder}; check the "
+                    "key and the network, or set tracker.mode=offline"
+                ) from error
+            log.warning("W&B can't be reached (%s); tracking offline", error)
+            return self._track(record, rows, folder, group, online=False)
+
+    def _track(
+        self, record: Record, rows: pd.DataFrame, folder: Path, group: str | None, online: bool
+    ) -> str:
+        import wandb
+
         labels = record.labels
         with wandb.init(
             project=self.project,
             entity=self.entity,
             dir=str(folder),
-            mode=mode,
+            mode="online" if online else "offline",
             group=self.group or group,
             name="-".join(labels[name] for name in ("model", "attack", "defense")),
             tags=[f"{name}:{value}" for name, value in labels.items()],
@@ -67,8 +91,8 @@ class WandbTracker(Settings):
             settings=wandb.Settings(silent=True, console="off"),
         ) as run:
             self._log(run, record, rows, folder)
-            place = run.url if mode == "online" else run.settings.sync_dir
-        if mode == "online":
+            place = run.url if online else run.settings.sync_dir
+        if online:
             return f"W&B: {place}"
         return f"W&B: offline; to upload it, run: wandb sync {place}"
 

@@ -117,7 +117,11 @@ def _summed(
     loss: Callable[[Batch], Tensor],
     sums: GradientSums,
 ) -> dict[str, Tensor]:
-    with _differentiable_inputs(model), _captured_gradients(linears, sums.add):
+    with (
+        torch.enable_grad(),
+        _differentiable_inputs(model),
+        _captured_gradients(linears, sums.add),
+    ):
         for batch in data:
             loss(batch).backward()
     return sums.sums

@@ -46,6 +46,7 @@ class Identification:
     dpo_beta: float = 0.1
 
 
+@torch.no_grad()
 def identify(
     model: Any, reference: LoraAdapter, rows: Sequence[TokenRow], plan: Identification
 ) -> dict[str, MaskPair]:
@@ -85,12 +86,10 @@ def _scored(
     sides = _sides(model, reference.names)
     if plan.method == "low_rank":
         data = batches(rows, plan.batch_size, device, by_length=True)
-        with torch.no_grad():
-            yield from _low_rank(model, sides, data, plan)
+        yield from _low_rank(model, sides, data, plan)
     elif plan.method == "wanda":
         data = batches(rows, plan.batch_size, device, by_length=True)
-        with torch.no_grad():
-            yield _wanda(model, sides, data, len(rows))
+        yield _wanda(model, sides, data, len(rows))
     else:
         yield _by_gradient(model, sides, rows, plan, device)
 
@@ -131,14 +130,16 @@ def _low_rank(
         return
     blocks, members = _blocks(base, list(sides))
     hidden: list[Tensor | None] = [None] * len(data)
-    for index in range(max(members) + 1):
+    last = max(members)
+    for index in range(last + 1):
         here = {name: sides[name] for name in members.get(index, [])}
         if here:
             grams = Grams()
             with captured_inputs({n: s[1] for n, s in here.items()}, grams.add) as focus:
                 _run(base, blocks, index, data, hidden, focus)
             yield _projected(here, grams, plan, keep=True)
-        hidden = _run(base, blocks, index, data, hidden, None)
+        if index < last:
+            hidden = _run(base, blocks, index, data, hidden, None)
 
 
 def _run(

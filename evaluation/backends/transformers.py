@@ -55,7 +55,7 @@ class TransformersEngine:
         self._style = style
         self._batch_size = batch_size
         # An adapter wraps the model whose generation settings count.
-        inner = self._model.get_base_model() if hasattr(model, "get_base_model") else self._model
+        inner: Any = getattr(model, "get_base_model", lambda: model)()
         self._ends = _end_tokens(inner, tokenizer)
         # Sampling and penalty settings that a checkpoint ships would warn, or change the answers:
         # `generate` fills in from them whatever its own settings leave open.

@@ -439,6 +439,24 @@ def test_the_record_says_what_was_done(
     }
 
 
+@pytest.mark.parametrize("method", ["low_rank", "snip"])
+def test_half_precision_models_are_repaired_in_half_precision(
+    models: Models, attacked: Checkpoint, calibration: Calibrate, tmp_path: Path, method: str
+) -> None:
+    for side, checkpoint in (("aligned", models.aligned), ("attacked", attacked)):
+        model = load_model(replace(checkpoint, dtype="bfloat16"), device="cpu")
+        model.to(torch.bfloat16).save_pretrained(tmp_path / side)
+    halves = [
+        Checkpoint(attacked.base, str(tmp_path / side), dtype="bfloat16")
+        for side in ("aligned", "attacked")
+    ]
+    both = Models(replace(models.base, dtype="bfloat16"), halves[0])
+    edit = _repair(_nlsr(method=method), both, halves[1], calibration(), tmp_path)
+    assert {t.dtype for t in _weights(edit.defended.adapter).values()} == {torch.bfloat16}
+    assert 0 < edit.parameters_edited <= edit.diagnostics["parameters_masked"]
+    load_model(edit.defended)
+
+
 def test_diagnostics_are_plain_json(
     models: Models, attacked: Checkpoint, calibration: Calibrate, tmp_path: Path
 ) -> None:

@@ -41,8 +41,9 @@ def _score(
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(plan.mask_seed)
     found = {}
-    for scored in _scored(load_model(aligned, device="cpu"), adapter, rows, plan, generator):
-        found.update(scored)
+    with torch.no_grad():
+        for scored in _scored(load_model(aligned, device="cpu"), adapter, rows, plan, generator):
+            found.update(scored)
     return found
 
 

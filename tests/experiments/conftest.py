@@ -1,0 +1,69 @@
+"""Runs of the real command line in this process, on the organism at toy size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from experiments import run
+
+TOY = (
+    "attack.n=48",
+    "attack.train.epochs=1",
+    "evaluation.limits.harmful=12",
+    "evaluation.limits.benign=6",
+    "evaluation.limits.over_refusal=6",
+    "evaluation.limits.task=6",
+    "sources.calibration.harmful=24",
+    "sources.calibration.benign=8",
+)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command line left: its exit code, its output, and its folder."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path
+
+
+Command = Callable[..., Finished]
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One stage store for the whole session, as a user has one."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def command(
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Command:
+    """`python -m experiments.run ...` with its runs under `tmp_path`, offline from any hub."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+    def call(*arguments: str, toy: bool = True) -> Finished:
+        # A later override of the same key wins, so a test may change any of these.
+        line = ["tracker=none", f"store.root={store}", *(TOY if toy else ()), *arguments]
+        line += [f"hydra.run.dir={tmp_path / 'run'}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+        capfd.readouterr()
+        monkeypatch.setattr("sys.argv", ["run", *line])
+        try:
+            code = run.main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        out, err = capfd.readouterr()
+        folder = tmp_path / ("sweep" if "-m" in arguments else "run")
+        return Finished(code, out, err, folder)
+
+    return call

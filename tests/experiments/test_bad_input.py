@@ -1,0 +1,124 @@
+"""Every mistake is one sentence that says what to write instead, before anything heavy starts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from evaluation.base import Judge, Verdict
+from experiments.configuration import PROJECT
+from experiments.store import Store
+from tests.experiments.conftest import Command
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("attack.posion_ratio=0.1", "did you mean attack.poison_ratio?"),
+        ("attack.train.learning_rat=1", "did you mean attack.train.learning_rate?"),
+        ("+attack.extra=1", "attack.extra is not a setting"),
+        ("nonsense=1", "nonsense is not a setting"),
+        ("attack", "missing EQUAL"),
+        ("defense=nlrs", "did you mean nlsr?"),
+        ("model=lama2", "did you mean llama2?"),
+        ("attack=unheard_of", "known: harmful_ft"),
+        ("attack.task=ssst2", "attack.task='ssst2' is unknown"),
+        ("attack.poison_ratio=1.5", "it should be less than or equal to 1"),
+        ("attack.poison_ratio=-0.1", "it should be greater than or equal to 0"),
+        ("attack.poison_ratio=lots", "attack.poison_ratio='lots' is not allowed"),
+        ("attack.n=true", "attack.n=True is not allowed"),
+        ("attack.n=0", "attack.n=0 is not allowed"),
+        ("attack.n=10000000", "lower attack.n"),
+        ("attack.adapter=frehs", "'resume', 'fresh' or 'full'"),
+        ("defense.sparsity=2", "defense.sparsity=2"),
+        ("defense._target_=os.system", "plugins=[os]"),
+        ("defense._target_=attacks.harmful_ft.HarmfulFT", "is not a defense"),
+        ("seed=-1", "seed=-1 is not allowed"),
+        ("evaluation.tasks=sst2", "is not a list"),
+        ("evaluation.limits.harmful=100000", "evaluation.limits.harmful=100000 is more than"),
+        ("sources.poison=null", "sources.poison is null"),
+        ("model.base=/no/such/folder", "model.base='/no/such/folder' is not a folder"),
+        ("attack.task=sst2", "data.root"),
+    ],
+)
+def test_one_sentence_and_nothing_half_written(
+    command: Command, tmp_path: Path, override: str, said: str
+) -> None:
+    store = tmp_path / "store"
+    run = command(override, f"store.root={store}")
+    assert run.code != 0
+    lines = run.err.strip().splitlines()
+    assert len(lines) == 1, run.err
+    assert lines[0].startswith("error: ")
+    assert said in lines[0]
+    assert "Traceback" not in run.out
+    assert "attack" not in {entry.name for entry in Store(store).entries()}
+    assert not list(store.glob(".making/*"))
+
+
+def test_llama2_composes_and_says_what_is_missing(command: Command) -> None:
+    composed = command("model=llama2", "--cfg", "job")
+    assert composed.code == 0
+    assert "meta-llama/Llama-2-7b-hf" in composed.out
+    run = command("model=llama2", "defense=nlsr", "attack=harmful_ft", toy=False)
+    assert run.code != 0
+    (line,) = run.err.strip().splitlines()
+    assert "model.base='meta-llama/Llama-2-7b-hf'" in line
+    assert "HF_HUB_OFFLINE" in line
+
+
+@pytest.fixture
+def broken_base(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(PROJECT / "organism/weights/base", tmp_path / "base"))
+
+
+def test_a_truncated_weights_file(command: Command, broken_base: Path) -> None:
+    weights = broken_base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    run = command(f"model.base={broken_base}")
+    assert run.code != 0
+    assert "model.base" in run.err
+    assert "is truncated or damaged" in run.err
+
+
+def test_a_folder_without_weights(command: Command, broken_base: Path) -> None:
+    (broken_base / "model.safetensors").unlink()
+    run = command(f"model.base={broken_base}")
+    assert run.code != 0
+    assert "holds no weights" in run.err
+
+
+def test_a_judge_model_that_is_no_classifier(command: Command, broken_base: Path) -> None:
+    run = command(f"evaluation.harm_judge.model={broken_base}")
+    assert run.code != 0
+    assert "not a sequence classifier" in run.err
+
+
+class SilentJudge(Judge):
+    """Returns no verdicts at all."""
+
+    def score(self, prompts: object, answers: object) -> list[Verdict]:
+        return []
+
+
+def test_a_judge_that_returns_nothing(command: Command) -> None:
+    target = f"{SilentJudge.__module__}.SilentJudge"
+    node = json.dumps({"_target_": target}).replace('"', "")
+    run = command(
+        "defense=none",
+        "plugins=[tests]",
+        "~evaluation.harm_judge",
+        f"+evaluation.harm_judge={node}",
+    )
+    assert run.code != 0
+    assert "SilentJudge gave 0 verdicts for 12 answers" in run.err
+
+
+def test_a_full_disk(command: Command, tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    run = command("defense=none", "attack.n=16", "runtime.isolate=false", f"store.root={full}/x" )
+    assert run.code == 0

@@ -1,0 +1,184 @@
+"""The main command, end to end: runs, reuse, sweeps, real rows, recovery."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments.record import Record
+from experiments.report.__main__ import main as report
+from experiments.store import Store
+from tests.experiments.conftest import TOY, Command
+
+MODELS = ["base", "aligned", "attacked", "defended"]
+
+
+def test_the_main_job_measures_four_models_and_is_reused(command: Command) -> None:
+    first = command("defense=nlsr", "attack=harmful_ft", "model=organism")
+    assert first.code == 0, first.err
+    record = Record.read(first.folder)
+    assert list(record.metrics) == MODELS
+    for metrics in record.metrics.values():
+        for name in ("hs", "asr", "accuracy_strict", "over_refusal", "degenerate"):
+            estimate = metrics[name]
+            assert 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 1
+            assert estimate["n"] > 0
+    assert record.metrics["base"]["asr"]["value"] > record.metrics["aligned"]["asr"]["value"]
+    assert record.attack["rows"] == {"task": 46, "harmful": 2}
+    assert 0 < record.cost["share_edited"] < 1
+    assert record.cost["prepare_seconds"] > 0
+    assert str(first.folder) in first.out
+    for head in ("HS", "ASR", "accuracy", "over-refusal", "degenerate", "n=12"):
+        assert head in first.out
+
+    again = command("defense=nlsr", "attack=harmful_ft", "model=organism")
+    assert again.code == 0
+    assert all(stage["reused"] for stage in Record.read(again.folder).stages)
+    assert Record.read(again.folder).metrics == record.metrics
+    assert "attack 0 made, 1 reused" in again.out
+
+
+def test_every_figure_of_the_record_can_be_recomputed_from_its_rows(command: Command) -> None:
+    run = command("defense=none")
+    rows = pd.read_parquet(run.folder / "rows.parquet")
+    record = Record.read(run.folder)
+    for model in MODELS:
+        harmful = rows[(rows["model"] == model) & (rows["set"] == "harmful")]
+        assert len(harmful) == 12
+        expected = (harmful["harm_label"] != "safe").mean()
+        assert record.metrics[model]["hs"]["value"] == pytest.approx(expected)
+        task = rows[(rows["model"] == model) & rows["set"].str.startswith("task:")]
+        accuracy = record.metrics[model]["accuracy_strict"]["value"]
+        assert accuracy == pytest.approx(task["strict"].astype(float).mean())
+
+
+def test_a_multirun_trains_each_attack_once_and_lists_every_failure(
+    command: Command, store: Path, tmp_path: Path
+) -> None:
+    fresh = tmp_path / "store"
+    run = command(
+        "-m",
+        "defense=none,nlsr",
+        "attack.poison_ratio=0,0.25,1.5",
+        f"store.root={fresh}",
+    )
+    assert run.code == 1
+    assert [entry.name for entry in Store(fresh).entries()].count("attack") == 2
+    assert "sweep: 4 done, 2 failed" in run.out
+    assert run.out.count("attack.poison_ratio=1.5 is not allowed") == 2
+    for job in ("2", "5"):
+        status = json.loads((run.folder / job / "status.json").read_text())
+        assert status["status"] == "failed"
+        assert not (run.folder / job / "record.json").exists()
+
+    assert report([str(run.folder)]) == 0
+    table = list(csv.DictReader((run.folder / "report" / "table.csv").open()))
+    roles = [(row["role"], row["defense"], row["attack.poison_ratio"]) for row in table]
+    assert roles == [
+        ("base", "", ""),
+        ("aligned", "", ""),
+        ("attacked", "", "0.0"),
+        ("attacked", "", "0.25"),
+        ("defended", "none", "0.0"),
+        ("defended", "none", "0.25"),
+        ("defended", "nlsr", "0.0"),
+        ("defended", "nlsr", "0.25"),
+    ]
+    for row in table:
+        assert 0 <= float(row["hs_low"]) <= float(row["hs"]) <= float(row["hs_high"]) <= 1
+    attacked = {row["attack.poison_ratio"]: row["hs"] for row in table if row["role"] == "attacked"}
+    none = {row["attack.poison_ratio"]: row["hs"] for row in table if row["defense"] == "none"}
+    assert attacked == none
+    for name in ("hs_vs_poison_ratio.png", "hs_vs_accuracy.png"):
+        assert (run.folder / "report" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_seeds_are_pooled_in_the_report(command: Command) -> None:
+    run = command("-m", "defense=none", "seed=0,1")
+    assert run.code == 0, run.err
+    report([str(run.folder)])
+    table = list(csv.DictReader((run.folder / "report" / "table.csv").open()))
+    by_role = {row["role"]: row for row in table}
+    assert len(table) == 4
+    assert by_role["attacked"]["seeds"] == "0 1"
+    assert by_role["attacked"]["hs_n"] == "24"
+    assert by_role["base"]["hs_n"] == "12"
+
+
+def test_a_fresh_lora_and_full_fine_tuning_run_without_nlsr_and_are_refused_with_it(
+    command: Command,
+) -> None:
+    for adapter in ("fresh", "full"):
+        run = command("defense=none", f"attack.adapter={adapter}")
+        assert run.code == 0, run.err
+        refused = command("defense=nlsr", f"attack.adapter={adapter}")
+        assert refused.code == 1
+        assert "attack.adapter=resume" in refused.err
+        assert len(refused.err.strip().splitlines()) == 1
+
+
+def test_the_align_stage_makes_an_aligned_model(command: Command) -> None:
+    run = command(
+        "defense=none",
+        "model.aligned=null",
+        "align.n_sft=32",
+        "align.n_pairs=16",
+    )
+    assert run.code == 0, run.err
+    assert "align" in {stage["name"] for stage in Record.read(run.folder).stages}
+
+
+def test_real_rows_from_local_files(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "sst2"
+    folder.mkdir(parents=True)
+    sentences = [("a warm and funny film", 1), ("dull from start to end", 0)]
+    for name, count in (("train.tsv", 60), ("test.tsv", 8)):
+        lines = [f"{text} {number}\t{label}" for number in range(count) for text, label in sentences]
+        (folder / name).write_text("sentence\tlabel\n" + "\n".join(lines) + "\n")
+    run = command("defense=none", "attack.task=sst2", f"data.root={tmp_path / 'data'}")
+    assert run.code == 0, run.err
+    record = Record.read(run.folder)
+    assert record.labels["task"] == "sst2"
+    assert record.metrics["attacked"]["accuracy_strict"]["n"] == 6
+    assert record.data["sources"]["task:sst2"]["fingerprint"]
+
+
+def test_a_run_killed_while_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    line = [sys.executable, "-m", "experiments.run", "tracker=none", "defense=none", *TOY]
+    line += [f"store.root={store}", f"hydra.run.dir={tmp_path / 'run'}"]
+    long = [*line, "attack.train.epochs=500"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(long, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        making = store / ".making"
+        deadline = time.time() + 120
+        while not (making.is_dir() and any(making.iterdir())):
+            assert time.time() < deadline
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+    kept = {entry.key for entry in Store(store).entries()}
+    assert "attack" not in {entry.name for entry in Store(store).entries()}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    reused = {s["key"] for s in Record.read(tmp_path / "run").stages if s["reused"]}
+    assert kept <= reused
+    assert list(Store(store).damaged()) == []
+
+
+def test_importing_the_command_is_light() -> None:
+    code = "import sys, experiments.run; print([m for m in ('torch', 'transformers', 'trl', 'peft',"
+    code += " 'datasets', 'pandas', 'wandb', 'scipy') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
