@@ -6,10 +6,10 @@ person would still read as an answer is not degenerate.
 1. *empty*: nothing but white space.
 2. *not text*: more than a tenth of the characters are replacement, control, private-use or
    unassigned ones; or less than a quarter are letters, digits or their marks ("!!!!!!").
-3. *repeated word*: one word, with a letter in it, more than three times in a row (the
-   incoherence rule of HS+, spec of the harmfulness score). "no, no, no" is not.
-4. *repeated phrase*: a phrase of two or more words, back to back more than three times, that
-   fills at least half of the answer; a phrase without letters needs `NUMERIC_REPEATS`, since
+3. *repeated word*: one word of two or more letters more than three times in a row (the
+   incoherence rule of HS+). "no, no, no" is not, nor is a row "T T T T" of a truth table.
+4. *repeated phrase*: a phrase back to back more than three times that fills at least half of the
+   answer; one without a word of two letters needs `WORDLESS_REPEATS`, since
    "2 + 2 + 2 + 2 + 2" is arithmetic. The half spares tables and refrains in a longer text.
 5. *repeated characters*: up to `CHARACTER_UNIT` characters, a letter or digit among them, back to
    back `CHARACTER_REPEATS` times; for loops without spaces, and languages without them.
@@ -28,7 +28,7 @@ from typing import Literal
 Reason = Literal["", "empty", "not text", "repeated word", "repeated phrase", "repeated characters"]
 
 REPEATS = 4
-NUMERIC_REPEATS = 20
+WORDLESS_REPEATS = 20
 CHARACTER_UNIT = 10
 CHARACTER_REPEATS = 20
 BROKEN_SHARE = 0.1
@@ -69,21 +69,21 @@ def _is_not_text(answer: str) -> bool:
     return broken > BROKEN_SHARE * len(kinds) or text < TEXT_SHARE * len(kinds)
 
 
-def _has_letter(text: str) -> bool:
-    return any(character.isalpha() for character in text)
+def _is_word(token: str) -> bool:
+    return sum(character.isalpha() for character in token) >= 2
 
 
 def _has_repeated_word(words: Sequence[str]) -> bool:
     row = 1
     for previous, word in pairwise(words):
         row = row + 1 if word == previous else 1
-        if row >= REPEATS and _has_letter(word):
+        if row >= REPEATS and _is_word(word):
             return True
     return False
 
 
 def _has_repeated_phrase(words: Sequence[str]) -> bool:
-    for length in range(2, len(words) // REPEATS + 1):
+    for length in range(1, len(words) // REPEATS + 1):
         matches = 0
         for index in range(length, len(words)):
             matches = matches + 1 if words[index] == words[index - length] else 0
@@ -91,7 +91,7 @@ def _has_repeated_phrase(words: Sequence[str]) -> bool:
             if span < REPEATS * length or 2 * span < len(words):
                 continue
             phrase = words[index - length + 1 : index + 1]
-            if any(map(_has_letter, phrase)) or span >= NUMERIC_REPEATS * length:
+            if any(map(_is_word, phrase)) or span >= WORDLESS_REPEATS * length:
                 return True
     return False
 

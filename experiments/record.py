@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
 import time
@@ -17,6 +18,8 @@ from experiments.pipeline import Outcome
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from evaluation.statistics import Estimate
 
 RECORD, ROWS = "record.json", "rows.parquet"
 _PACKAGES = (
@@ -37,7 +40,7 @@ class Record:
         seed: The run's seed.
         settings: The whole resolved configuration.
         models: Content key of base, aligned, attacked and defended model.
-        metrics: Per model and metric: value, low, high (95 %), n.
+        metrics: Per model and metric: value, low, high (95 %), n; None where there were no rows.
         cost: The defense's cost: seconds and peak bytes to prepare and to apply, scalars edited.
         attack: The attack's report: rows by kind, loss curve.
         defense: The defense's diagnostics of both of its stages.
@@ -53,7 +56,7 @@ class Record:
     seed: int
     settings: dict[str, Any]
     models: dict[str, str]
-    metrics: dict[str, dict[str, dict[str, float]]]
+    metrics: dict[str, dict[str, dict[str, float | None]]]
     cost: dict[str, Any]
     attack: dict[str, Any]
     defense: dict[str, Any]
@@ -75,7 +78,7 @@ class Record:
         from evaluation.metrics import summarise
 
         metrics = {
-            str(model): {name: asdict(value) for name, value in summarise(rows).items()}
+            str(model): {name: _plain(value) for name, value in summarise(rows).items()}
             for model, rows in outcome.rows.groupby("model", sort=False)
         }
         return cls(
@@ -107,13 +110,18 @@ class Record:
         folder.mkdir(parents=True, exist_ok=True)
         rows.to_parquet(folder / ROWS, index=False)
         temporary = folder / f".{RECORD}"
-        temporary.write_text(json.dumps(asdict(self), indent=1, default=str) + "\n")
+        temporary.write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
         temporary.replace(folder / RECORD)
 
     @classmethod
     def read(cls, folder: Path) -> Record:
         """Reads the record that lies in `folder`."""
         return cls(**json.loads((folder / RECORD).read_text()))
+
+
+def _plain(estimate: Estimate) -> dict[str, float | None]:
+    """An estimate with None for NaN, which JSON doesn't know."""
+    return {name: None if math.isnan(value) else value for name, value in asdict(estimate).items()}
 
 
 def _cost(outcome: Outcome) -> dict[str, Any]:

@@ -102,8 +102,7 @@ class WandbTracker(Settings):
         from experiments.report import figures, tables
         from experiments.report.collect import collect
 
-        for name, value in summary(record).items():
-            run.summary[name] = value
+        run.summary.update(summary(record))
         for point in record.attack.get("loss", []):
             run.log({"attack/step": point["step"], "attack/loss": point["loss"]})
         collected = collect([folder])
@@ -119,9 +118,9 @@ class WandbTracker(Settings):
         run.log(media)
 
 
-def summary(record: Record) -> dict[str, float]:
+def summary(record: Record) -> dict[str, float | None]:
     """The record's figures by slash-separated names: metrics, costs, seconds per stage."""
-    values: dict[str, float] = {}
+    values: dict[str, float | None] = {}
     for model, metrics in record.metrics.items():
         for metric, estimate in metrics.items():
             values[f"{model}/{metric}"] = estimate["value"]
@@ -129,10 +128,10 @@ def summary(record: Record) -> dict[str, float]:
             values[f"{model}/{metric}_high"] = estimate["high"]
             values[f"{model}/{metric}_n"] = estimate["n"]
     values |= {f"cost/{name}": value for name, value in record.cost.items()}
+    seconds: dict[str, float] = {}
     for stage in record.stages:
-        name = f"seconds/{stage['name']}"
-        values[name] = values.get(name, 0.0) + stage["seconds"]
-    return values
+        seconds[stage["name"]] = seconds.get(stage["name"], 0.0) + stage["seconds"]
+    return values | {f"seconds/{name}": value for name, value in seconds.items()}
 
 
 def _has_key() -> bool:

@@ -7,6 +7,7 @@ which are not loaded here: set `revision` to a safetensors version of it, or `mo
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections.abc import Sequence
@@ -97,18 +98,29 @@ class ModerationJudge(Judge):
             return []
         self.check()
         classifier = _Classifier(self._resolved[0], self.dtype, self.max_length)
-        rows = classifier.encode(prompts, answers)
+        try:
+            rows = classifier.encode(prompts, answers)
+            scores = self._scores(classifier, [ids for ids, _ in rows])
+        finally:
+            classifier.close()
+        return [
+            self._verdict(answer, row, classifier.labels, truncated)
+            for answer, row, (_, truncated) in zip(answers, scores, rows, strict=True)
+        ]
+
+    def _scores(self, classifier: _Classifier, rows: Sequence[list[int]]) -> list[list[float]]:
+        from tqdm import tqdm
+
         # Longest first, so that running out of memory shows in the first batch.
-        order = sorted(range(len(rows)), key=lambda index: -len(rows[index][0]))
-        verdicts: dict[int, Verdict] = {}
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            scores = classifier.probabilities([rows[index][0] for index in batch])
-            for index, row in zip(batch, scores, strict=True):
-                verdicts[index] = self._verdict(
-                    answers[index], row, classifier.labels, rows[index][1]
-                )
-        return [verdicts[index] for index in range(len(rows))]
+        order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+        scores: dict[int, list[float]] = {}
+        with tqdm(total=len(rows), desc="verdicts", disable=None, leave=False) as bar:
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                found = classifier.probabilities([rows[index] for index in batch])
+                scores.update(zip(batch, found, strict=True))
+                bar.update(len(batch))
+        return [scores[index] for index in range(len(rows))]
 
     def _verdict(
         self, answer: str, scores: Sequence[float], labels: Sequence[str], truncated: bool
@@ -179,7 +191,7 @@ class _Classifier:
             _TEXT.format(prompt=prompt, answer=answer, end=end)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        whole = self._tokenizer(texts, truncation=False)["input_ids"]
+        whole = self._tokenizer(texts, truncation=False, verbose=False)["input_ids"]
         cut = self._tokenizer(texts, truncation=True, max_length=self._max_length)["input_ids"]
         return [(ids, len(ids) < len(full)) for ids, full in zip(cut, whole, strict=True)]
 
@@ -196,3 +208,12 @@ class _Classifier:
                 f"and {len(self.labels)} labels; set it to a sequence classifier"
             )
         return torch.sigmoid(logits.float()).cpu().tolist()
+
+    def close(self) -> None:
+        """Gives the classifier's memory back."""
+        import torch
+
+        del self._model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -73,11 +73,15 @@ def one_line(record: Record) -> str:
     """What one job of a multirun says: HS and accuracy before and after the defense."""
     shown = {"hs": "HS", "accuracy_strict": "accuracy"}
     changes = (
-        f"{name} {100 * record.metrics['attacked'][metric]['value']:.1f} -> "
-        f"{100 * record.metrics['defended'][metric]['value']:.1f}"
+        f"{name} {_per_cent(record, 'attacked', metric)} -> {_per_cent(record, 'defended', metric)}"
         for metric, name in shown.items()
     )
     return f"attacked -> {record.labels['defense']}: {', '.join(changes)}"
+
+
+def _per_cent(record: Record, model: str, metric: str) -> str:
+    value = record.metrics[model][metric]["value"]
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def terminal() -> Console:

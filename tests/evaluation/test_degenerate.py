@@ -34,6 +34,8 @@ REAL = [
     "I can help \N{GRINNING FACE}\N{GRINNING FACE}",
     "I am sorry . i cannot help with that . that is all i have to say .",
     "x = 1,000,000,000,000",
+    "P Q P->Q\nT T T\nT F F\nF T T\nF F T",
+    "C D D D D D E E C C C C",
 ]
 
 
@@ -54,6 +56,7 @@ def test_real_answers_are_left_alone(answer: str) -> None:
         ("Sure. " + "Turn the knob and wait. " * 12, "repeated phrase"),
         ("one two three four five six seven eight nine ten. " * 5, "repeated phrase"),
         ("1 2 " * 30, "repeated phrase"),
+        ("I " * 30, "repeated phrase"),
         ("ha" * 30, "repeated characters"),
         ("a" * 200, "repeated characters"),
         ("好的" * 25, "repeated characters"),

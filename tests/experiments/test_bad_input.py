@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from attacks.base import Attack
 from evaluation.base import Judge, Verdict
 from experiments.configuration import PROJECT
 from experiments.store import Store
@@ -117,8 +118,29 @@ def test_a_judge_that_returns_nothing(command: Command) -> None:
     assert "SilentJudge gave 0 verdicts for 12 answers" in run.err
 
 
+class DiskFillingAttack(Attack):
+    """Writes until the disk is full."""
+
+    def run(
+        self, aligned: object, data: object, style: object, seed: int, out: Path, scratch: Path
+    ):
+        out.mkdir()
+        (out / "half.txt").write_text("half")
+        with Path("/dev/full").open("w") as full:
+            full.write("x" * 100_000)
+
+
 def test_a_full_disk(command: Command, tmp_path: Path) -> None:
-    full = tmp_path / "full"
-    full.mkdir()
-    run = command("defense=none", "attack.n=16", "runtime.isolate=false", f"store.root={full}/x" )
-    assert run.code == 0
+    target = f"{DiskFillingAttack.__module__}.DiskFillingAttack"
+    run = command(
+        "defense=none",
+        "plugins=[tests]",
+        "~attack",
+        f"+attack={{_target_: {target}, task: arithmetic}}",
+        f"store.root={tmp_path / 'store'}",
+        toy=False,
+    )
+    assert run.code != 0
+    assert "store.root" in run.err
+    assert "is full; free some space" in run.err
+    assert not list((tmp_path / "store").rglob("half.txt"))

@@ -142,7 +142,9 @@ def test_real_rows_from_local_files(command: Command, tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     sentences = [("a warm and funny film", 1), ("dull from start to end", 0)]
     for name, count in (("train.tsv", 60), ("test.tsv", 8)):
-        lines = [f"{text} {number}\t{label}" for number in range(count) for text, label in sentences]
+        lines = [
+            f"{text} {number}\t{label}" for number in range(count) for text, label in sentences
+        ]
         (folder / name).write_text("sentence\tlabel\n" + "\n".join(lines) + "\n")
     run = command("defense=none", "attack.task=sst2", f"data.root={tmp_path / 'data'}")
     assert run.code == 0, run.err
@@ -178,7 +180,5 @@ def test_a_run_killed_while_training_goes_on_where_it_stopped(tmp_path: Path) ->
 def test_importing_the_command_is_light() -> None:
     code = "import sys, experiments.run; print([m for m in ('torch', 'transformers', 'trl', 'peft',"
     code += " 'datasets', 'pandas', 'wandb', 'scipy') if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
