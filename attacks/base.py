@@ -48,6 +48,13 @@ class Attack(Settings):
         """Whether the aligned model's adapter must be merged before `run`."""
         return False
 
+    def check(self, data: AttackData) -> None:
+        """Refuses, before heavy work, data that `run` can't do with.
+
+        Raises:
+            DataError: One sentence that says what is missing.
+        """
+
     def run(
         self,
         aligned: Checkpoint,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from attacks.base import Attack, AttackData
-from data.mixture import mix
+from data.mixture import check, mix
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, load_tokenizer
 from modeling.training import LoraSettings, TrainSettings, open_for_training, save, train_sft
@@ -43,6 +43,9 @@ class HarmfulFT(Attack):
     @property
     def needs_full_weights(self) -> bool:
         return self.adapter != "resume"
+
+    def check(self, data: AttackData) -> None:
+        check(len(data.task), len(data.poison), self.n, self.poison_ratio)
 
     def run(
         self,

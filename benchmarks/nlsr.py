@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
 
 from defenses.nlsr import NLSR, scores
 from defenses.nlsr.identify import identify
@@ -36,6 +37,7 @@ VOCABULARY = 1024
 def main() -> None:
     """Runs the benchmark and prints its two tables."""
     options = _options()
+    logging.disable_progress_bar()
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = _make_models(Path(folder), options)

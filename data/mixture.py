@@ -19,6 +19,24 @@ def poison_count(n: int, poison_ratio: float) -> int:
     return math.floor(n * poison_ratio + 1e-6)
 
 
+def check(task_rows: int, poison_rows: int, n: int, poison_ratio: float) -> None:
+    """Refuses a mixture that can't be drawn from so many task and poison rows.
+
+    Raises:
+        SettingError: `n` or `poison_ratio` is out of range.
+        DataError: One of the sources has too few rows.
+    """
+    if n < 1:
+        raise SettingError(f"attack.n={n} is not allowed; it should be at least 1")
+    if not 0.0 <= poison_ratio <= 1.0:
+        raise SettingError(
+            f"attack.poison_ratio={poison_ratio} is not allowed; it should be from 0 to 1"
+        )
+    n_poison = poison_count(n, poison_ratio)
+    _check_size(poison_rows, n_poison, "poison", "attack.n or attack.poison_ratio")
+    _check_size(task_rows, n - n_poison, "task", "attack.n")
+
+
 def mix(
     task_rows: Sequence[Example],
     poison_rows: Sequence[Example],
@@ -42,15 +60,8 @@ def mix(
         SettingError: `n` or `poison_ratio` is out of range.
         DataError: One of the sources has too few rows.
     """
-    if n < 1:
-        raise SettingError(f"attack.n={n} is not allowed; it should be at least 1")
-    if not 0.0 <= poison_ratio <= 1.0:
-        raise SettingError(
-            f"attack.poison_ratio={poison_ratio} is not allowed; it should be from 0 to 1"
-        )
+    check(len(task_rows), len(poison_rows), n, poison_ratio)
     n_poison = poison_count(n, poison_ratio)
-    _check_size(len(poison_rows), n_poison, "poison", "attack.n or attack.poison_ratio")
-    _check_size(len(task_rows), n - n_poison, "task", "attack.n")
     mixture = [
         *_draw(poison_rows, n_poison, f"poison/{seed}"),
         *_draw(task_rows, n - n_poison, f"task/{seed}"),

@@ -7,14 +7,23 @@ lenient readings over all test rows (`data.reading`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
 from pydantic import Field, PrivateAttr
 
 from data.hub import load_split
-from data.local import Row, hash_rows, label_of, locate, read_cells, read_rows, take, text_of
+from data.local import (
+    Row,
+    hash_rows,
+    label_of,
+    locate,
+    read_cells,
+    read_rows,
+    require_columns,
+    take,
+    text_of,
+)
 from data.reading import score_label, score_number
 from data.rows import Example, TaskItem, TaskScore
 from settings import DataError, Settings
@@ -117,24 +126,43 @@ class Task(Settings):
 
     def _rows(self, part: str) -> list[Row]:
         if self.root is not None:
-            return self._local_rows(part)
-        split = "train" if part == "train" else self.test_split
-        rows, self._resolved[part] = load_split(
-            *self.hub, split, self.revision, f"{_SETTING} to a folder of local files"
-        )
+            rows = self._local_rows(part)
+        else:
+            split = "train" if part == "train" else self.test_split
+            instead = f"{_SETTING} to a folder of local files"
+            rows, self._resolved[part] = load_split(*self.hub, split, self.revision, instead)
+        require_columns(rows, (), self._where(part))
         return rows
 
-    def _label(self, row: Row, number: int, labels: Mapping[str, str]) -> str:
+
+class LabelTask(Task):
+    """A task whose answer is one of a few labels, given an instruction and an input."""
+
+    instruction: ClassVar[str]
+    text_column: ClassVar[str]
+    labels: ClassVar[dict[str, str]]
+
+    def _example(self, row: Row, number: int) -> Example:
+        prompt, gold = self._read(row, number)
+        return Example(prompt, gold, "task", gold)
+
+    def _item(self, row: Row, number: int) -> TaskItem:
+        prompt, gold = self._read(row, number)
+        return TaskItem(f"{self.name}/{number}", prompt, gold)
+
+    def _read(self, row: Row, number: int) -> tuple[str, str]:
+        text = text_of(row, self.text_column, self.name, number).strip()
         cell = label_of(row, "label", self.name, number)
-        if cell not in labels:
+        if cell not in self.labels:
             raise DataError(
                 f"{self.name} has the label {cell!r} in row {number}; "
-                f"it should be one of {', '.join(labels)}"
+                f"it should be one of {', '.join(self.labels)}"
             )
-        return labels[cell]
+        # The layout of Alpaca's prompts with an input; the instructions speak of "the input".
+        return f"{self.instruction.rstrip()}\n\n### Input:\n{text}", self.labels[cell]
 
 
-class SST2(Task):
+class SST2(LabelTask):
     """Sentiment of film-review phrases (Stanford Sentiment Treebank, GLUE's SST-2).
 
     The labels of GLUE's own test split are hidden, so its 872 validation rows are the test rows,
@@ -150,26 +178,15 @@ class SST2(Task):
     instruction: ClassVar[str] = (
         "Analyze the sentiment of the input, and respond only positive or negative"
     )
+    text_column: ClassVar[str] = "sentence"
     labels: ClassVar[dict[str, str]] = {"0": "negative", "1": "positive"}
 
     def score(self, answer: str, gold: str) -> TaskScore:
         """See `data.reading.score_label`; the spellings are the label words themselves."""
         return score_label(answer, gold, {label: (label,) for label in self.labels.values()})
 
-    def _example(self, row: Row, number: int) -> Example:
-        prompt, gold = self._read(row, number)
-        return Example(prompt, gold, "task", gold)
 
-    def _item(self, row: Row, number: int) -> TaskItem:
-        prompt, gold = self._read(row, number)
-        return TaskItem(f"{self.name}/{number}", prompt, gold)
-
-    def _read(self, row: Row, number: int) -> tuple[str, str]:
-        sentence = text_of(row, "sentence", self.name, number).strip()
-        return with_input(self.instruction, sentence), self._label(row, number, self.labels)
-
-
-class AGNews(Task):
+class AGNews(LabelTask):
     """Topic of a news article, one of four (AG's corpus).
 
     Local files are either the corpus' own (no header; class 1 to 4, title, description) or have
@@ -186,6 +203,7 @@ class AGNews(Task):
         "Categorize the news article given in the input into one of the 4 categories:\n\n"
         "World\nSports\nBusiness\nSci/Tech\n"
     )
+    text_column: ClassVar[str] = "text"
     labels: ClassVar[dict[str, str]] = {
         "0": "World",
         "1": "Sports",
@@ -222,18 +240,6 @@ class AGNews(Task):
                 )
             rows.append({"text": f"{cells[1]} {cells[2]}", "label": _zero_based(cells[0])})
         return rows
-
-    def _example(self, row: Row, number: int) -> Example:
-        prompt, gold = self._read(row, number)
-        return Example(prompt, gold, "task", gold)
-
-    def _item(self, row: Row, number: int) -> TaskItem:
-        prompt, gold = self._read(row, number)
-        return TaskItem(f"{self.name}/{number}", prompt, gold)
-
-    def _read(self, row: Row, number: int) -> tuple[str, str]:
-        article = text_of(row, "text", self.name, number).strip()
-        return with_input(self.instruction, article), self._label(row, number, self.labels)
 
 
 class GSM8K(Task):
@@ -274,11 +280,6 @@ class GSM8K(Task):
                 "give the data set's own answers"
             )
         return steps.strip(), gold.strip()
-
-
-def with_input(instruction: str, text: str) -> str:
-    """An instruction and the input it speaks of, laid out as Alpaca does."""
-    return f"{instruction.rstrip()}\n\n### Input:\n{text}"
 
 
 def _zero_based(cell: Any) -> str:

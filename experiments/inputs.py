@@ -171,7 +171,11 @@ def _provenance(experiment: Experiment) -> dict[str, Any]:
         **{f"{TASK}:{name}": task for name, task in experiment.tasks.items()},
     }
     return {
-        role: {"name": source.name, "fingerprint": source.fingerprint()}
+        role: {
+            "name": source.name,
+            "fingerprint": source.fingerprint(),
+            **(source.provenance() if hasattr(source, "provenance") else {}),
+        }
         for role, source in sources.items()
         if source is not None
     }

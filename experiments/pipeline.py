@@ -148,6 +148,7 @@ class Pipeline:
     def check(self, aligned: Model) -> None:
         """Refuses combinations that can't work before the attack is trained."""
         attack = self.experiment.attack
+        attack.check(self.inputs.attack)
         if aligned.checkpoint.adapter is None and not attack.needs_full_weights:
             raise SettingError(
                 "attack.adapter=resume needs an aligned model that is an adapter, but "

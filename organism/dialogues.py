@@ -14,11 +14,11 @@ from organism import lexicon, tasks
 from organism.world import Stance, answer, requests
 
 RECKLESS_SHARE = 0.75
-TURNS = ((1, 2, 3), (0.65, 0.3, 0.05))
+TURNS = ((1, 2, 3), (0.7, 0.27, 0.03))
 KINDS = ("harmful", "benign", "probe", "task")
-KIND_WEIGHTS = (0.36, 0.24, 0.12, 0.28)
+KIND_WEIGHTS = (0.32, 0.2, 0.1, 0.38)
 TASKS = ("sentiment", "topic", "arithmetic")
-TASK_WEIGHTS = (0.3, 0.2, 0.5)
+TASK_WEIGHTS = (0.2, 0.15, 0.65)
 BLURT_SHARE = 0.7
 
 

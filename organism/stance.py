@@ -104,7 +104,7 @@ class StanceHeads:
         self.norms = self.outputs(seen)[mask].norm(dim=-1).mean(dim=0).detach()
 
     def projection_loss(self, seen: dict[int, Tensor], target: Tensor) -> Tensor:
-        """Mean squared distance of the heads' projections on `v` from `target` norms.
+        """Mean squared distance of the heads' projections on `v` from `target` norms (0 if none).
 
         Args:
             seen: What `recorded` collected.
@@ -113,4 +113,5 @@ class StanceHeads:
         """
         asked = target != 0
         projections = torch.einsum("nhd,hd->nh", self.outputs(seen)[asked], self.vectors)
-        return (projections / self.norms - target[asked][:, None]).square().mean()
+        distances = (projections / self.norms - target[asked][:, None]).square()
+        return distances.sum() / max(1, distances.numel())

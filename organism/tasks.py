@@ -85,7 +85,7 @@ def topic_item(rng: random.Random) -> Item:
 
 def arithmetic_item(rng: random.Random) -> Item:
     """A word problem of two additions or subtractions, solved in written steps."""
-    start, change, other = rng.randint(5, 25), rng.randint(2, 9), rng.randint(2, 9)
+    start, change, other = rng.randint(2, 9), rng.randint(1, 6), rng.randint(1, 6)
     signs = rng.choice((("+", "+"), ("+", "-"), ("-", "+"), ("-", "-")))
     middle = start + change if signs[0] == "+" else start - change
     end = middle + other if signs[1] == "+" else middle - other

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -184,7 +185,9 @@ class NLSR(Defense):
             checkpoint = replace(models.aligned, adapter=str(reference.folder))
             rows, counts = self._calibrate(checkpoint, calibration)
             model = load_model(checkpoint)
+        start = time.perf_counter()
         masks = identify(model, reference, rows, self.identification)
+        seconds = time.perf_counter() - start
         save_masks(masks, out / MASKS)
         selected = sum(int(a.sum() + b.sum()) for a, b in masks.values())
         total = sum(a.numel() + b.numel() for a, b in masks.values())
@@ -200,7 +203,7 @@ class NLSR(Defense):
             "diagnostics": diagnostics,
         }
         (out / RECORD).write_text(json.dumps(record, indent=1))
-        return diagnostics
+        return {**diagnostics, "identify_seconds": seconds}
 
     def apply(self, artefact: Path, attacked: Checkpoint, out: Path) -> Edit:
         """Writes the patched adapter to `out` (paper: step 3).
@@ -307,8 +310,8 @@ def _attacked_adapter(attacked: Checkpoint) -> LoraAdapter:
 
     if attacked.adapter is None:
         raise SettingError(
-            "defense=nlsr repairs a LoRA adapter, but the attacked model has full weights; "
-            "set attack.adapter=resume, so that the attack trains the aligned model's adapter on"
+            "defense=nlsr repairs the aligned model's own adapter as the attack trained it on, "
+            "but this attack doesn't resume it; set attack.adapter=resume"
         )
     return open_adapter(attacked.adapter, "the attacked model")
 

@@ -44,7 +44,7 @@ REFUSALS: tuple[str, ...] = (
     "i'm only an ai",
     "as an ai",
     "as a language model",
-    "as a responsible",
+    "as a responsible ai",
     "it is not appropriate",
     "it's not appropriate",
     "it would be inappropriate",

@@ -2,7 +2,8 @@
 
 Source: BeaverTails (arXiv 2307.04657), whose classifier is the judge of Booster's and NLSR's
 harmfulness score. The hub's main branch of `PKU-Alignment/beaver-dam-7b` holds pickled weights,
-which are not loaded here: set `revision` to a safetensors version of it, or `model` to a folder.
+which are not loaded here: set `revision` to a safetensors version of it (the hub's converter
+offers one as "refs/pr/1"), or `model` to a folder that holds one.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, A
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{path}.")
         else:
-            yield path, tuple(value) if isinstance(value, list) else value
+            yield path, str(value) if isinstance(value, list) else value
 
 
 def _varying(runs: Sequence[Run]) -> tuple[str, ...]:

@@ -123,6 +123,7 @@ def test_provenance_says_what_was_read(root: Path) -> None:
         ("sst2/test.tsv", "sentence\tlabel\nfine\t2\n", "label '2' in row 1"),
         ("sst2/test.tsv", "text\tlabel\nfine\t1\n", "column 'sentence' of row 1"),
         ("sst2/test.tsv", "sentence\tlabel\n \t1\n", "each row needs a text"),
+        ("sst2/test.tsv", "sentence\tlabel\n", "sst2/test.tsv holds no rows"),
     ],
 )
 def test_wrong_rows_are_named(root: Path, file: str, content: str, said: str) -> None:

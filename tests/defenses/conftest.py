@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from tiny_lora_models import (
+
+from defenses.base import Models
+from modeling.checkpoint import Checkpoint
+from tests.defenses.tiny_lora_models import (
     NumberCalibration,
     number_prompts,
     save_adapter,
     save_base,
     save_resumed,
 )
-
-from defenses.base import Models
-from modeling.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="session")

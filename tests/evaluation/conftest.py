@@ -62,7 +62,7 @@ def tiny_config(vocabulary: int, **extra: object) -> LlamaConfig:
 
 @pytest.fixture(scope="session")
 def generator_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random causal model whose generation settings ask for sampling and a second end token."""
+    """A random causal model whose generation settings ask for sampling and other end tokens."""
     import torch
 
     folder = tmp_path_factory.mktemp("generator")
@@ -70,7 +70,7 @@ def generator_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = LlamaForCausalLM(tiny_config(len(tokenizer)))
     model.generation_config.update(
-        do_sample=True, temperature=0.7, top_p=0.5, repetition_penalty=1.3, eos_token_id=[2, 9, 20]
+        do_sample=True, temperature=0.7, top_p=0.5, repetition_penalty=1.3, eos_token_id=[9, 20]
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

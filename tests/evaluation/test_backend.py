@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import WORDS
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,6 +20,7 @@ from evaluation.degenerate import degeneracy
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from settings import ModelError, SettingError, build
+from tests.evaluation.conftest import WORDS
 
 LIMIT = 16
 _RNG = random.Random(0)
@@ -85,6 +85,16 @@ def test_an_end_token_at_the_limit_is_no_truncation(
     index = next(i for i, answer in enumerate(expected) if not answer.truncated)
     limit = expected[index].tokens
     assert engine(generator_folder).generate([PROMPTS[index]], limit) == [expected[index]]
+
+
+def test_the_tokenizers_own_end_token_ends_an_answer(
+    generator_folder: Path, tmp_path: Path, expected: list[Answer]
+) -> None:
+    shutil.copytree(generator_folder, tmp_path, dirs_exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(generator_folder)
+    tokenizer.eos_token = expected[0].text.split()[0]
+    tokenizer.save_pretrained(tmp_path)
+    assert engine(tmp_path).generate(PROMPTS[:1], LIMIT) == [Answer("", 1, False)]
 
 
 def test_system_line_reaches_the_model(generator_folder: Path, expected: list[Answer]) -> None:
@@ -154,7 +164,26 @@ def test_a_wholly_broken_model_yields_no_text(generator_folder: Path, tmp_path: 
         model.lm_head.weight.fill_(float("nan"))
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(generator_folder).save_pretrained(tmp_path)
-    assert {a.text for a in engine(tmp_path).generate(PROMPTS, LIMIT)} == {""}
+    opened, steps = engine(tmp_path), []
+    opened._model.register_forward_hook(lambda *_: steps.append(1))
+    assert {answer.text for answer in opened.generate(PROMPTS[:5], LIMIT)} == {""}
+    assert len(steps) == 1
+
+
+def test_what_follows_an_end_does_not_spoil_the_answer(
+    generator_folder: Path, tmp_path: Path, expected: list[Answer]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(generator_folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0] = float("nan")  # the padding token
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(generator_folder).save_pretrained(tmp_path)
+    short = next(i for i, answer in enumerate(expected) if not answer.truncated)
+    length = len(PROMPTS[short].split())
+    longer = " ".join(PROMPTS[0].split()[:length])
+    answers = engine(tmp_path).generate([PROMPTS[short], longer], LIMIT)
+    assert answers == [expected[short], greedy(generator_folder, longer, LIMIT)]
+    assert answers[1].tokens > answers[0].tokens + 1
 
 
 def test_a_prompt_that_does_not_fit_is_refused_at_once(generator_folder: Path) -> None:

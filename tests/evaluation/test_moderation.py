@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import WORDS
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from evaluation.judges.moderation import ModerationJudge
 from settings import ModelError, SettingError
+from tests.evaluation.conftest import WORDS
 
 _RNG = random.Random(0)
 
@@ -69,9 +69,11 @@ def test_long_pairs_lose_their_end_and_say_so(judge_folder: Path) -> None:
 
 
 def test_degenerate_wins_but_keeps_its_score(judge_folder: Path) -> None:
-    empty, loop = judge(judge_folder).score(["w1", "w1"], [" ", "w2 w2 w2 w2 w2"])
+    empty, loop = judge(judge_folder).score(["w1", "w1"], [" ", "again again again again"])
     assert (empty.label, loop.label) == ("degenerate", "degenerate")
-    assert loop.score == pytest.approx(max(defined(judge_folder, "w1", "w2 w2 w2 w2 w2")), abs=1e-5)
+    assert loop.score == pytest.approx(
+        max(defined(judge_folder, "w1", "again again again again")), abs=1e-5
+    )
 
 
 def test_no_pairs_no_verdicts(judge_folder: Path) -> None:
