@@ -76,10 +76,12 @@ class Defense(Settings):
 
     Subclasses are their own settings: every field enters the stage keys.  `prepare_version` and
     `apply_version` are raised when the code changes what those stages produce.
+    `needs_resumed_adapter` says that the attack must have gone on training the aligned adapter.
     """
 
     prepare_version: ClassVar[int] = 1
     apply_version: ClassVar[int] = 1
+    needs_resumed_adapter: ClassVar[bool] = False
 
     def check(self, models: Models, attacked: Checkpoint | None) -> None:
         """Refuses, before heavy work, what this method can't run on.

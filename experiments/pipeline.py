@@ -102,6 +102,9 @@ class Pipeline:
 
         `prepare` goes first, since what it lacks should be said before an attack is trained.
         """
+        self.experiment.attack.check(self.inputs.attack)
+        self.experiment.evaluation.harm_judge.check()
+        self.experiment.evaluation.refusal_judge.check()
         aligned = self.aligned()
         self.check(aligned)
         artefact = self.prepared(aligned)
@@ -146,20 +149,22 @@ class Pipeline:
         return Model(stages.checkpoint_in(result.folder, base.checkpoint), result.key)
 
     def check(self, aligned: Model) -> None:
-        """Refuses combinations that can't work before the attack is trained."""
+        """Refuses combinations of model, attack and defense that can't work."""
         attack = self.experiment.attack
-        attack.check(self.inputs.attack)
         if aligned.checkpoint.adapter is None and not attack.needs_full_weights:
             raise SettingError(
                 "attack.adapter=resume needs an aligned model that is an adapter, but "
                 "model.aligned is a full model; set attack.adapter=fresh, or model.aligned=null "
                 "to align the base by the align stage"
             )
-        planned = None if attack.needs_full_weights else aligned.checkpoint
+        if self.experiment.defense.needs_resumed_adapter and attack.needs_full_weights:
+            raise SettingError(
+                f"defense={self.experiment.labels['defense']} repairs the alignment adapter that "
+                "the attack went on training, and this attack trains other weights; "
+                "set attack.adapter=resume"
+            )
         models = Models(self.base.checkpoint, aligned.checkpoint)
-        self.experiment.defense.check(models, planned)
-        self.experiment.evaluation.harm_judge.check()
-        self.experiment.evaluation.refusal_judge.check()
+        self.experiment.defense.check(models, None)
 
     def attacked(self, aligned: Model) -> tuple[Model, dict[str, Any]]:
         """The model that the customer's fine-tuning leaves."""

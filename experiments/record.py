@@ -19,9 +19,10 @@ from experiments.pipeline import Outcome
 if TYPE_CHECKING:
     import pandas as pd
 
-    from evaluation.statistics import Estimate
+    from evaluation.statistics import Estimate, PairedTest
 
 RECORD, ROWS = "record.json", "rows.parquet"
+PAIRED = ("hs", "asr", "accuracy_strict", "over_refusal", "degenerate")
 _PACKAGES = (
     "torch", "transformers", "tokenizers", "peft", "trl", "datasets", "safetensors",
     "hydra-core", "omegaconf", "wandb", "pandas", "numpy",
@@ -41,6 +42,8 @@ class Record:
         settings: The whole resolved configuration.
         models: Content key of base, aligned, attacked and defended model.
         metrics: Per model and metric: value, low, high (95 %), n; None where there were no rows.
+        paired: Per metric, McNemar's test of the defended against the attacked model: difference,
+            p-value, prompts on which only one of them says yes, n.
         cost: The defense's cost: seconds and peak bytes to prepare and to apply, scalars edited.
         attack: The attack's report: rows by kind, loss curve.
         defense: The defense's diagnostics of both of its stages.
@@ -57,6 +60,7 @@ class Record:
     settings: dict[str, Any]
     models: dict[str, str]
     metrics: dict[str, dict[str, dict[str, float | None]]]
+    paired: dict[str, dict[str, float | None]]
     cost: dict[str, Any]
     attack: dict[str, Any]
     defense: dict[str, Any]
@@ -75,12 +79,9 @@ class Record:
         seconds: float,
     ) -> Record:
         """Puts a run's record together from what it was given and what came out."""
-        from evaluation.metrics import summarise
+        from evaluation.metrics import compare, summarise
 
-        metrics = {
-            str(model): {name: _plain(value) for name, value in summarise(rows).items()}
-            for model, rows in outcome.rows.groupby("model", sort=False)
-        }
+        by_model = {str(model): rows for model, rows in outcome.rows.groupby("model", sort=False)}
         return cls(
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             seconds=round(seconds, 2),
@@ -89,7 +90,14 @@ class Record:
             seed=experiment.seed,
             settings=experiment.resolved,
             models=outcome.models,
-            metrics=metrics,
+            metrics={
+                model: {name: _plain(value) for name, value in summarise(rows).items()}
+                for model, rows in by_model.items()
+            },
+            paired={
+                metric: _plain(compare(by_model["defended"], by_model["attacked"], metric))
+                for metric in PAIRED
+            },
             cost=_cost(outcome),
             attack=outcome.attack,
             defense={
@@ -119,7 +127,7 @@ class Record:
         return cls(**json.loads((folder / RECORD).read_text()))
 
 
-def _plain(estimate: Estimate) -> dict[str, float | None]:
+def _plain(estimate: Estimate | PairedTest) -> dict[str, float | None]:
     """An estimate with None for NaN, which JSON doesn't know."""
     return {name: None if math.isnan(value) else value for name, value in asdict(estimate).items()}
 

@@ -21,7 +21,7 @@ FOLDERS = ("base", "moderation", "aligned")
 THREADS = 2
 
 
-def make_aligned(base: Path, folder: Path) -> None:
+def make_aligned(base: Path, folder: Path, seed: int = 0) -> None:
     """Align `base` by the recipe of `conf/align/organism.yaml` and write its adapter to `folder`.
 
     The adapter's config is written in one order and names the base by its place in the project,
@@ -35,7 +35,8 @@ def make_aligned(base: Path, folder: Path) -> None:
     from organism.sources import AlignmentExamples, AlignmentPairs
     from settings.build import plain
 
-    recipe = Alignment.validated(plain(OmegaConf.to_container(OmegaConf.load(RECIPE))), "align")
+    settings = plain(OmegaConf.to_container(OmegaConf.load(RECIPE)))
+    recipe = Alignment.validated({**settings, "seed": seed}, "align")
     rows = [(row.prompt, row.response) for row in AlignmentExamples().examples()]
     pairs = [(pair.prompt, pair.chosen, pair.rejected) for pair in AlignmentPairs().pairs()]
     with tempfile.TemporaryDirectory() as scratch:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -86,6 +86,8 @@ class NLSR(Defense):
         selection_seed: Of the draw.
         tau: Of "threshold".
     """
+
+    needs_resumed_adapter: ClassVar[bool] = True
 
     variant: Literal["paper", "official"] = "paper"
 

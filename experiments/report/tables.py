@@ -67,6 +67,20 @@ def print_run(collected: Collected, record: Record) -> None:
         f"({record.cost['parameters_edited']:,} of {record.cost['parameters_total']:,})",
         highlight=False,
     )
+    console.print(
+        f"{record.labels['defense']} against attacked: {_paired(record)}", highlight=False
+    )
+
+
+def _paired(record: Record) -> str:
+    """Differences in points of defended to attacked, with McNemar's p-value."""
+    parts = []
+    for metric, head in COLUMNS.items():
+        difference, p = (record.paired[metric][key] for key in ("difference", "p_value"))
+        if difference is not None and p is not None:
+            shown = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+            parts.append(f"{head} {100 * difference:+.1f} ({shown})")
+    return ", ".join(parts)
 
 
 def one_line(record: Record) -> str:
