@@ -188,10 +188,10 @@ class AlignmentExamples(_Composed):
         seed: Chooses the rows, their answers' wording and their order.
     """
 
-    harmful: int = Field(default=600, ge=0)
-    benign: int = Field(default=360, ge=0)
-    probes: int = Field(default=200, ge=0)
-    task_rows: int = Field(default=40, ge=0)
+    harmful: int = Field(default=440, ge=0)
+    benign: int = Field(default=280, ge=0)
+    probes: int = Field(default=150, ge=0)
+    task_rows: int = Field(default=30, ge=0)
 
     name: ClassVar[str] = "organism/alignment"
 

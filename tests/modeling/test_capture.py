@@ -127,3 +127,17 @@ def test_a_block_gets_the_input_it_is_given(model: LlamaForCausalLM) -> None:
     assert torch.equal(first, again)
     assert not torch.allclose(first, other)
     assert all("forward" not in block.__dict__ for block in blocks)
+
+
+def test_earlier_and_later_blocks_cost_nothing(model: LlamaForCausalLM) -> None:
+    (batch,) = batches(ROWS, 4, "cpu")
+    blocks, ran = list(model.model.layers), []
+    handles = [
+        block.mlp.register_forward_hook(lambda *_, index=index: ran.append(index))
+        for index, block in enumerate(blocks)
+    ]
+    with torch.no_grad():
+        run_block(model, blocks, 1, batch, torch.randn(4, 5, 16))
+    for handle in handles:
+        handle.remove()
+    assert ran == [1]
