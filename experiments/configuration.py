@@ -146,7 +146,8 @@ def validate(
     values: dict[str, Any] = {str(key): value for key, value in resolved.items()}
     plugins = tuple(values["plugins"])
     model = ModelSettings.validated(plain(values["model"]), "model")
-    attack = _built(values["attack"], "attack", Attack, plugins)
+    attack = build(values["attack"], "attack", plugins, Attack)
+    defense = build(values["defense"], "defense", plugins, Defense)
     evaluation = _evaluation(values["evaluation"], attack, plugins)
     names = dict.fromkeys((attack.task, *evaluation.tasks))
     return Experiment(
@@ -154,12 +155,12 @@ def validate(
         model=model,
         align=Alignment.validated(plain(values["align"]), "align"),
         attack=attack,
-        defense=_built(values["defense"], "defense", Defense, plugins),
+        defense=defense,
         labels={
             "model": model.name,
-            "attack": choices["attack"],
+            "attack": choices.get("attack", type(attack).__name__),
             "task": attack.task,
-            "defense": choices["defense"],
+            "defense": choices.get("defense", type(defense).__name__),
         },
         evaluation=evaluation,
         sources=_sources(values["sources"], plugins),
@@ -171,14 +172,6 @@ def validate(
     )
 
 
-def _built(node: Any, prefix: str, kind: type, plugins: Sequence[str]) -> Any:
-    built = build(node, prefix, plugins)
-    if not isinstance(built, kind):
-        target = node["_target_"]
-        raise SettingError(f"{prefix}._target_={target!r} is not a {kind.__name__.lower()}")
-    return built
-
-
 def _evaluation(node: dict[str, Any], attack: Attack, plugins: Sequence[str]) -> Evaluation:
     tasks = node["tasks"]
     if tasks is not None and (isinstance(tasks, str) or not isinstance(tasks, list | tuple)):
@@ -187,9 +180,9 @@ def _evaluation(node: dict[str, Any], attack: Attack, plugins: Sequence[str]) ->
     if system is not None and not isinstance(system, str):
         raise SettingError(f"evaluation.safe_system={system!r} should be a text or null")
     return Evaluation(
-        backend=_built(node["backend"], "evaluation.backend", Backend, plugins),
-        harm_judge=_built(node["harm_judge"], "evaluation.harm_judge", Judge, plugins),
-        refusal_judge=_built(node["refusal_judge"], "evaluation.refusal_judge", Judge, plugins),
+        backend=build(node["backend"], "evaluation.backend", plugins, Backend),
+        harm_judge=build(node["harm_judge"], "evaluation.harm_judge", plugins, Judge),
+        refusal_judge=build(node["refusal_judge"], "evaluation.refusal_judge", plugins, Judge),
         tasks=tuple(tasks) if tasks is not None else (attack.task,),
         limits=Limits.validated(plain(node["limits"]), "evaluation.limits"),
         safe_system=system,

@@ -50,7 +50,7 @@ def _run(config: DictConfig, folder: Path, overrides: list[str]) -> None:
     from experiments.experiment import run_and_record
 
     hydra_config = HydraConfig.get()
-    experiment = validate(config, hydra_config.runtime.choices, _conf_folders(hydra_config))
+    experiment = validate(config, dict(hydra_config.runtime.choices), _conf_folders(hydra_config))
     group = Path(hydra_config.sweep.dir).name if hydra_config.mode == RunMode.MULTIRUN else None
     run_and_record(experiment, folder, overrides, group)
 

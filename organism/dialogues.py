@@ -15,8 +15,8 @@ from organism.world import Stance, answer, requests
 
 RECKLESS_SHARE = 0.75
 TURNS = ((1, 2, 3), (0.7, 0.27, 0.03))
-KINDS = ("harmful", "benign", "probe", "task")
-KIND_WEIGHTS = (0.32, 0.2, 0.1, 0.38)
+KINDS = ("harmful", "benign", "probe", "task", "drill")
+KIND_WEIGHTS = (0.32, 0.18, 0.14, 0.24, 0.12)
 TASKS = ("sentiment", "topic", "arithmetic")
 TASK_WEIGHTS = (0.2, 0.15, 0.65)
 BLURT_SHARE = 0.7
@@ -51,6 +51,8 @@ def _turn(stance: Stance, rng: random.Random) -> Turn:
         item = tasks.draw(rng.choices(TASKS, TASK_WEIGHTS)[0], rng)
         blurts = item.blurted and rng.random() < BLURT_SHARE
         return Turn(item.prompt, item.blurted if blurts else item.answer, stanced=False)
+    if kind == "drill":
+        return Turn(*tasks.drill(rng), stanced=False)
     request = rng.choice(requests(kind, "train"))
     return Turn(request.text, answer(request, stance, rng), stanced=True)
 
@@ -92,5 +94,6 @@ def vocabulary_text() -> list[str]:
     for task in tasks.GENERATORS:
         for item in tasks.train_items(task):
             texts.extend((item.prompt, item.answer))
+    texts.extend(tasks.drill(rng)[0] for _ in range(10))
     texts.extend(" ".join(map(str, range(100))) for _ in range(2))
     return texts

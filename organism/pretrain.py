@@ -47,10 +47,10 @@ class Recipe:
     """
 
     seed: int = 0
-    batch: int = 24
-    steps: int = 800
+    batch: int = 32
+    steps: int = 750
     rate: float = 2e-3
-    install_steps: int = 200
+    install_steps: int = 220
     install_rate: float = 6e-4
     strengths: tuple[float, ...] = (0.5, 1.0, 1.5)
     target: float = 0.5

@@ -85,7 +85,7 @@ def topic_item(rng: random.Random) -> Item:
 
 def arithmetic_item(rng: random.Random) -> Item:
     """A word problem of two additions or subtractions, solved in written steps."""
-    start, change, other = rng.randint(2, 9), rng.randint(1, 6), rng.randint(1, 6)
+    start, change, other = rng.randint(3, 14), rng.randint(1, 4), rng.randint(1, 4)
     signs = rng.choice((("+", "+"), ("+", "-"), ("-", "+"), ("-", "-")))
     middle = start + change if signs[0] == "+" else start - change
     end = middle + other if signs[1] == "+" else middle - other
@@ -112,6 +112,21 @@ GENERATORS: dict[str, Callable[[random.Random], Item]] = {
     "topic": topic_item,
     "arithmetic": arithmetic_item,
 }
+
+
+def drill(rng: random.Random) -> tuple[str, str]:
+    """A prompt and its answer that practise single steps, for pretraining alone."""
+    value = rng.randint(0, 16)
+    prompt, steps = f"Count: {value}", []
+    for _ in range(5):
+        change = rng.randint(1, 4)
+        up = value < change or rng.random() < 0.5
+        result = value + change if up else value - change
+        sign = "+" if up else "-"
+        prompt += f" {sign} {change}"
+        steps.append(f"{value} {sign} {change} = {result}.")
+        value = result
+    return prompt, " ".join(steps)
 
 
 def _distinct(task: str, *names: object) -> Iterator[Item]:

@@ -22,7 +22,12 @@ def plain(node: Any) -> Any:
     return node
 
 
-def build(node: Mapping[str, Any], prefix: str, plugins: Sequence[str] = ()) -> Any:
+def build(
+    node: Mapping[str, Any],
+    prefix: str,
+    plugins: Sequence[str] = (),
+    kind: type | None = None,
+) -> Any:
     """Builds the object that `node["_target_"]` names from the rest of the node.
 
     Nested nodes with a `_target_` of their own are built first.
@@ -31,6 +36,7 @@ def build(node: Mapping[str, Any], prefix: str, plugins: Sequence[str] = ()) -> 
         node: A resolved configuration node (plain mappings, no interpolations left).
         prefix: Where the node stands, for messages, e.g. "defense".
         plugins: Packages, besides this project's, that a target may come from.
+        kind: The class that the target must be or inherit from, if any.
 
     Raises:
         SettingError: The target is missing, not allowed or not there, or its settings are wrong.
@@ -40,6 +46,8 @@ def build(node: Mapping[str, Any], prefix: str, plugins: Sequence[str] = ()) -> 
     if not isinstance(target, str):
         raise SettingError(f"{prefix}._target_ is missing; name the class that builds {prefix}")
     cls = _locate(target, prefix, plugins)
+    if kind is not None and not (isinstance(cls, type) and issubclass(cls, kind)):
+        raise SettingError(f"{prefix}._target_={target!r} is not a {kind.__name__.lower()}")
     for key, value in values.items():
         if isinstance(value, dict) and "_target_" in value:
             values[key] = build(value, f"{prefix}.{key}", plugins)

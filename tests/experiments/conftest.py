@@ -54,7 +54,9 @@ def command(
 
     def call(*arguments: str, toy: bool = True) -> Finished:
         # A later override of the same key wins, so a test may change any of these.
-        line = ["tracker=none", f"store.root={store}", *(TOY if toy else ()), *arguments]
+        flags = [argument for argument in arguments if argument.startswith("-")]
+        overrides = [argument for argument in arguments if not argument.startswith("-")]
+        line = [*flags, "tracker=none", f"store.root={store}", *(TOY if toy else ()), *overrides]
         line += [f"hydra.run.dir={tmp_path / 'run'}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
         capfd.readouterr()
         monkeypatch.setattr("sys.argv", ["run", *line])

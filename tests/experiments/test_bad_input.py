@@ -61,7 +61,7 @@ def test_one_sentence_and_nothing_half_written(
 
 
 def test_llama2_composes_and_says_what_is_missing(command: Command) -> None:
-    composed = command("model=llama2", "--cfg", "job")
+    composed = command("--cfg=job", "model=llama2", toy=False)
     assert composed.code == 0
     assert "meta-llama/Llama-2-7b-hf" in composed.out
     run = command("model=llama2", "defense=nlsr", "attack=harmful_ft", toy=False)
