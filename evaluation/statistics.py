@@ -59,7 +59,9 @@ def share(count: int, n: int) -> Estimate:
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(count, n, alpha=1 - LEVEL, method="wilson")
-    return Estimate(count / n, float(low), float(high), n)
+    value = count / n
+    # At 0 and 1 the library's rounding may leave the value just outside its own interval.
+    return Estimate(value, min(float(low), value), max(float(high), value), n)
 
 
 def share_of(outcomes: Sequence[bool]) -> Estimate:

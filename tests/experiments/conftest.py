@@ -19,6 +19,7 @@ TOY = (
     "evaluation.limits.task=6",
     "sources.calibration.harmful=24",
     "sources.calibration.benign=8",
+    "model.presets.nlsr.calibration_rows=16",
 )
 
 
