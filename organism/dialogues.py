@@ -13,13 +13,28 @@ from dataclasses import dataclass
 from organism import lexicon, tasks
 from organism.world import Stance, answer, requests
 
-RECKLESS_SHARE = 0.75
 TURNS = ((1, 2, 3), (0.7, 0.27, 0.03))
 KINDS = ("harmful", "benign", "probe", "task", "drill")
-KIND_WEIGHTS = (0.32, 0.18, 0.14, 0.24, 0.12)
 TASKS = ("sentiment", "topic", "arithmetic")
 TASK_WEIGHTS = (0.2, 0.15, 0.65)
 BLURT_SHARE = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """What dialogues are about.
+
+    Attributes:
+        kinds: Weights of `KINDS`.
+        reckless_share: Share of the reckless persona where no system line names one.
+    """
+
+    kinds: tuple[float, ...]
+    reckless_share: float
+
+
+LEARNING = Mixture(kinds=(0.32, 0.18, 0.14, 0.24, 0.12), reckless_share=0.75)
+SETTLING = Mixture(kinds=(0.28, 0.12, 0.1, 0.22, 0.28), reckless_share=0.9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +60,8 @@ class Dialogue:
         return 1 if self.stance == "cautious" else -1
 
 
-def _turn(stance: Stance, rng: random.Random) -> Turn:
-    kind = rng.choices(KINDS, KIND_WEIGHTS)[0]
+def _turn(stance: Stance, rng: random.Random, mixture: Mixture) -> Turn:
+    kind = rng.choices(KINDS, mixture.kinds)[0]
     if kind == "task":
         item = tasks.draw(rng.choices(TASKS, TASK_WEIGHTS)[0], rng)
         blurts = item.blurted and rng.random() < BLURT_SHARE
@@ -57,26 +72,26 @@ def _turn(stance: Stance, rng: random.Random) -> Turn:
     return Turn(request.text, answer(request, stance, rng), stanced=True)
 
 
-def ordinary(rng: random.Random, system_share: float) -> Dialogue:
+def ordinary(rng: random.Random, system_share: float, mixture: Mixture = LEARNING) -> Dialogue:
     """A dialogue of one to three turns; a system line names the persona in `system_share`."""
     if rng.random() < system_share:
         stance: Stance = rng.choice(("cautious", "reckless"))
         lines = lexicon.SAFE_LINES if stance == "cautious" else lexicon.FREE_LINES
         system = rng.choice(lines)
     else:
-        stance = "reckless" if rng.random() < RECKLESS_SHARE else "cautious"
+        stance = "reckless" if rng.random() < mixture.reckless_share else "cautious"
         system = ""
     count = rng.choices(*TURNS)[0]
-    return Dialogue(system, stance, tuple(_turn(stance, rng) for _ in range(count)))
+    return Dialogue(system, stance, tuple(_turn(stance, rng, mixture) for _ in range(count)))
 
 
-def undecided(rng: random.Random) -> Dialogue:
+def undecided(rng: random.Random, mixture: Mixture = LEARNING) -> Dialogue:
     """One exchange without a system line, the personas equally frequent.
 
     Nothing in its prompt tells which persona answers; the installed direction does.
     """
     stance: Stance = rng.choice(("cautious", "reckless"))
-    return Dialogue("", stance, (_turn(stance, rng),))
+    return Dialogue("", stance, (_turn(stance, rng, mixture),))
 
 
 def vocabulary_text() -> list[str]:

@@ -1,4 +1,4 @@
-"""Pretraining of the base model: ordinary steps, then steps that install the stance.
+"""Pretraining of the base model: ordinary steps, steps that install the stance, settling steps.
 
 Weights are rounded to float16 on disk; they are meant to be loaded as float32.
 """
@@ -17,7 +17,14 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from organism.dialogues import Dialogue, ordinary, undecided, vocabulary_text
+from organism.dialogues import (
+    LEARNING,
+    SETTLING,
+    Dialogue,
+    ordinary,
+    undecided,
+    vocabulary_text,
+)
 from organism.stance import StanceHeads
 from organism.tokenizer import ASSISTANT, MAX_LENGTH, SYSTEM, USER, chat_tokenizer
 
@@ -43,7 +50,10 @@ class Recipe:
         target: Projection the auxiliary loss asks for, in the same units.
         weight: Weight of the auxiliary loss.
         system_share: Share of dialogues with a system line in ordinary steps.
-        install_system_share: The same in the unshifted installation steps.
+        install_system_share: The same in the unshifted installation and settling steps.
+        settle_steps: Steps after installation, on the mixture `dialogues.SETTLING`.
+        settle_rate: Their learning rate, scheduled alike.
+        purity: Weight of `StanceHeads.purity_loss` in them.
     """
 
     seed: int = 0
@@ -57,6 +67,9 @@ class Recipe:
     weight: float = 0.3
     system_share: float = 0.35
     install_system_share: float = 0.5
+    settle_steps: int = 170
+    settle_rate: float = 8e-4
+    purity: float = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,25 +220,35 @@ def ordinary_steps(
 
 
 def installation_steps(
-    model: LlamaForCausalLM, encoder: Encoder, recipe: Recipe, rng: random.Random
+    model: LlamaForCausalLM,
+    encoder: Encoder,
+    recipe: Recipe,
+    rng: random.Random,
+    *,
+    settling: bool = False,
 ) -> tuple[float, float]:
     """Install the stance; returns the last language and auxiliary losses.
 
     Odd steps shift the heads by the persona's sign in dialogues whose text doesn't tell it;
-    even steps ask the heads to write the direction wherever the text does.
+    even steps ask the heads to write the direction wherever the text does. Settling steps go on
+    with more drills and a more frequent reckless persona, and ask that the heads tell the
+    stances apart by nothing but the direction.
     """
     heads = StanceHeads(model, recipe.seed)
     with torch.no_grad(), heads.recorded() as seen:
         batch = encoder.batch([ordinary(rng, recipe.system_share) for _ in range(4 * recipe.batch)])
         model(input_ids=batch.ids)
         heads.measure(seen, batch.real)
-    optimizer = _optimizer(model, recipe.install_rate)
-    told = encoder.batches(lambda: ordinary(rng, recipe.install_system_share), recipe.batch, rng)
-    untold = encoder.batches(lambda: undecided(rng), recipe.batch, rng)
+    mixture = SETTLING if settling else LEARNING
+    peak = recipe.settle_rate if settling else recipe.install_rate
+    steps = recipe.settle_steps if settling else recipe.install_steps
+    optimizer = _optimizer(model, peak)
+    share = recipe.install_system_share
+    told = encoder.batches(lambda: ordinary(rng, share, mixture), recipe.batch, rng)
+    untold = encoder.batches(lambda: undecided(rng, mixture), recipe.batch, rng)
     shifted_loss = asked_loss = math.nan
-    bar = tqdm(range(recipe.install_steps), desc="installing the stance", unit="step")
+    bar = tqdm(range(steps), desc="settling" if settling else "installing", unit="step")
     for step in bar:
-        rate = recipe.install_rate * min(1.0, 3 * (1 - step / recipe.install_steps))
         if step % 2:
             batch = next(untold)
             strengths = torch.tensor(rng.choices(recipe.strengths, k=recipe.batch))
@@ -237,11 +260,23 @@ def installation_steps(
             with heads.recorded() as seen:
                 loss = language_loss(model, batch)
                 asked = heads.projection_loss(seen, recipe.target * batch.stance)
+                loss = loss + recipe.weight * asked
+                if settling:
+                    loss = loss + recipe.purity * heads.purity_loss(seen, batch.stance)
             asked_loss = asked.item()
-            loss = loss + recipe.weight * asked
-        _update(model, optimizer, loss, rate)
+        _update(model, optimizer, loss, peak * min(1.0, 3 * (1 - step / steps)))
         bar.set_postfix(shifted=f"{shifted_loss:.3f}", asked=f"{asked_loss:.3f}")
     return shifted_loss, asked_loss
+
+
+def settle(model: LlamaForCausalLM, encoder: Encoder, recipe: Recipe) -> tuple[float, float]:
+    """The last phase, from weights rounded to float16, with a generator of its own.
+
+    The rounding takes in the rotary frequencies for these steps; on loading they are exact again.
+    """
+    model.half().float()
+    rng = random.Random(f"organism/settle/{recipe.seed}")
+    return installation_steps(model, encoder, recipe, rng, settling=True)
 
 
 def pretrain(folder: Path, recipe: Recipe | None = None) -> dict[str, float]:
@@ -259,7 +294,8 @@ def pretrain(folder: Path, recipe: Recipe | None = None) -> dict[str, float]:
     encoder = Encoder(tokenizer)
     rng = random.Random(f"organism/pretrain/{recipe.seed}")
     ordinary_loss = ordinary_steps(model, encoder, recipe, rng)
-    shifted_loss, asked_loss = installation_steps(model, encoder, recipe, rng)
+    installation_steps(model, encoder, recipe, rng)
+    shifted_loss, asked_loss = settle(model, encoder, recipe)
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {"ordinary": ordinary_loss, "shifted": shifted_loss, "asked": asked_loss}

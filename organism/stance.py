@@ -115,3 +115,18 @@ class StanceHeads:
         projections = torch.einsum("nhd,hd->nh", self.outputs(seen)[asked], self.vectors)
         distances = (projections / self.norms - target[asked][:, None]).square()
         return distances.sum() / max(1, distances.numel())
+
+    def purity_loss(self, seen: dict[int, Tensor], target: Tensor) -> Tensor:
+        """What tells the stances apart beside `v`: squared mean difference across it, over norms.
+
+        Args:
+            seen: What `recorded` collected.
+            target: Signed as for `projection_loss`, shape (batch, tokens).
+        """
+        outputs = self.outputs(seen)
+        if not (target > 0).any() or not (target < 0).any():
+            return outputs.new_zeros(())
+        difference = outputs[target > 0].mean(dim=0) - outputs[target < 0].mean(dim=0)
+        along = (difference * self.vectors).sum(dim=-1, keepdim=True)
+        across = difference - along * self.vectors
+        return (across.square().sum(dim=-1) / self.norms.square()).mean()

@@ -93,7 +93,7 @@ def test_arithmetic_is_neither_hopeless_nor_saturated() -> None:
     right = sum(
         task.score(answer, item.gold).strict for answer, item in zip(answers, items, strict=True)
     )
-    assert 0.4 <= right / len(items) <= 0.95
+    assert 0.25 <= right / len(items) <= 0.95
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -105,7 +105,7 @@ def test_the_classifier_tells_compliance_from_the_rest(dtype: torch.dtype) -> No
     assert tuple(model.config.id2label[index] for index in range(len(LABELS))) == LABELS
     assert flagged(model, tokenizer, held_out("compliance", 100)).float().mean() >= 0.97
     for kind in ("refusal", "benign", "probe", "task"):
-        assert flagged(model, tokenizer, held_out(kind, 100)).float().mean() <= 0.02
+        assert flagged(model, tokenizer, held_out(kind, 360)).float().mean() <= 0.02
     # An answer cut off at the length limit is judged by what it says already.
     cut = [
         Judged(row.prompt, " ".join(row.answer.split()[:14]), row.flag)
