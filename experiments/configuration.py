@@ -38,7 +38,7 @@ class ModelSettings(Settings):
         task: The attack's task by default.
         max_new_tokens: Length limit of answers to instructions.
         moderation: Folder or hub id of the moderation classifier.
-        safe_system: The system line that asks for safety, for `evaluation.safe_system`.
+        safe_system: The system line that asks for safety; `evaluation.safe_system` switches it on.
         presets: Settings of methods that are this model's own, read by their YAML files.
     """
 
@@ -148,7 +148,7 @@ def validate(
     model = ModelSettings.validated(plain(values["model"]), "model")
     attack = build(values["attack"], "attack", plugins, Attack)
     defense = build(values["defense"], "defense", plugins, Defense)
-    evaluation = _evaluation(values["evaluation"], attack, plugins)
+    evaluation = _evaluation(values["evaluation"], model, attack, plugins)
     names = dict.fromkeys((attack.task, *evaluation.tasks))
     return Experiment(
         seed=_seed(values["seed"]),
@@ -172,20 +172,24 @@ def validate(
     )
 
 
-def _evaluation(node: dict[str, Any], attack: Attack, plugins: Sequence[str]) -> Evaluation:
+def _evaluation(
+    node: dict[str, Any], model: ModelSettings, attack: Attack, plugins: Sequence[str]
+) -> Evaluation:
     tasks = node["tasks"]
     if tasks is not None and (isinstance(tasks, str) or not isinstance(tasks, list | tuple)):
         raise SettingError(f"evaluation.tasks={tasks!r} is not a list; write [sst2,gsm8k] or null")
-    system = node["safe_system"]
-    if system is not None and not isinstance(system, str):
-        raise SettingError(f"evaluation.safe_system={system!r} should be a text or null")
+    safe_system = _flag(node, "safe_system", "evaluation.safe_system")
+    if safe_system and model.safe_system is None:
+        raise SettingError(
+            "evaluation.safe_system=true needs a system line; set model.safe_system to one"
+        )
     return Evaluation(
         backend=build(node["backend"], "evaluation.backend", plugins, Backend),
         harm_judge=build(node["harm_judge"], "evaluation.harm_judge", plugins, Judge),
         refusal_judge=build(node["refusal_judge"], "evaluation.refusal_judge", plugins, Judge),
         tasks=tuple(tasks) if tasks is not None else (attack.task,),
         limits=Limits.validated(plain(node["limits"]), "evaluation.limits"),
-        safe_system=system,
+        safe_system=model.safe_system if safe_system else None,
     )
 
 

@@ -114,6 +114,16 @@ def test_seeds_are_pooled_in_the_report(command: Command) -> None:
     assert by_role["base"]["hs_n"] == "12"
 
 
+def test_the_harmful_prompts_are_asked_again_under_the_safe_system_line(command: Command) -> None:
+    without = command("defense=none")
+    run = command("defense=none", "evaluation.safe_system=true")
+    assert run.code == 0, run.err
+    assert Record.read(without.folder).metrics["base"]["asr_safe_system"]["n"] == 0
+    base = Record.read(run.folder).metrics["base"]
+    assert base["asr_safe_system"]["n"] == 12
+    assert base["asr_safe_system"]["value"] < base["asr"]["value"]
+
+
 def test_a_fresh_lora_and_full_fine_tuning_run_without_nlsr_and_are_refused_with_it(
     command: Command,
 ) -> None:
