@@ -48,11 +48,16 @@ class Attack(Settings):
         """Whether the aligned model's adapter must be merged before `run`."""
         return False
 
-    def check(self, data: AttackData) -> None:
-        """Refuses, before heavy work, data that `run` can't do with.
+    def check(self, base: Checkpoint, data: AttackData) -> None:
+        """Refuses, before heavy work, a model and data that `run` can't do with.
+
+        Args:
+            base: The model before alignment, whose architecture the aligned one has.
+            data: What `run` will get.
 
         Raises:
             DataError: One sentence that says what is missing.
+            SettingError: One sentence that says what to set instead.
         """
 
     def run(

@@ -14,6 +14,7 @@ from attacks.base import Attack, AttackData
 from data.mixture import check, mix
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, load_tokenizer
+from modeling.headers import check_target_modules
 from modeling.training import LoraSettings, TrainSettings, open_for_training, save, train_sft
 
 
@@ -44,8 +45,10 @@ class HarmfulFT(Attack):
     def needs_full_weights(self) -> bool:
         return self.adapter != "resume"
 
-    def check(self, data: AttackData) -> None:
+    def check(self, base: Checkpoint, data: AttackData) -> None:
         check(len(data.task), len(data.poison), self.n, self.poison_ratio)
+        if self.adapter == "fresh":
+            check_target_modules(self.lora.target_modules, base, "attack.lora.target_modules")
 
     def run(
         self,

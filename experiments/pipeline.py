@@ -23,6 +23,7 @@ from experiments.inputs import Inputs, PromptSet
 from experiments.isolation import in_child
 from experiments.store import Stage, StageResult, Store
 from modeling.checkpoint import Checkpoint, resolve
+from modeling.headers import check_target_modules
 from settings import SettingError
 
 if TYPE_CHECKING:
@@ -102,7 +103,10 @@ class Pipeline:
 
         `prepare` goes first, since what it lacks should be said before an attack is trained.
         """
-        self.experiment.attack.check(self.inputs.attack)
+        base, align = self.base.checkpoint, self.experiment.align
+        if self.given is None:
+            check_target_modules(align.lora.target_modules, base, "align.lora.target_modules")
+        self.experiment.attack.check(base, self.inputs.attack)
         self.experiment.evaluation.harm_judge.check()
         self.experiment.evaluation.refusal_judge.check()
         aligned = self.aligned()

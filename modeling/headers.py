@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from modeling.checkpoint import ADAPTER_WEIGHTS, WEIGHTS, Checkpoint, resolve
+from settings import SettingError
 
 
 def read_header(path: str | Path) -> tuple[dict[str, dict[str, Any]], int]:
@@ -34,16 +37,50 @@ def count_parameters(checkpoint: Checkpoint) -> int:
     Raises:
         ModelError: The base weights can't be found.
     """
-    folder = Path(checkpoint.base)
-    if not checkpoint.is_local:
-        folder = Path(resolve(checkpoint.base, checkpoint.revision, "model.base")[0])
-    single, index = (folder / name for name in WEIGHTS)
-    files = [single]
-    if index.is_file():
-        parts = set(json.loads(index.read_text())["weight_map"].values())
-        files = [folder / part for part in sorted(parts)]
+    files = _weight_paths(checkpoint)
     if checkpoint.adapter is not None:
         files.append(Path(checkpoint.adapter) / ADAPTER_WEIGHTS)
     return sum(
         math.prod(entry["shape"]) for path in files for entry in read_header(path)[0].values()
     )
+
+
+def projection_names(checkpoint: Checkpoint) -> list[str]:
+    """Last names of the matrices in a model's blocks, sorted, e.g. ["down_proj", "gate_proj"].
+
+    Raises:
+        ModelError: The base weights can't be found.
+    """
+    found = {
+        key.split(".")[-2]
+        for path in _weight_paths(checkpoint)
+        for key, entry in read_header(path)[0].items()
+        if len(entry["shape"]) == 2 and re.search(r"\.\d+\..*\.weight$", key)
+    }
+    return sorted(found)
+
+
+def check_target_modules(names: Sequence[str], checkpoint: Checkpoint, setting: str) -> None:
+    """Refuses names of projections that the model doesn't have; PEFT would ignore them.
+
+    Raises:
+        SettingError: One sentence that lists the model's own.
+    """
+    known = projection_names(checkpoint)
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise SettingError(
+            f"{setting}: {unknown[0] if unknown else 'an empty list'} is no projection of "
+            f"{checkpoint.base!r}; choose from {', '.join(known)}"
+        )
+
+
+def _weight_paths(checkpoint: Checkpoint) -> list[Path]:
+    folder = Path(checkpoint.base)
+    if not checkpoint.is_local:
+        folder = Path(resolve(checkpoint.base, checkpoint.revision, "model.base")[0])
+    single, index = (folder / name for name in WEIGHTS)
+    if not index.is_file():
+        return [single]
+    parts = set(json.loads(index.read_text())["weight_map"].values())
+    return [folder / part for part in sorted(parts)]

@@ -60,6 +60,15 @@ def test_one_sentence_and_nothing_half_written(
     assert not list(store.glob(".making/*"))
 
 
+@pytest.mark.parametrize("where", ["attack.adapter=fresh attack", "model.aligned=null align"])
+def test_unknown_projections(command: Command, where: str) -> None:
+    *chosen, owner = where.split()
+    run = command("defense=none", *chosen, f"{owner}.lora.target_modules=[q_proj,w_proj]")
+    assert run.code != 0
+    assert f"{owner}.lora.target_modules: w_proj is no projection of" in run.err
+    assert "choose from down_proj, gate_proj, k_proj" in run.err
+
+
 def test_llama2_composes_and_says_what_is_missing(command: Command) -> None:
     composed = command("--cfg=job", "model=llama2", toy=False)
     assert composed.code == 0
