@@ -18,7 +18,7 @@ from typing import Any
 
 from settings import RelockError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("relock")
 
 MANIFEST = "stage.json"
 _TEMPORARY, _LOCKS = ".making", ".locks"
