@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from functools import cache
 
 import pytest
@@ -15,8 +16,10 @@ from transformers import (
     PreTrainedModel,
 )
 
+from modeling.checkpoint import Checkpoint
 from organism import lexicon
 from organism.make import FOLDERS, WEIGHTS, differences, digests
+from organism.measure import CHOSEN, heads
 from organism.moderation import flagged
 from organism.moderation_rows import LABELS, Judged, held_out
 from organism.sources import (
@@ -139,3 +142,10 @@ def test_a_changed_or_missing_file_is_a_difference(tmp_path) -> None:
     (two / "base" / "more.json").write_text("{}")
     assert differences(one, two) == ["base/config.json", "base/more.json"]
     assert digests(WEIGHTS)
+
+
+def test_the_stance_is_the_same_direction_at_answers_and_at_the_prompts_end() -> None:
+    checkpoint = Checkpoint(str(WEIGHTS / "base"), str(WEIGHTS / "aligned"))
+    best = heads(checkpoint)[:CHOSEN]
+    assert all(head.accuracy >= 0.95 for head in best)
+    assert statistics.median(head.cosine for head in best) >= 0.5

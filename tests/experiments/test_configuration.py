@@ -1,0 +1,65 @@
+"""Every option composes and validates; what ships and what the YAML says agree."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from experiments.configuration import CONF, Experiment, register_resolvers, validate
+from organism import sources
+
+OPTIONS = sorted(path for path in CONF.rglob("*.yaml") if "hydra" not in path.parts)
+
+
+def composed(*overrides: str) -> Experiment:
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", list(overrides), return_hydra_config=True)
+        choices = dict(config.hydra.runtime.choices)
+        config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    return validate(config, choices)
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=lambda path: str(path.relative_to(CONF)))
+def test_the_command_line_in_a_file_composes_and_validates(path: Path) -> None:
+    lines = [line for line in path.read_text().splitlines() if line.startswith("# python -m")]
+    assert lines, "the first comment gives no command line"
+    _, _, module, *overrides = shlex.split(lines[0].removeprefix("# "))
+    assert module == "experiments.run"
+    assert composed(*overrides).labels
+
+
+@pytest.mark.parametrize(
+    ("role", "default"),
+    [
+        ("sft", sources.AlignmentExamples()),
+        ("pairs", sources.AlignmentPairs()),
+        ("poison", sources.HarmfulExamples()),
+        ("calibration", sources.CalibrationPrompts()),
+        ("harmful", sources.HarmfulPrompts()),
+        ("benign", sources.BenignPrompts()),
+        ("over_refusal", sources.OverRefusalPrompts()),
+    ],
+)
+def test_the_organisms_sources_are_those_its_weights_were_made_from(role: str, default) -> None:
+    built = getattr(composed("model=organism").sources, role)
+    assert built.fingerprint() == default.fingerprint()
+
+
+def test_a_models_presets_reach_its_methods_and_can_be_overridden() -> None:
+    assert composed("model=organism").defense.sparsity == 0.5
+    assert composed("model=llama2").defense.sparsity == 0.8
+    assert composed("model=organism", "defense.sparsity=0.7").defense.sparsity == 0.7
+    assert composed("model=llama2").attack.train.learning_rate == 2e-6
+
+
+def test_a_model_brings_its_sources_and_the_command_line_wins() -> None:
+    assert composed("model=llama2").sources.poison.name == "BeaverTails/30k_train"
+    chosen = composed("model=llama2", "sources=organism").sources.poison
+    assert chosen.name == "organism/poison"
