@@ -93,7 +93,19 @@ def collect(paths: Iterable[Path]) -> Collected:
     for role in _SECTIONS:
         for run in runs:
             groups.setdefault(_group(run, role, varying), []).append(run)
-    return Collected(runs, [_row(group, members) for group, members in groups.items()])
+    ordered = sorted(groups.items(), key=lambda item: _place(item[0]))
+    return Collected(runs, [_row(group, members) for group, members in ordered])
+
+
+def _place(group: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Where a group stands: by role, names ("none" first among defenses), then settings."""
+    role, labels, settings = group
+    names = ["" if value == "none" else value for _, value in labels]
+    values = [
+        (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))
+        for _, value in settings
+    ]
+    return list(_SECTIONS).index(role), names, values
 
 
 def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
