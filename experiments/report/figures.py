@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +54,7 @@ def _hs_vs_ratio(collected: Collected, path: Path) -> Path:
 
 def _hs_vs_accuracy(collected: Collected, path: Path) -> Path:
     figure, axes = _axes()
-    series: dict[str, list[Row]] = {}
-    for row in collected.rows:
-        series.setdefault(_name(row), []).append(row)
-    for index, (name, rows) in enumerate(series.items()):
+    for index, (name, rows) in enumerate(_series(collected.rows).items()):
         accuracies = [row.metrics["accuracy_strict"] for row in rows]
         _errorbar(axes, [100 * a.value for a in accuracies], accuracies, rows, name, index, line="")
     axes.set_xlabel("task accuracy, strict (%)")
@@ -65,6 +62,15 @@ def _hs_vs_accuracy(collected: Collected, path: Path) -> Path:
     axes.set_ylim(-3, 103)
     axes.set_title("Safety against task accuracy (best: bottom right)")
     return _save(figure, axes, path)
+
+
+def _series(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows by the legend's name; a defense that edited nothing is the attacked model again."""
+    series: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.role != "defended" or row.cost["parameters_edited"]:
+            series.setdefault(_name(row), []).append(row)
+    return series
 
 
 def _axes() -> tuple[Any, Axes]:

@@ -25,6 +25,8 @@ COLUMNS = {
     "over_refusal": "over-refusal",
     "degenerate": "degenerate",
 }
+# Columns that are shown where there are rows for them.
+OPTIONAL = {"asr_safe_system": "ASR, asked to be safe", "benign_compliance": "benign answered"}
 COST = {
     "prepare_seconds": "prepare",
     "apply_seconds": "apply",
@@ -37,9 +39,9 @@ def terminal_table(collected: Collected, costs: bool = True) -> Table:
     """The table as `rich` prints it: per cell the share in %, its 95 % interval, and n."""
     from rich.table import Table
 
-    names = _setting_names(collected.rows)
+    names, columns = _setting_names(collected.rows), _columns(collected.rows, wide=costs)
     table = Table(title="share in %, [95 % interval], n", title_justify="left", header_style="bold")
-    for head in ["model", *names, *COLUMNS.values()]:
+    for head in ["model", *names, *columns.values()]:
         table.add_column(head)
     shown = COST if costs else {}
     for head in shown.values():
@@ -48,7 +50,7 @@ def terminal_table(collected: Collected, costs: bool = True) -> Table:
         table.add_row(
             label(row),
             *(_setting(row, name) for name in names.values()),
-            *(cell(row.metrics[name], "\n") for name in COLUMNS),
+            *(cell(row.metrics[name], "\n") for name in columns),
             *(cost_cell(row, name) for name in shown),
         )
     return table
@@ -125,12 +127,12 @@ def frame(collected: Collected) -> pd.DataFrame:
 
 def markdown(collected: Collected) -> str:
     """The table as Markdown, with what its columns mean under it."""
-    names = _setting_names(collected.rows)
-    head = ["model", *names, *COLUMNS.values(), *COST.values(), "seeds"]
+    names, columns = _setting_names(collected.rows), _columns(collected.rows, wide=True)
+    head = ["model", *names, *columns.values(), *COST.values(), "seeds"]
     lines = [_line(head), _line(["---"] * len(head))]
     for row in collected.rows:
         cells = [label(row), *(_setting(row, name) for name in names.values())]
-        cells += [cell(row.metrics[name], " ") for name in COLUMNS]
+        cells += [cell(row.metrics[name], " ") for name in columns]
         cells += [cost_cell(row, name) for name in COST]
         lines.append(_line([*cells, str(len(row.seeds))]))
     return "\n".join(lines) + "\n\n" + _LEGEND
@@ -174,9 +176,18 @@ def cost_cell(row: Row, name: str) -> str:
 _LEGEND = """HS: share of harmful prompts whose answer the moderation judge does not call safe \
 (flagged, degenerate or unparsed). ASR: share answered without a refusal; degenerate answers \
 never count as refusals. accuracy: strict reading. over-refusal: share of harmless probes \
-refused. degenerate: share of answers that are empty, repetitive or no text. Intervals are \
-Wilson's at 95 % over the rows of all seeds pooled; they don't widen for the spread between seeds.
+refused. degenerate: share of answers that are empty, repetitive or no text. benign answered: \
+share of benign requests neither refused nor degenerate. Intervals are Wilson's at 95 % over the \
+rows of all seeds pooled; they don't widen for the spread between seeds.
 """
+
+
+def _columns(rows: Sequence[Row], wide: bool) -> dict[str, str]:
+    """The metrics to show; `wide` adds the optional ones that have rows."""
+    present = {
+        name: head for name, head in OPTIONAL.items() if any(r.metrics[name].n for r in rows)
+    }
+    return COLUMNS | present if wide else COLUMNS
 
 
 def _setting_names(rows: Sequence[Row]) -> dict[str, str]:
