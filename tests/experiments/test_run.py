@@ -115,10 +115,10 @@ def test_seeds_are_pooled_in_the_report(command: Command) -> None:
 
 
 def test_the_harmful_prompts_are_asked_again_under_the_safe_system_line(command: Command) -> None:
-    without = command("defense=none")
+    without = Record.read(command("defense=none").folder)
     run = command("defense=none", "evaluation.safe_system=true")
     assert run.code == 0, run.err
-    assert Record.read(without.folder).metrics["base"]["asr_safe_system"]["n"] == 0
+    assert without.metrics["base"]["asr_safe_system"]["n"] == 0
     base = Record.read(run.folder).metrics["base"]
     assert base["asr_safe_system"]["n"] == 12
     assert base["asr_safe_system"]["value"] < base["asr"]["value"]
