@@ -13,7 +13,11 @@ from pathlib import Path
 SWEEP = [
     "attack.poison_ratio=0,0.01,0.05,0.1",
     "defense=none,nlsr",
-    "attack.n=320",
+    "attack.n=160",
+    "evaluation.limits.harmful=40",
+    "evaluation.limits.benign=20",
+    "evaluation.limits.over_refusal=20",
+    "evaluation.limits.task=40",
     "tracker=none",
 ]
 
