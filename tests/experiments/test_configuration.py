@@ -53,9 +53,10 @@ def test_the_organisms_sources_are_those_its_weights_were_made_from(role: str, d
 
 
 def test_a_models_presets_reach_its_methods_and_can_be_overridden() -> None:
-    assert composed("model=organism").defense.sparsity == 0.5
-    assert composed("model=llama2").defense.sparsity == 0.8
-    assert composed("model=organism", "defense.sparsity=0.7").defense.sparsity == 0.7
+    assert composed("model=organism").defense.calibration_rows == 200
+    assert composed("model=llama2").defense.calibration_rows == 2000
+    chosen = composed("model=organism", "defense.calibration_rows=50")
+    assert chosen.defense.calibration_rows == 50
     assert composed("model=llama2").attack.train.learning_rate == 2e-6
 
 
