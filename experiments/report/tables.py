@@ -40,7 +40,9 @@ def terminal_table(collected: Collected, costs: bool = True) -> Table:
     from rich.table import Table
 
     names, columns = _setting_names(collected.rows), _columns(collected.rows, wide=costs)
-    table = Table(title="share in %, its 95 % interval, n", title_justify="left", header_style="bold")
+    table = Table(
+        title="share in %, its 95 % interval, n", title_justify="left", header_style="bold"
+    )
     for head in ["model", *names, *columns.values()]:
         table.add_column(head)
     shown = COST if costs else {}

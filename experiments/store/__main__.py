@@ -99,6 +99,9 @@ def _prune(store: Store, options: argparse.Namespace) -> int:
         print(f"{entry.name} {entry.key} is in use; left")
     freed -= sum(_size(entry) for entry in busy)
     print(f"removed {len(chosen) - len(busy)} stages, {_bytes(freed)}")
+    leftovers = store.remove_leftovers()
+    if leftovers:
+        print(f"removed {leftovers} half-made folders of killed runs")
     return 0
 
 

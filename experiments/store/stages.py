@@ -125,6 +125,19 @@ class Store:
             return False
         return True
 
+    def remove_leftovers(self) -> int:
+        """Removes what killed processes left half made; returns how many folders that were."""
+        from filelock import FileLock, Timeout
+
+        count = 0
+        for folder in (self.root / _TEMPORARY).glob("*"):
+            key = folder.name.rpartition("-")[0]
+            for lock in (self.root / _LOCKS).glob(f"*-{key}.lock"):
+                with suppress(Timeout), FileLock(lock, timeout=0):
+                    shutil.rmtree(folder, ignore_errors=True)
+                    count += 1
+        return count
+
     def _make(self, stage: Stage, make: Callable[[Path], dict[str, Any] | None]) -> StageResult:
         making = self.root / _TEMPORARY
         for leftover in making.glob(f"{stage.key}-*"):

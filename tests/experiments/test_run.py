@@ -124,6 +124,17 @@ def test_the_harmful_prompts_are_asked_again_under_the_safe_system_line(command:
     assert base["asr_safe_system"]["value"] < base["asr"]["value"]
 
 
+def test_sets_that_are_not_given_are_dashes_and_not_zeros(command: Command) -> None:
+    run = command(
+        "defense=none", "sources.benign=null", "sources.over_refusal=null", "evaluation.tasks=[]"
+    )
+    assert run.code == 0, run.err
+    metrics = Record.read(run.folder).metrics["attacked"]
+    for name in ("over_refusal", "accuracy_strict", "benign_compliance"):
+        assert metrics[name] == {"value": None, "low": None, "high": None, "n": 0}
+    assert metrics["hs"]["n"] == 12
+
+
 def test_a_fresh_lora_and_full_fine_tuning_run_without_nlsr_and_are_refused_with_it(
     command: Command,
 ) -> None:

@@ -104,7 +104,8 @@ KILLED = """
 """
 
 
-def test_sigkill_in_a_stage_does_no_damage(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mended_by", ["run", "prune"])
+def test_sigkill_in_a_stage_does_no_damage(tmp_path: Path, mended_by: str) -> None:
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -113,8 +114,10 @@ def test_sigkill_in_a_stage_does_no_damage(tmp_path: Path) -> None:
     assert any(name.endswith("half.txt") for name in files(tmp_path))
     store = Store(tmp_path)
     assert list(store.entries()) == []
-    result = store.run(STAGE, write_answer)
-    assert not result.reused
+    if mended_by == "run":
+        assert not store.run(STAGE, write_answer).reused
+    else:
+        main(["--root", str(tmp_path), "prune", "--stage", "attack", "--yes"])
     assert not any(name.endswith("half.txt") for name in files(tmp_path))
 
 
