@@ -14,6 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from settings import RelockError
 from settings.base import closest
 
+# Groups whose options don't stand in the configuration under the group's own name.
+_ELSEWHERE = ("task", "judge", "backend", "experiment")
+
 
 def explain(error: BaseException) -> str:
     """One sentence for `error`: what is wrong and, where that is known, what to write instead."""
@@ -46,6 +49,9 @@ def _unknown_option(path: str) -> str:
 
 def _unknown_key(key: str) -> str:
     known = _known_keys()
+    deeper = [name for name in known if name.endswith(f".{key}")]
+    if deeper and "." not in key:
+        return f"{key} is not a setting; did you mean {' or '.join(deeper[:3])}?"
     if not difflib.get_close_matches(key, known, n=1):
         owner = key.rpartition(".")[0]
         beside = [name for name in known if name.rpartition(".")[0] == owner]
@@ -61,6 +67,8 @@ def _known_keys() -> list[str]:
     for path in CONF.rglob("*.yaml"):
         relative = path.relative_to(CONF)
         prefix = relative.parts[0] if len(relative.parts) > 1 else ""
+        if prefix in _ELSEWHERE:
+            continue
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         _collect(content, prefix, keys)
     return sorted(key for key in keys if not key.startswith(("hydra", "defaults")))

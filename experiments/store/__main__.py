@@ -10,6 +10,7 @@ from calendar import timegm
 
 from experiments.store import MANIFEST, StageResult, Store
 
+_OTHER_COLUMNS = 68
 _UNITS = {"m": 60, "h": 3600, "d": 86400}
 
 
@@ -51,7 +52,11 @@ def _list(store: Store) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("stage", "key", "size", "age", "took", "settings", title=str(store.root))
+    console = Console()
+    table = Table(title=str(store.root))
+    for head in ("stage", "key", "size", "age", "took", "settings"):
+        table.add_column(head, no_wrap=True)
+    room = max(8, console.width - _OTHER_COLUMNS)
     total = count = 0
     for entry in store.entries():
         manifest = json.loads((entry.folder / MANIFEST).read_text())
@@ -64,9 +69,8 @@ def _list(store: Store) -> int:
             _bytes(size),
             _duration(_seconds_old(entry)),
             f"{entry.seconds:.1f} s",
-            summary if len(summary) < 60 else summary[:57] + "...",
+            summary if len(summary) <= room else summary[: room - 1] + "…",
         )
-    console = Console()
     console.print(table)
     console.print(f"{count} stages, {_bytes(total)}")
     return 0

@@ -23,6 +23,7 @@ from tests.experiments.conftest import Command
         ("+attack.extra=1", "attack.extra is not a setting"),
         ("nonsense=1", "nonsense is not a setting"),
         ("attack", "missing EQUAL"),
+        ("task=sst2", "did you mean attack.task or"),
         ("defense=nlrs", "did you mean nlsr?"),
         ("model=lama2", "did you mean llama2?"),
         ("attack=unheard_of", "known: harmful_ft"),
