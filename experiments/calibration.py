@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
+from data.local import hash_rows
 from data.rows import Prompt
 from evaluation.base import Backend, Judge
 from experiments import stages
-from experiments.fingerprints import of_rows
-from experiments.store import Stage, Store
+from experiments.store import Store
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, fingerprint_folder, load_tokenizer
 
@@ -39,8 +38,9 @@ class StoredCalibration:
     def identity(self) -> dict[str, Any]:
         """What the artefact of a defense that uses this service depends on."""
         return {
-            "prompts": of_rows(self.prompts),
-            "backend": self.backend.model_dump(mode="json"),
+            "prompts": hash_rows(self.prompts),
+            "backend": stages.identity(self.backend),
+            "dtype": self.base.dtype,
             "judge": self.judge.identity(),
             "style": self.style.model_dump(),
             "max_new_tokens": self.max_new_tokens,
@@ -49,26 +49,14 @@ class StoredCalibration:
     def respond(self, model: Checkpoint, prompts: Sequence[str]) -> list[str]:
         """Greedy answers of `model`, in order, from the store where they are there already."""
         asked = [Prompt(str(index), text) for index, text in enumerate(prompts)]
-        stage = Stage(
-            "generate",
-            self.backend.version,
-            {
-                "backend": self.backend.model_dump(),
-                "style": self.style.model_dump(),
-                "max_new_tokens": self.max_new_tokens,
-                "system": None,
-                "prompts": of_rows(asked),
-            },
+        stage, make = stages.generation(
+            self.backend,
+            model,
+            self.style,
+            asked,
+            self.max_new_tokens,
+            None,
             self._identity(model),
-        )
-        make = partial(
-            stages.generate,
-            backend=self.backend,
-            model=model,
-            style=self.style,
-            prompts=asked,
-            max_new_tokens=self.max_new_tokens,
-            system=None,
         )
         result = self.store.run(stage, make)
         stages.close_engines()

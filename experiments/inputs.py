@@ -8,6 +8,7 @@ from typing import Any
 
 from attacks.base import AttackData
 from data.leakage import drop_leaked
+from data.local import take
 from data.rows import Example, PreferencePair, Prompt, TaskItem
 from experiments.configuration import Experiment
 from settings import SettingError
@@ -79,15 +80,21 @@ def read_inputs(experiment: Experiment) -> Inputs:
     poison = _examples(experiment, "poison") if experiment.attack.needs_poison else ()
     task = cleaner("task", tasks[experiment.attack.task].train())
     poison = cleaner("poison", poison)
-    aligns = experiment.model.aligned is None
-    sft = cleaner("sft", _examples(experiment, "sft") if aligns and experiment.align.sft else ())
-    pairs = cleaner("pairs", _pairs(experiment) if aligns and experiment.align.dpo else ())
+    aligns, align = experiment.model.aligned is None, experiment.align
+    sft: Sequence[Example] = ()
+    if aligns and align.sft:
+        sft = cleaner("sft", _examples(experiment, "sft"))
+        sft = take(sft, align.n_sft, "sources.sft", "align.n_sft")
+    pairs: Sequence[PreferencePair] = ()
+    if aligns and align.dpo:
+        pairs = cleaner("pairs", _pairs(experiment))
+        pairs = take(pairs, align.n_pairs, "sources.pairs", "align.n_pairs")
     calibration = cleaner("calibration", _prompts(sources.calibration))
     leaked = cleaner.dropped
     return Inputs(
         attack=AttackData(task, poison, leaked["task"] + leaked["poison"]),
-        sft=sft[: experiment.align.n_sft],
-        pairs=pairs[: experiment.align.n_pairs],
+        sft=tuple(sft),
+        pairs=tuple(pairs),
         calibration=calibration,
         sets=_sets(experiment, asked, items),
         items=items,

@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.local import hash_rows
 from defenses.base import Models
 from experiments import stages
 from experiments.calibration import StoredCalibration
 from experiments.configuration import Experiment, ModelSettings
-from experiments.fingerprints import of_rows
 from experiments.inputs import Inputs, PromptSet
 from experiments.isolation import in_child
 from experiments.store import Stage, StageResult, Store
@@ -137,7 +137,7 @@ class Pipeline:
                 "recipe": recipe.model_dump(),
                 "style": self.style.model_dump(),
                 "dtype": self.experiment.model.dtype,
-                "rows": [of_rows(self.inputs.sft), of_rows(self.inputs.pairs)],
+                "rows": [hash_rows(self.inputs.sft), hash_rows(self.inputs.pairs)],
             },
             (base.key,),
         )
@@ -179,11 +179,11 @@ class Pipeline:
             "attack",
             attack.version,
             {
-                "attack": _identity(attack),
+                "attack": stages.identity(attack),
                 "style": self.style.model_dump(),
                 "dtype": self.experiment.model.dtype,
                 "seed": self.experiment.seed,
-                "rows": [of_rows(data.task), of_rows(data.poison)],
+                "rows": [hash_rows(data.task), hash_rows(data.poison)],
             },
             (aligned.key,),
         )
@@ -223,7 +223,7 @@ class Pipeline:
             "prepare",
             defense.prepare_version,
             {
-                "defense": _target(defense),
+                "defense": stages.target(defense),
                 "settings": defense.prepare_settings(),
                 "calibration": calibration.identity(),
             },
@@ -237,7 +237,7 @@ class Pipeline:
         """The repaired model; the attacked one itself when the defense leaves it unchanged."""
         defense = self.experiment.defense
         stage = Stage(
-            "apply", defense.apply_version, _identity(defense), (artefact.key, attacked.key)
+            "apply", defense.apply_version, stages.identity(defense), (artefact.key, attacked.key)
         )
         make = partial(
             stages.apply,
@@ -268,28 +268,14 @@ class Pipeline:
         return pd.concat(frames, ignore_index=True)
 
     def _answers(self, model: Model, prompts: PromptSet) -> StageResult:
-        backend = self.experiment.evaluation.backend
-        stage = Stage(
-            "generate",
-            backend.version,
-            {
-                "backend": _identity(backend),
-                "style": self.style.model_dump(),
-                "dtype": model.checkpoint.dtype,
-                "max_new_tokens": prompts.max_new_tokens,
-                "system": prompts.system,
-                "prompts": of_rows(prompts.prompts),
-            },
+        stage, make = stages.generation(
+            self.experiment.evaluation.backend,
+            model.checkpoint,
+            self.style,
+            prompts.prompts,
+            prompts.max_new_tokens,
+            prompts.system,
             (model.key,),
-        )
-        make = partial(
-            stages.generate,
-            backend=backend,
-            model=model.checkpoint,
-            style=self.style,
-            prompts=prompts.prompts,
-            max_new_tokens=prompts.max_new_tokens,
-            system=prompts.system,
         )
         return self._stage(stage, make)
 
@@ -309,7 +295,7 @@ class Pipeline:
             stage = Stage(
                 "judge",
                 method.version,
-                {"judge": _target(method), "settings": method.identity()},
+                {"judge": stages.target(method), "settings": method.identity()},
                 (answers.key,),
             )
             result = self._stage(
@@ -324,7 +310,7 @@ class Pipeline:
         stage = Stage(
             "score",
             getattr(task, "version", 1),
-            {"task": _target(task), "items": of_rows(items)},
+            {"task": stages.target(task), "items": hash_rows(items)},
             (answers.key,),
         )
         make = partial(stages.score_task, task=task, items=items, answers=answers.folder)
@@ -338,11 +324,3 @@ class Pipeline:
         self.done.append(result)
         self._notify(result)
         return result
-
-
-def _target(built: Any) -> str:
-    return f"{type(built).__module__}.{type(built).__qualname__}"
-
-
-def _identity(settings: Any) -> dict[str, Any]:
-    return {"_target_": _target(settings), **settings.model_dump(mode="json")}

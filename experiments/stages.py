@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attacks.base import Attack, AttackData
+from data.local import hash_rows
 from data.rows import Example, PreferencePair, Prompt, TaskItem, TaskSource
 from defenses.base import Calibration, Defense, Models
 from evaluation.base import Backend, Engine, Judge
+from experiments.store import Stage
 from modeling.alignment import Alignment
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from modeling.measure import measured
-from settings import ModelError
+from settings import ModelError, Settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,6 +96,56 @@ def apply(out: Path, defense: Defense, artefact: Path, attacked: Checkpoint) -> 
         "modules": list(edit.modules),
         "diagnostics": edit.diagnostics,
     }
+
+
+def generation(
+    backend: Backend,
+    model: Checkpoint,
+    style: PromptStyle,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    system: str | None,
+    inputs: tuple[str, ...],
+) -> tuple[Stage, Callable[[Path], dict[str, Any]]]:
+    """The `generate` stage of a model on prompts, and what makes it.
+
+    Args:
+        backend: Generates the answers.
+        model: Answers.
+        style: Renders prompts.
+        prompts: What is asked.
+        max_new_tokens: Length limit of the answers.
+        system: A system line, or None.
+        inputs: What identifies the model's content.
+    """
+    settings = {
+        "backend": identity(backend),
+        "style": style.model_dump(),
+        "dtype": model.dtype,
+        "max_new_tokens": max_new_tokens,
+        "system": system,
+        "prompts": hash_rows(prompts),
+    }
+    make = partial(
+        generate,
+        backend=backend,
+        model=model,
+        style=style,
+        prompts=prompts,
+        max_new_tokens=max_new_tokens,
+        system=system,
+    )
+    return Stage("generate", backend.version, settings, inputs), make
+
+
+def target(built: Any) -> str:
+    """The class of an object, as its `_target_` names it."""
+    return f"{type(built).__module__}.{type(built).__qualname__}"
+
+
+def identity(settings: Settings) -> dict[str, Any]:
+    """Class and settings of an object, for the keys of the stages that depend on it."""
+    return {"_target_": target(settings), **settings.model_dump(mode="json")}
 
 
 def generate(

@@ -68,7 +68,7 @@ def verify_folder(folder: str | Path, setting: str) -> None:
     is_adapter = (folder / "adapter_config.json").is_file()
     if not is_adapter and not (folder / "config.json").is_file():
         raise ModelError(f"{setting}={str(folder)!r} has no config.json; give a model folder")
-    names = [ADAPTER_WEIGHTS] if is_adapter else _weight_files(folder, setting)
+    names = [ADAPTER_WEIGHTS] if is_adapter else weight_files(folder, setting)
     for name in names:
         path = folder / name
         if not path.is_file():
@@ -79,7 +79,12 @@ def verify_folder(folder: str | Path, setting: str) -> None:
         _verify_safetensors(path, setting)
 
 
-def _weight_files(folder: Path, setting: str) -> list[str]:
+def weight_files(folder: Path, setting: str) -> list[str]:
+    """Names of the safetensors files of a full model: one, or the shards of its index.
+
+    Raises:
+        ModelError: There is neither.
+    """
     index = folder / WEIGHTS[1]
     if index.is_file():
         return sorted(set(json.loads(index.read_text())["weight_map"].values()))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling.checkpoint import ADAPTER_WEIGHTS, WEIGHTS, Checkpoint, resolve
+from modeling.checkpoint import ADAPTER_WEIGHTS, Checkpoint, resolve, weight_files
 from settings import SettingError
 
 
@@ -79,8 +79,4 @@ def _weight_paths(checkpoint: Checkpoint) -> list[Path]:
     folder = Path(checkpoint.base)
     if not checkpoint.is_local:
         folder = Path(resolve(checkpoint.base, checkpoint.revision, "model.base")[0])
-    single, index = (folder / name for name in WEIGHTS)
-    if not index.is_file():
-        return [single]
-    parts = set(json.loads(index.read_text())["weight_map"].values())
-    return [folder / part for part in sorted(parts)]
+    return [folder / name for name in weight_files(folder, "model.base")]

@@ -70,6 +70,13 @@ def test_unknown_projections(command: Command, where: str) -> None:
     assert "choose from down_proj, gate_proj, k_proj" in run.err
 
 
+def test_more_alignment_rows_than_there_are(command: Command) -> None:
+    run = command("defense=none", "model.aligned=null", "align.n_sft=100000")
+    assert run.code != 0
+    assert "align.n_sft=100000" in run.err
+    assert "lower align.n_sft" in run.err
+
+
 def test_llama2_composes_and_says_what_is_missing(command: Command) -> None:
     composed = command("--cfg=job", "model=llama2", toy=False)
     assert composed.code == 0
