@@ -1,4 +1,4 @@
-"""`python -m benchmarks [reuse] [nlsr] [generation]`: runs the benchmarks, or those named."""
+"""`python -m benchmarks [NAME ...]`: runs the benchmarks, or those named."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import subprocess
 import sys
 
-NAMES = ("generation", "nlsr", "reuse")
+NAMES = ("generation", "nlsr", "probes", "reuse", "safetylock")
 
 
 def main() -> int:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from data.rows import Prompt
+from data.rows import PreferencePair, Prompt
+from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from settings import Settings
 
@@ -37,6 +38,19 @@ class Calibration(Protocol):
         """Calibration prompts; none of them is used in the evaluation."""
         ...
 
+    @property
+    def safety_pairs(self) -> Sequence[PreferencePair]:
+        """Prompts with a safe (chosen) and an unsafe (rejected) answer; as for `prompts`.
+
+        Empty unless the defense `needs_safety_pairs`.
+        """
+        ...
+
+    @property
+    def style(self) -> PromptStyle:
+        """How the experiment's prompts are rendered."""
+        ...
+
     def respond(self, model: Checkpoint, prompts: Sequence[str]) -> list[str]:
         """Greedy answers of `model`, in order."""
         ...
@@ -61,7 +75,10 @@ class Edit:
         parameters_edited: How many scalars differ from the attacked model's by the edit.
         parameters_total: How many scalars the edited weights belong to (the whole model).
         modules: Names of the modules touched.
-        diagnostics: Method-specific, JSON-serialisable figures.
+        diagnostics: Method-specific, JSON-serialisable figures. Under "maps" there may be heat
+            maps for the report: a list of {name, title, rows, columns, unit, values, marked}.
+        diagnostic_seconds: How much of `apply` went into diagnostics that the repair itself
+            doesn't need; it is no part of the repair's cost.
     """
 
     defended: Checkpoint
@@ -69,6 +86,7 @@ class Edit:
     parameters_total: int
     modules: tuple[str, ...] = ()
     diagnostics: dict[str, Any] = field(default_factory=dict)
+    diagnostic_seconds: float = 0.0
 
 
 class Defense(Settings):
@@ -76,12 +94,16 @@ class Defense(Settings):
 
     Subclasses are their own settings: every field enters the stage keys.  `prepare_version` and
     `apply_version` are raised when the code changes what those stages produce.
-    `needs_resumed_adapter` says that the attack must have gone on training the aligned adapter.
+    `needs_resumed_adapter` says that the attack must have gone on training the aligned adapter;
+    `needs_prompts` and `needs_safety_pairs`, what `prepare` reads of its calibration (answers and
+    the judge's opinion go with the prompts).
     """
 
     prepare_version: ClassVar[int] = 1
     apply_version: ClassVar[int] = 1
     needs_resumed_adapter: ClassVar[bool] = False
+    needs_prompts: ClassVar[bool] = True
+    needs_safety_pairs: ClassVar[bool] = False
 
     def check(self, models: Models, attacked: Checkpoint | None) -> None:
         """Refuses, before heavy work, what this method can't run on.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from defenses.base import Calibration, Defense, Edit, Models
 from modeling.checkpoint import Checkpoint
@@ -11,6 +11,8 @@ from modeling.checkpoint import Checkpoint
 
 class NoDefense(Defense):
     """Leaves the attacked model alone; nothing is written."""
+
+    needs_prompts: ClassVar[bool] = False
 
     def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
         """Prepares nothing."""

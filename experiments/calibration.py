@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.local import hash_rows
-from data.rows import Prompt
+from data.rows import PreferencePair, Prompt
 from evaluation.base import Backend, Judge
 from experiments import stages
 from experiments.store import Store
@@ -21,11 +21,15 @@ class StoredCalibration:
 
     Attributes:
         prompts: Calibration prompts; none of them is used in the evaluation.
+        safety_pairs: Pairs of a safe and an unsafe answer; likewise.
+        needs_prompts: Whether the defense uses prompts, answers and the judge's opinion.
         base_key: Identity of the base model, so that its weights need not be hashed again.
         seconds_reused: Seconds that stored answers took when they were made.
     """
 
     prompts: Sequence[Prompt]
+    safety_pairs: Sequence[PreferencePair]
+    needs_prompts: bool
     store: Store
     backend: Backend
     judge: Judge
@@ -37,12 +41,15 @@ class StoredCalibration:
 
     def identity(self) -> dict[str, Any]:
         """What the artefact of a defense that uses this service depends on."""
-        return {
+        common = {"dtype": self.base.dtype, "style": self.style.model_dump()}
+        if self.safety_pairs:
+            common["safety_pairs"] = hash_rows(self.safety_pairs)
+        if not self.needs_prompts:
+            return common
+        return common | {
             "prompts": hash_rows(self.prompts),
             "backend": stages.identity(self.backend),
-            "dtype": self.base.dtype,
             "judge": self.judge.identity(),
-            "style": self.style.model_dump(),
             "max_new_tokens": self.max_new_tokens,
         }
 

@@ -63,6 +63,7 @@ class Sources:
     pairs: PairSource | None
     poison: ExampleSource | None
     calibration: PromptSource | None
+    safety_pairs: PairSource | None
     harmful: PromptSource
     benign: PromptSource | None
     over_refusal: PromptSource | None

@@ -43,6 +43,7 @@ class Inputs:
         sft: Alignment's supervised rows; empty if the aligned model is given.
         pairs: Alignment's preference pairs; likewise.
         calibration: Prompts for the defense.
+        safety_pairs: Pairs of a safe and an unsafe answer for the defense; empty if it needs none.
         sets: What every model is asked.
         items: Test items by task name.
         provenance: Name, row count and fingerprint of every source, and the leakage counts.
@@ -52,6 +53,7 @@ class Inputs:
     sft: tuple[Example, ...]
     pairs: tuple[PreferencePair, ...]
     calibration: tuple[Prompt, ...]
+    safety_pairs: tuple[PreferencePair, ...]
     sets: tuple[PromptSet, ...]
     items: dict[str, tuple[TaskItem, ...]]
     provenance: dict[str, Any]
@@ -87,15 +89,20 @@ def read_inputs(experiment: Experiment) -> Inputs:
         sft = take(sft, align.n_sft, "sources.sft", "align.n_sft")
     pairs: Sequence[PreferencePair] = ()
     if aligns and align.dpo:
-        pairs = cleaner("pairs", _pairs(experiment))
+        pairs = cleaner("pairs", _pairs(experiment, "pairs", "align.dpo needs preference pairs"))
         pairs = take(pairs, align.n_pairs, "sources.pairs", "align.n_pairs")
     calibration = cleaner("calibration", _prompts(sources.calibration))
+    safety_pairs: Sequence[PreferencePair] = ()
+    if experiment.defense.needs_safety_pairs:
+        need = f"defense={experiment.labels['defense']} needs pairs of a safe and an unsafe answer"
+        safety_pairs = cleaner("safety_pairs", _pairs(experiment, "safety_pairs", need))
     leaked = cleaner.dropped
     return Inputs(
         attack=AttackData(task, poison, leaked["task"] + leaked["poison"]),
         sft=tuple(sft),
         pairs=tuple(pairs),
         calibration=calibration,
+        safety_pairs=tuple(safety_pairs),
         sets=_sets(experiment, asked, items),
         items=items,
         provenance={"sources": _provenance(experiment), "leaked_rows_dropped": leaked},
@@ -128,10 +135,14 @@ def _examples(experiment: Experiment, name: str) -> Sequence[Example]:
     return source.examples()
 
 
-def _pairs(experiment: Experiment) -> Sequence[PreferencePair]:
-    if experiment.sources.pairs is None:
-        raise SettingError("sources.pairs is null, but align.dpo needs preference pairs; set it")
-    return experiment.sources.pairs.pairs()
+def _pairs(experiment: Experiment, name: str, need: str) -> Sequence[PreferencePair]:
+    source = getattr(experiment.sources, name)
+    if source is None:
+        raise SettingError(
+            f"sources.{name} is null, but {need}; set it to a source of pairs, e.g. a JSONL file "
+            "of prompt, chosen and rejected"
+        )
+    return source.pairs()
 
 
 def _sets(
@@ -174,6 +185,9 @@ def _provenance(experiment: Experiment) -> dict[str, Any]:
         "benign": experiment.sources.benign,
         "over_refusal": experiment.sources.over_refusal,
         "calibration": experiment.sources.calibration,
+        "safety_pairs": (
+            experiment.sources.safety_pairs if experiment.defense.needs_safety_pairs else None
+        ),
         "poison": experiment.sources.poison if experiment.attack.needs_poison else None,
         **{f"{TASK}:{name}": task for name, task in experiment.tasks.items()},
     }

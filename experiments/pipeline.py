@@ -211,6 +211,8 @@ class Pipeline:
         defense = self.experiment.defense
         calibration = StoredCalibration(
             prompts=self.inputs.calibration,
+            safety_pairs=self.inputs.safety_pairs,
+            needs_prompts=defense.needs_prompts,
             store=self.store,
             backend=evaluation.backend,
             judge=evaluation.harm_judge,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from evaluation.base import Backend, Engine, Judge
 from experiments.store import Stage
 from modeling.alignment import Alignment
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint
+from modeling.checkpoint import STEERING_CONFIG, Checkpoint
 from modeling.measure import measured
 from settings import ModelError, Settings
 
@@ -88,8 +88,10 @@ def apply(out: Path, defense: Defense, artefact: Path, attacked: Checkpoint) -> 
     """Makes the defended model in `out/model`; the report says what was edited, at what cost."""
     with measured() as cost:
         edit = defense.apply(artefact, attacked, out / MODEL)
+    seconds = cost.seconds - edit.diagnostic_seconds
     return {
-        "cost": {"seconds": cost.seconds, "peak_bytes": cost.peak_bytes},
+        "cost": {"seconds": seconds, "peak_bytes": cost.peak_bytes},
+        "diagnostic_seconds": edit.diagnostic_seconds,
         "unchanged": edit.defended == attacked,
         "parameters_edited": edit.parameters_edited,
         "parameters_total": edit.parameters_total,
@@ -215,8 +217,13 @@ def read_rows(folder: Path) -> pd.DataFrame:
 
 
 def checkpoint_in(folder: Path, parent: Checkpoint) -> Checkpoint:
-    """The model that a stage wrote to `folder/model`: an adapter on `parent`, or full weights."""
+    """The model that a stage wrote to `folder/model`.
+
+    That is an adapter on `parent`, full weights, or `parent` itself steered by hooks.
+    """
     path = folder / MODEL
+    if (path / STEERING_CONFIG).is_file():
+        return replace(parent, steering=str(path))
     if (path / "adapter_config.json").is_file():
         return Checkpoint(parent.base, str(path), parent.revision, parent.dtype)
     return Checkpoint(str(path), None, None, parent.dtype)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+STEERING_CONFIG = "steering.json"
 HUB_SECONDS = 10.0
 _FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 
@@ -30,12 +31,15 @@ class Checkpoint:
         adapter: Local PEFT adapter folder on top of `base`, or None.
         revision: Hub revision of `base`; None for local folders.
         dtype: Name of the torch dtype that the weights are loaded in.
+        steering: Local folder of vectors that hooks add to the attention heads while the model
+            runs (`modeling.steering.save_steering` writes it), or None.
     """
 
     base: str
     adapter: str | None = None
     revision: str | None = None
     dtype: str = "float32"
+    steering: str | None = None
 
     @property
     def is_local(self) -> bool:
@@ -151,7 +155,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 def load_model(
     checkpoint: Checkpoint, *, trainable_adapter: bool = False, device: str | None = None
 ) -> PreTrainedModel:
-    """Loads the weights, and the adapter on top where there is one (a `PeftModel` then).
+    """Loads the weights, the adapter on top (a `PeftModel` then), and the steering's hooks.
 
     Args:
         checkpoint: What to load.
@@ -159,7 +163,7 @@ def load_model(
         device: Where to put it; `device_name()` by default.
 
     Raises:
-        ModelError: The weights can't be read.
+        ModelError: The weights or the steering can't be read, or don't fit each other.
     """
     import torch
     from safetensors import SafetensorError
@@ -175,7 +179,23 @@ def load_model(
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, checkpoint.adapter, is_trainable=trainable_adapter)
-    return model.to(device or device_name())
+    model = model.to(device or device_name())
+    if checkpoint.steering is not None:
+        from modeling.steering import load_steering, steer
+
+        steer(model, load_steering(checkpoint.steering))
+    return model
+
+
+def local_folder(checkpoint: Checkpoint) -> Path:
+    """The folder of a checkpoint's base weights on this machine; a hub id is downloaded.
+
+    Raises:
+        ModelError: The base weights can't be found.
+    """
+    if checkpoint.is_local:
+        return Path(checkpoint.base)
+    return Path(resolve(checkpoint.base, checkpoint.revision, "model.base")[0])
 
 
 def resolve(base: str, revision: str | None, setting: str) -> tuple[str, str]:

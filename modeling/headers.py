@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling.checkpoint import ADAPTER_WEIGHTS, Checkpoint, resolve, weight_files
+from modeling.checkpoint import ADAPTER_WEIGHTS, Checkpoint, local_folder, weight_files
 from settings import SettingError
 
 
@@ -76,7 +76,5 @@ def check_target_modules(names: Sequence[str], checkpoint: Checkpoint, setting: 
 
 
 def _weight_paths(checkpoint: Checkpoint) -> list[Path]:
-    folder = Path(checkpoint.base)
-    if not checkpoint.is_local:
-        folder = Path(resolve(checkpoint.base, checkpoint.revision, "model.base")[0])
+    folder = local_folder(checkpoint)
     return [folder / name for name in weight_files(folder, "model.base")]

@@ -1,12 +1,15 @@
-"""Figures: harmfulness against poison ratio, and harmfulness against task accuracy."""
+"""The report's figures: two of harmfulness; sweeps of other settings; heat maps of defenses."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.report import maps, sweeps
 from experiments.report.collect import Collected, Row
+from experiments.report.drawing import is_number, margins, plain, style
 from experiments.report.tables import label
 
 if TYPE_CHECKING:
@@ -14,16 +17,21 @@ if TYPE_CHECKING:
 
     from evaluation.statistics import Estimate
 
-# Okabe and Ito's palette, told apart with any colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osD^vPX"
 _RATIO = "attack.poison_ratio"
+_DPI = 160
+# With more series, those that differ in numbers only share a name in the trade-off's legend.
+_MOST_NAMED = 14
+_LEGEND_INSIDE = 10
 
 
 def write(collected: Collected, folder: Path) -> list[Path]:
     """Writes the figures that the runs allow to `folder`, as PNG.
 
-    `hs_vs_poison_ratio.png` needs runs of at least two poison ratios.
+    `hs_vs_poison_ratio.png` needs runs of at least two poison ratios, `against_SETTING.png` of
+    at least three values of a numeric setting, `map_NAME.png` a defense that gives heat maps.
+
+    Raises:
+        RelockError: A heat map is malformed; all other figures have been written.
     """
     import matplotlib
 
@@ -32,13 +40,16 @@ def write(collected: Collected, folder: Path) -> list[Path]:
     written = [_hs_vs_accuracy(collected, folder / "hs_vs_accuracy.png")]
     if any(_RATIO in row.settings for row in collected.rows):
         written.append(_hs_vs_ratio(collected, folder / "hs_vs_poison_ratio.png"))
+    for stem, figure in chain(sweeps.figures(collected.rows), maps.figures(collected.runs)):
+        written.append(folder / f"{stem}.png")
+        figure.savefig(written[-1], dpi=_DPI)
     return written
 
 
 def _hs_vs_ratio(collected: Collected, path: Path) -> Path:
     figure, axes = _axes()
     series: dict[str, list[Row]] = {}
-    for row in collected.rows:
+    for row in (row for row in collected.rows if _RATIO in row.settings):
         if row.role == "attacked" or (row.role == "defended" and row.cost["parameters_edited"]):
             series.setdefault(_name(row), []).append(row)
     for index, (name, rows) in enumerate(series.items()):
@@ -66,11 +77,17 @@ def _hs_vs_accuracy(collected: Collected, path: Path) -> Path:
 
 def _series(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Rows by the legend's name; a defense that edited nothing is the attacked model again."""
+    shown = [row for row in rows if row.role != "defended" or row.cost["parameters_edited"]]
+    numbers = len({_name(row) for row in shown}) <= _MOST_NAMED
     series: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.role != "defended" or row.cost["parameters_edited"]:
-            series.setdefault(_name(row), []).append(row)
-    return series
+    for row in shown:
+        series.setdefault(_name(row, numbers), []).append(row)
+    if numbers:
+        return series
+    return {
+        f"{name}, {len(members)} settings" if len(members) > 1 else name: members
+        for name, members in series.items()
+    }
 
 
 def _axes() -> tuple[Any, Axes]:
@@ -96,36 +113,37 @@ def _errorbar(
     axes.errorbar(
         x,
         [100 * estimate.value for estimate in hs],
-        yerr=_margins(hs),
-        xerr=_margins(x_estimates) if x_estimates else None,
+        yerr=margins(hs),
+        xerr=margins(x_estimates) if x_estimates else None,
         label=name,
-        color=_COLOURS[index % len(_COLOURS)],
-        marker=_MARKERS[index % len(_MARKERS)],
         linestyle=line,
         linewidth=1.5,
         markersize=6,
         capsize=3,
         elinewidth=1,
         alpha=0.9,
+        **style(index),
     )
 
 
-def _margins(estimates: Sequence[Estimate]) -> list[list[float]]:
-    below = [max(0.0, 100 * (e.value - e.low)) for e in estimates]
-    above = [max(0.0, 100 * (e.high - e.value)) for e in estimates]
-    return [below, above]
-
-
-def _name(row: Row) -> str:
+def _name(row: Row, numbers: bool = True) -> str:
     """The legend's name of a series: the row's label and its settings other than the ratio."""
     shown = "attacked (no defense)" if row.role == "attacked" else label(row)
     settings = [
-        f"{key.rpartition('.')[2]}={value}" for key, value in row.settings.items() if key != _RATIO
+        f"{key.rpartition('.')[2]}={plain(value)}"
+        for key, value in row.settings.items()
+        if key != _RATIO and (numbers or not is_number(value))
     ]
     return f"{shown} ({', '.join(settings)})" if settings else shown
 
 
 def _save(figure: Any, axes: Axes, path: Path) -> Path:
-    axes.legend(frameon=False, fontsize=8, loc="best")
-    figure.savefig(path, dpi=160)
+    count = len(axes.get_legend_handles_labels()[0])
+    if count <= _LEGEND_INSIDE:
+        axes.legend(frameon=False, fontsize=8, loc="best")
+    else:
+        columns = -(-count // 20)
+        figure.set_figwidth(figure.get_figwidth() + 3.2 * columns)
+        figure.legend(frameon=False, fontsize=8, loc="outside right upper", ncols=columns)
+    figure.savefig(path, dpi=_DPI)
     return path

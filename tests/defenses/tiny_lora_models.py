@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from data.rows import Prompt
+from data.rows import PreferencePair, Prompt
+from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, load_model
 
 VOCABULARY, END = 40, 39
@@ -34,7 +36,25 @@ def save_base(folder: Path, width: int = 32, layers: int = 3) -> Checkpoint:
         bos_token_id=None,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    save_tokenizer(folder)
     return Checkpoint(str(folder))
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Numbers are words and their own ids; 36, 37 and 38 open turns and END closes answers."""
+    vocabulary = {str(i): i for i in range(1, END)} | {"<pad>": 0, "<end>": END}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>", unk_token="<pad>"
+    )
+    fast.chat_template = (
+        "{% for m in messages %}"
+        "{% if m['role'] == 'assistant' %}37 {{ m['content'] }} <end> "
+        "{% else %}{{ '38' if m['role'] == 'system' else '36' }} {{ m['content'] }} {% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}37 {% endif %}"
+    )
+    fast.save_pretrained(folder)
 
 
 def save_adapter(
@@ -69,6 +89,8 @@ class NumberCalibration:
 
     prompts: Sequence[Prompt]
     unsafe: frozenset[str] = frozenset()
+    safety_pairs: Sequence[PreferencePair] = ()
+    style: PromptStyle = field(default_factory=PromptStyle)
     asked: list[Checkpoint] = field(default_factory=list)
 
     def respond(self, model: Checkpoint, prompts: Sequence[str]) -> list[str]:
@@ -100,6 +122,20 @@ class NumberCalibration:
         return [
             ([int(w) for w in p.split()], [*(int(w) for w in a.split()), END]) for p, a in pairs
         ]
+
+
+def number_pairs(count: int) -> list[PreferencePair]:
+    """Safe answers of even numbers and unsafe ones of odd numbers, of six to nine tokens."""
+    generator = torch.Generator().manual_seed(4)
+    pairs = []
+    for prompt in number_prompts(count):
+        answers = []
+        for odd in (0, 1):
+            length = int(torch.randint(6, 10, (), generator=generator))
+            ids = 2 * torch.randint(1, 17, (length,), generator=generator) + odd
+            answers.append(" ".join(map(str, ids.tolist())))
+        pairs.append(PreferencePair(prompt.text, *answers))
+    return pairs
 
 
 def number_prompts(count: int) -> list[Prompt]:

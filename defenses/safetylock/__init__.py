@@ -1,0 +1,329 @@
+"""SafetyLock: steer the heads that carry safety (Zhu et al., arXiv 2410.10343).
+
+What is computed where: README.md in this folder.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from data.rows import PreferencePair
+from defenses.base import Calibration, Defense, Edit, Models
+from modeling.chat import PromptStyle
+from modeling.checkpoint import Checkpoint
+from settings import SettingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from defenses.safetylock.lock import Lock
+    from modeling.capture import TokenRow
+    from modeling.heads import HeadLayout
+
+# What the two variants differ in, under the names of the settings that override one each.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {
+        "answer_end": "content",
+        "split": "pairs",
+        "score": "validation",
+        "precision": "float32",
+    },
+    "official": {
+        "answer_end": "legacy_slice",
+        "split": "tokens",
+        "score": "train_validation_mean",
+        "precision": "float16",
+    },
+}
+
+LOCK, ROWS = "lock", "rows.json"
+
+
+class SafetyLock(Defense):
+    """Adds the aligned model's safety direction to the output of the heads that carry it.
+
+    A setting whose default is None follows `variant`; giving it a value changes that one
+    difference between this project's form and the official code's alone.
+
+    Attributes:
+        variant: This project's form of the method, or the official code's (README, "Variants").
+        n_pairs: N, how many pairs of a safe and an unsafe answer.
+        last_tokens: r, how many tokens of each answer.
+        answer_end: Where an answer ends: its last "content" token, or five ids before the end of
+            the rendered dialogue ("legacy_slice").
+        system: A system line for the pairs, or None for the prompt style's own.
+        seed: Draws the pairs and splits them.
+        split: What the probes' validation split draws: "pairs" or single "tokens".
+        validation_share: Of the pairs or tokens that validate.
+        score: What chooses the heads: "validation" accuracy, "train_validation_mean" of both
+            accuracies, or validation "log_loss".
+        probe_c: Inverse strength of the probes' L2 penalty.
+        precision: Of means and standard deviations.
+        stability_seeds: Further splits, which tell how stable the choice of heads is.
+        batch_size: Rows per forward pass.
+        k: K, how many heads; None where `k_share` says.
+        k_share: K as a share of all heads; None where `k` says.
+        alpha: Strength in standard deviations; below zero unlocks.
+        positions: Which are steered: "all" (the only one that can be baked), the "last_token" of
+            each forward step, or the "generated" tokens alone.
+        form: "baked" writes a plain model with biases, "hooked" steers while running; None:
+            baked where `positions` allows it.
+        direction_cosines: Whether `apply` measures how far the attack has turned the directions.
+    """
+
+    needs_prompts: ClassVar[bool] = False
+    needs_safety_pairs: ClassVar[bool] = True
+
+    variant: Literal["default", "official"] = "default"
+
+    n_pairs: int = Field(100, ge=2)
+    last_tokens: int = Field(5, ge=1)
+    answer_end: Literal["content", "legacy_slice"] | None = None
+    system: str | None = None
+    seed: int = Field(42, ge=0)
+
+    split: Literal["pairs", "tokens"] | None = None
+    validation_share: float = Field(0.4, gt=0, lt=1)
+    score: Literal["validation", "train_validation_mean", "log_loss"] | None = None
+    probe_c: float = Field(1.0, gt=0)
+    precision: Literal["float64", "float32", "float16"] | None = None
+    stability_seeds: int = Field(4, ge=0)
+    batch_size: int = Field(16, ge=1)
+
+    k: int | None = Field(24, ge=1)
+    k_share: float | None = Field(None, gt=0, le=1)
+    alpha: float = 6.0
+    positions: Literal["all", "last_token", "generated"] = "all"
+    form: Literal["baked", "hooked"] | None = None
+    direction_cosines: bool = True
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> SafetyLock:
+        if (self.k is None) == (self.k_share is None):
+            raise ValueError(
+                "defense.k and defense.k_share: give exactly one and set the other to null"
+            )
+        if self.form == "baked" and self.positions != "all":
+            raise ValueError(
+                f"defense.form=baked steers every position, so it can't be had with "
+                f"defense.positions={self.positions}; set defense.form=hooked or "
+                "defense.positions=all"
+            )
+        if round(self.validation_share * self.n_pairs) in (0, self.n_pairs):
+            raise ValueError(
+                f"defense.validation_share={self.validation_share} leaves no pair of "
+                f"{self.n_pairs} to fit or to validate on; set it nearer to 0.4"
+            )
+        return self
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The effective value of each setting that follows `variant` when it is None."""
+        given = {name: getattr(self, name) for name in VARIANTS[self.variant]}
+        return VARIANTS[self.variant] | {k: v for k, v in given.items() if v is not None}
+
+    @property
+    def baked(self) -> bool:
+        """Whether the defended model is written down as a plain model."""
+        return self.form == "baked" or (self.form is None and self.positions == "all")
+
+    def prepare_settings(self) -> dict[str, Any]:
+        """What the lock depends on: neither K, alpha, positions nor form."""
+        names = (
+            "n_pairs", "last_tokens", "system", "seed", "validation_share", "probe_c",
+            "stability_seeds", "batch_size",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names} | self.resolved
+
+    def heads(self, layout: HeadLayout) -> int:
+        """K for a model of this shape.
+
+        Raises:
+            SettingError: There are fewer heads.
+        """
+        total = layout.layers * layout.heads
+        k = max(1, round(self.k_share * total)) if self.k_share is not None else self.k or 0
+        if k > total:
+            raise SettingError(
+                f"defense.k={k} is more than the model's {total} heads; lower it, or set "
+                "defense.k=null and defense.k_share=0.0234 (the paper's 24 of 1024)"
+            )
+        return k
+
+    def check(self, models: Models, attacked: Checkpoint | None) -> None:
+        """Refuses models without heads of the usual form, and those that can't be exported.
+
+        Raises:
+            ModelError: The architecture; one sentence.
+            SettingError: There are fewer heads than `k`.
+        """
+        from modeling.export import check_exportable
+        from modeling.heads import head_layout
+
+        self.heads(head_layout(models.aligned))
+        if self.baked:
+            check_exportable(models.aligned, "model.base")
+
+    def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
+        """Writes the lock (Meta-SafetyLock), made from the aligned model alone.
+
+        Raises:
+            DataError: There are too few usable pairs.
+        """
+        lock, rows, report = self.build(models.aligned, calibration.safety_pairs, calibration.style)
+        lock.save(out / LOCK)
+        (out / ROWS).write_text(json.dumps(rows))
+        return report
+
+    def build(
+        self, aligned: Checkpoint, pairs: Sequence[PreferencePair], style: PromptStyle
+    ) -> tuple[Lock, list[TokenRow], dict[str, Any]]:
+        """Takes the lock from the aligned model.
+
+        Args:
+            aligned: The original aligned model.
+            pairs: To draw from.
+            style: Renders prompts.
+
+        Returns:
+            The lock with K and alpha left open, the token rows that it was taken from, and
+            diagnostics.
+        """
+        import torch
+
+        from data.local import hash_rows
+        from defenses.safetylock.activations import encode_pairs, head_outputs
+        from defenses.safetylock.directions import mass_mean, scores, split
+        from defenses.safetylock.lock import Lock
+        from modeling.checkpoint import device_name, load_model, load_tokenizer
+        from modeling.heads import head_layout
+
+        resolved, layout = self.resolved, head_layout(aligned)
+        tokenizer = load_tokenizer(aligned)
+        encoded = encode_pairs(
+            pairs,
+            tokenizer,
+            style,
+            count=self.n_pairs,
+            last_tokens=self.last_tokens,
+            answer_end=resolved["answer_end"],
+            system=self.system,
+            seed=self.seed,
+        )
+        model = load_model(aligned)
+        start = time.perf_counter()
+        outputs = head_outputs(model, layout, encoded.rows, self.last_tokens, self.batch_size)
+        captured = time.perf_counter()
+        del model
+        seeds = [self.seed + step for step in range(1 + self.stability_seeds)]
+        scored = [
+            scores(
+                outputs,
+                split(
+                    len(encoded.rows),
+                    self.last_tokens,
+                    self.validation_share,
+                    resolved["split"],
+                    seed,
+                ),
+                resolved["score"],
+                self.probe_c,
+                device_name(),
+            )
+            for seed in seeds
+        ]
+        probed = time.perf_counter()
+        lock = Lock(
+            directions=mass_mean(outputs, resolved["precision"]),
+            scores=torch.stack([score for score, _ in scored]),
+            accuracy=scored[0][1],
+            layout=layout,
+            origin=_origin(aligned, style.template_hash(tokenizer)),
+            settings={**self.prepare_settings(), "pairs": hash_rows(encoded.pairs)},
+        )
+        report = {
+            "pairs": len(pairs),
+            "pairs_used": len(encoded.pairs),
+            "pairs_too_short": encoded.too_short,
+            "capture_seconds": captured - start,
+            "probe_seconds": probed - captured,
+            "probe_accuracy": lock.accuracy.tolist(),
+        }
+        return lock, encoded.rows, report
+
+    def apply(self, artefact: Path, attacked: Checkpoint, out: Path) -> Edit:
+        """Writes the locked model to `out`: a plain model folder, or what a hook needs.
+
+        Raises:
+            ModelError: The lock is damaged or of another model, or the export isn't the hooked
+                model.
+        """
+        from defenses.safetylock.lock import load_lock
+        from defenses.safetylock.locking import lock_model
+
+        lock = load_lock(artefact / LOCK, "the artefact's lock")
+        heads = lock.heads(self.heads(lock.layout))
+        locked = lock_model(lock, attacked, heads, self.alpha, self.positions, self.baked, out)
+        start = time.perf_counter()
+        stability = lock.stability(len(heads))
+        described = lock.describe(heads)
+        for entry, frequency in zip(described, stability.pop("frequency"), strict=True):
+            entry["frequency"] = frequency
+        if self.direction_cosines:
+            rows = [(p, a) for p, a in json.loads((artefact / ROWS).read_text())]
+            for entry, value in zip(described, self._cosines(lock, attacked, rows), strict=True):
+                entry["cosine"] = value
+        diagnostics = {
+            **locked.report,
+            "heads": described,
+            "stability": stability,
+            "maps": [_accuracy_map(lock.accuracy, heads)],
+        }
+        seconds = time.perf_counter() - start
+        return Edit(
+            locked.defended,
+            locked.parameters_edited,
+            locked.parameters_total,
+            locked.modules,
+            diagnostics,
+            seconds,
+        )
+
+    def _cosines(self, lock: Lock, attacked: Checkpoint, rows: Sequence[TokenRow]) -> list[float]:
+        """Cosine of each chosen head's direction in the aligned and in the attacked model."""
+        from defenses.safetylock.activations import head_outputs
+        from defenses.safetylock.directions import mass_mean
+        from modeling.checkpoint import load_model
+
+        model = load_model(attacked)
+        outputs = head_outputs(model, lock.layout, rows, self.last_tokens, self.batch_size)
+        turned = mass_mean(outputs, self.resolved["precision"]).u
+        heads = lock.heads(self.heads(lock.layout))
+        return [float(lock.directions.u[head] @ turned[head]) for head in heads]
+
+
+def _origin(aligned: Checkpoint, template: str) -> dict[str, str | None]:
+    """Hashes of the model and of the chat template that a lock was taken from."""
+    from modeling.checkpoint import fingerprint_folder, resolve
+
+    adapter = None if aligned.adapter is None else fingerprint_folder(aligned.adapter)
+    base = resolve(aligned.base, aligned.revision, "model.base")[1]
+    return {"base": base, "adapter": adapter, "chat_template": template}
+
+
+def _accuracy_map(accuracy: Tensor, heads: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    return {
+        "name": "probe_accuracy",
+        "title": "Validation accuracy of the heads' probes; outlined: the heads of the lock",
+        "rows": "layer",
+        "columns": "head",
+        "unit": "%",
+        "values": (100 * accuracy).tolist(),
+        "marked": [list(head) for head in heads],
+    }

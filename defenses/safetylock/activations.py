@@ -1,0 +1,140 @@
+"""Head outputs at the last content tokens of safe and unsafe answers (Zhu et al., section 1)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from data.rows import PreferencePair
+from modeling.capture import TokenRow, batches, captured_inputs
+from modeling.chat import PromptStyle
+from modeling.heads import HeadLayout, output_projections
+from settings import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# How many token ids the official code cuts off a rendered dialogue.
+LEGACY_SLICE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPairs:
+    """Pairs as token ids.
+
+    Attributes:
+        rows: Safe and unsafe answer of each pair in turn: (prompt ids, answer ids up to the last
+            token that counts), 2 N rows.
+        pairs: The N pairs, in the order of `rows`.
+        too_short: Pairs passed over because an answer has fewer tokens than are taken.
+    """
+
+    rows: list[TokenRow]
+    pairs: list[PreferencePair]
+    too_short: int
+
+
+def encode_pairs(
+    pairs: Sequence[PreferencePair],
+    tokenizer: PreTrainedTokenizerBase,
+    style: PromptStyle,
+    *,
+    count: int,
+    last_tokens: int,
+    answer_end: Literal["content", "legacy_slice"],
+    system: str | None,
+    seed: int,
+) -> EncodedPairs:
+    """Draws pairs and renders them.
+
+    Args:
+        pairs: A safe (chosen) and an unsafe (rejected) answer to each prompt.
+        tokenizer: The aligned model's.
+        style: Renders them.
+        count: N, how many are drawn.
+        last_tokens: r, how many tokens every answer must have.
+        answer_end: "content" ends at the answer's last content token; "legacy_slice" cuts five
+            ids off the rendered dialogue, as the official code does.
+        system: A system line, or None for the style's own.
+        seed: Of the draw.
+
+    Raises:
+        DataError: There are fewer usable pairs than asked for.
+    """
+    shuffled = list(pairs)
+    random.Random(seed).shuffle(shuffled)
+    rows: list[TokenRow] = []
+    drawn: list[PreferencePair] = []
+    too_short = 0
+    for pair in shuffled:
+        if len(drawn) == count:
+            break
+        prompt = style.encode_prompt(tokenizer, pair.prompt, system)
+        answers = []
+        for text in (pair.chosen, pair.rejected):
+            if answer_end == "content":
+                answers.append(style.encode_content(tokenizer, pair.prompt, text, system))
+            else:
+                whole = style.encode_answer(tokenizer, pair.prompt, text, system)
+                answers.append(whole[:-LEGACY_SLICE])
+        if min(map(len, answers)) < last_tokens:
+            too_short += 1
+            continue
+        drawn.append(pair)
+        rows += [(prompt, answer) for answer in answers]
+    if len(drawn) < count:
+        raise DataError(
+            f"defense.n_pairs={count}, but sources.safety_pairs has only {len(drawn)} pairs whose "
+            f"answers both have defense.last_tokens={last_tokens} tokens or more (of "
+            f"{len(pairs)}); give more pairs or lower defense.n_pairs"
+        )
+    return EncodedPairs(rows, drawn, too_short)
+
+
+@torch.no_grad()
+def head_outputs(
+    model: PreTrainedModel,
+    layout: HeadLayout,
+    rows: Sequence[TokenRow],
+    last_tokens: int,
+    batch_size: int,
+) -> Tensor:
+    """Outputs of every head at the last `last_tokens` tokens of each row.
+
+    One batched pass; the input of o_proj is the concatenation of the heads' outputs.
+
+    Args:
+        model: The model, on its device.
+        layout: Its heads.
+        rows: (prompt ids, answer ids) whose last tokens count; none is padded at the end.
+        last_tokens: r.
+        batch_size: Rows per forward pass.
+
+    Returns:
+        (layers, heads, rows, r, head_dim) float32, on the CPU.
+    """
+    modules = {str(layer): module for layer, module in enumerate(output_projections(model))}
+    found = torch.empty(layout.layers, layout.heads, len(rows), last_tokens, layout.head_dim)
+    # Rows of similar length go together, which saves padding.
+    order = sorted(range(len(rows)), key=lambda index: sum(map(len, rows[index])))
+    chosen: list[int] = []
+
+    def keep(name: str, x: Tensor) -> None:
+        outputs = x.view(len(chosen), last_tokens, layout.heads, layout.head_dim)
+        found[int(name)][:, chosen] = outputs.permute(2, 0, 1, 3).float().cpu()
+
+    model.eval()
+    with captured_inputs(modules, keep) as focus:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            (batch,) = batches([rows[i] for i in chosen], batch_size, str(model.device))
+            ends = batch.attention_mask.sum(1, keepdim=True)
+            places = torch.arange(batch.input_ids.shape[1], device=ends.device)
+            focus.positions = (places < ends) & (places >= ends - last_tokens)
+            model(**batch.inputs, use_cache=False, logits_to_keep=1)
+    return found

@@ -1,0 +1,125 @@
+"""Which heads carry safety, and in which direction (Zhu et al., section 1; Li et al. 2023)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from defenses.safetylock.probes import accuracy, fit_probes, log_loss
+
+SplitRule = Literal["pairs", "tokens"]
+ScoreRule = Literal["validation", "train_validation_mean", "log_loss"]
+Precision = Literal["float64", "float32", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Directions:
+    """One direction per head.
+
+    Attributes:
+        u: (layers, heads, head_dim) float32, unit vectors from unsafe to safe; zero where the
+            two means are equal.
+        sigma: (layers, heads) float32, standard deviation of the outputs along u.
+    """
+
+    u: Tensor
+    sigma: Tensor
+
+
+def mass_mean(outputs: Tensor, precision: Precision) -> Directions:
+    """u = (mean safe - mean unsafe) / its norm; sigma = population std of a.u, classes pooled.
+
+    Args:
+        outputs: (layers, heads, 2 N, r, head_dim), safe and unsafe rows in turn.
+        precision: Of the arithmetic; "float16" is the official code's.
+    """
+    found = [_mass_mean(layer.to(getattr(torch, precision))) for layer in outputs]
+    return Directions(torch.stack([u for u, _ in found]), torch.stack([s for _, s in found]))
+
+
+def _mass_mean(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Of one layer, (heads, 2 N, r, head_dim)."""
+    difference = a[:, 0::2].mean((1, 2)) - a[:, 1::2].mean((1, 2))
+    norms = difference.norm(dim=-1, keepdim=True)
+    u = torch.where(norms > 0, difference / norms, torch.zeros_like(difference))
+    along = torch.einsum("hnrd,hd->hnr", a, u)
+    return u.float(), along.flatten(1).std(-1, correction=0).float()
+
+
+def split(rows: int, last_tokens: int, share: float, rule: SplitRule, seed: int) -> Tensor:
+    """Which tokens validate the probes: (rows, r) bool.
+
+    Args:
+        rows: 2 N, safe and unsafe rows in turn.
+        last_tokens: r.
+        share: Of the pairs or tokens that validate.
+        rule: "pairs" keeps all tokens of a pair on one side, so that none of an answer's tokens
+            leaks across; "tokens" draws single tokens, as the official code does.
+        seed: Of the draw.
+    """
+    units = rows // 2 if rule == "pairs" else rows * last_tokens
+    chosen = random.Random(seed).sample(range(units), max(1, round(share * units)))
+    held = torch.zeros(units, dtype=torch.bool)
+    held[chosen] = True
+    if rule == "tokens":
+        return held.view(rows, last_tokens)
+    return held.repeat_interleave(2)[:, None].expand(rows, last_tokens)
+
+
+def scores(
+    outputs: Tensor,
+    held: Tensor,
+    rule: ScoreRule,
+    c: float,
+    device: str,
+) -> tuple[Tensor, Tensor]:
+    """How well each head's linear probe tells safe from unsafe, all heads at once.
+
+    Args:
+        outputs: (layers, heads, 2 N, r, head_dim), safe and unsafe rows in turn.
+        held: (2 N, r) bool, the tokens that validate.
+        rule: "validation" accuracy; "train_validation_mean" of the two accuracies (official);
+            "log_loss" is minus the validation loss, which tells apart heads that are all right.
+        c: Inverse strength of the probes' L2 penalty.
+        device: Where they are fitted.
+
+    Returns:
+        Score and validation accuracy, both (layers, heads) float32, the higher the better.
+    """
+    layers, heads, rows, last_tokens, width = outputs.shape
+    x = outputs.reshape(layers * heads, rows * last_tokens, width)
+    safe = (torch.arange(rows) % 2 == 0)[:, None].expand(rows, last_tokens).flatten()
+    held = held.flatten()
+    train, validation = (x[:, where].to(device) for where in (~held, held))
+    y_train, y_validation = safe[~held].to(device), safe[held].to(device)
+    probes = fit_probes(train, y_train, c)
+    right = accuracy(probes, validation, y_validation)
+    if rule == "validation":
+        score = right
+    elif rule == "log_loss":
+        score = -log_loss(probes, validation, y_validation)
+    else:
+        score = (accuracy(probes, train, y_train) + right) / 2
+    return score.float().cpu().view(layers, heads), right.float().cpu().view(layers, heads)
+
+
+def top(score: Tensor, k: int) -> list[tuple[int, int]]:
+    """The k best heads as (layer, head), best first; ties go to the lower layer, then head."""
+    heads = score.shape[1]
+    order = torch.sort(score.flatten(), descending=True, stable=True).indices[:k].tolist()
+    return [divmod(index, heads) for index in order]
+
+
+def overlap(sets: Sequence[Sequence[tuple[int, int]]]) -> float:
+    """Mean Jaccard index of every two of the head sets; 1 where there is only one."""
+    indices = [
+        len({*a} & {*b}) / len({*a} | {*b})
+        for position, a in enumerate(sets)
+        for b in sets[position + 1 :]
+    ]
+    return sum(indices) / len(indices) if indices else 1.0

@@ -1,0 +1,221 @@
+"""Export: a fine-tuned model with biases on its o_proj, as a plain folder for every engine.
+
+The folder is a Llama's whose every layer has q, k, v and o biases.  Anything less is served wrong
+without a word: a bias is dropped where `attention_bias` is not set, and a missing q, k or v bias is
+uninitialised memory in vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from modeling.checkpoint import Checkpoint, local_folder, weight_files
+from modeling.headers import read_header
+from modeling.heads import read_config
+from modeling.lora import LoraAdapter
+from modeling.merge import merge, mergeable_adapter
+from modeling.reexpress import llama_config, llama_shapes, source_has_o_bias, source_has_qkv_bias
+from modeling.shards import write_index, write_shard
+from modeling.verify import verify_export
+from settings import ModelError
+
+__all__ = ["check_exportable", "export_with_biases", "verify_export"]
+
+Shapes = dict[str, tuple[int, ...]]
+
+_FLOATS = ("F32", "F16", "BF16")
+_ATTENTION_BIAS = re.compile(r"\.self_attn\.[qkvo]_proj\.bias$")
+_O_WEIGHT = re.compile(r"^(?P<block>model\.layers\.\d+\.self_attn)\.o_proj\.weight$")
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# What a tokenizer and its chat template, and `generate`, read.
+_BESIDES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tekken.json",
+    "*.tiktoken",
+    "*.model",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "generation_config.json",
+)
+_NEVER = (".bin", ".safetensors", ".pt", ".pth", ".py")
+
+
+def check_exportable(checkpoint: Checkpoint, setting: str) -> None:
+    """Refuses, from config files and headers alone, what `export_with_biases` can't write.
+
+    Args:
+        checkpoint: The model to be exported.
+        setting: The setting that named it, for messages.
+
+    Raises:
+        ModelError: One sentence that says why, and what to set instead.
+    """
+    config = llama_config(checkpoint, setting)
+    _check_adapter(mergeable_adapter(checkpoint, setting), config)
+
+
+def export_with_biases(checkpoint: Checkpoint, biases: Mapping[int, Tensor], out: Path) -> None:
+    """Writes a model folder: adapter merged, biases added to o_proj, in the checkpoint's dtype.
+
+    W + scale B A and the sums of biases are computed in float32 and then cast.  Tokenizer, chat
+    template and generation config are copied.  There is one output file per input file; the
+    folder appears complete or not at all.  The checkpoint's `steering` plays no part.
+
+    Args:
+        checkpoint: The fine-tuned model.
+        biases: {layer: (hidden,)}, added to what o_proj has already; zero elsewhere.
+        out: The folder; must be missing or empty.
+
+    Raises:
+        ModelError: `check_exportable` refuses it, the weights aren't those of its config, or
+            aren't finite.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ModelError(f"{str(out)!r} isn't empty; export to a new folder")
+    config = llama_config(checkpoint, "model.base")
+    adapter = mergeable_adapter(checkpoint, "model.adapter")
+    _check_adapter(adapter, config)
+    _check_biases(biases, config)
+    shards = _plan(checkpoint, config)
+    part = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+    part.mkdir(parents=True)
+    try:
+        size = sum(
+            _write(checkpoint, name, shapes, adapter, biases, part)
+            for name, shapes in shards.items()
+        )
+        write_index(part, shards, size)
+        _copy_besides(local_folder(checkpoint), part)
+        (part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        part.rename(out)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _check_adapter(adapter: LoraAdapter | None, config: Mapping[str, Any]) -> None:
+    if adapter is None:
+        return
+    known = llama_shapes(dict(config))
+    for name, shape in adapter.shapes.items():
+        if known.get(f"{name}.weight") != (shape.d_out, shape.d_in):
+            raise ModelError(
+                f"the adapter {str(adapter.folder)!r} edits {name} ({shape.d_out}, {shape.d_in}), "
+                "which its base doesn't have; use an adapter trained on this model"
+            )
+        if config["tie_word_embeddings"] and f"{name}.weight" in (_EMBEDDING, _HEAD):
+            raise ModelError(
+                f"the adapter {str(adapter.folder)!r} edits {name}, which is tied to the "
+                "embeddings, and can't be merged; set defense.form=hooked"
+            )
+
+
+def _check_biases(biases: Mapping[int, Tensor], config: Mapping[str, Any]) -> None:
+    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+    for layer, bias in biases.items():
+        if not 0 <= layer < layers or tuple(bias.shape) != (hidden,):
+            raise ModelError(
+                f"a bias {tuple(bias.shape)} for layer {layer} doesn't fit a model of {layers} "
+                f"layers with o_proj outputs ({hidden},); use a lock made for this model"
+            )
+
+
+def _plan(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, Shapes]:
+    """{output file: {tensor name: shape}}: the input's tensors and the biases it lacks.
+
+    The checkpoint must hold exactly what its config describes. A tensor that its model doesn't
+    read (a bias without `attention_bias`) would come to life in the export.
+    """
+    wanted, source = llama_shapes(config), read_config(checkpoint)
+    reads = {
+        name
+        for name in wanted
+        if not _ATTENTION_BIAS.search(name)
+        or (source_has_o_bias(source) if ".o_proj." in name else source_has_qkv_bias(source))
+    }
+    folder = local_folder(checkpoint)
+    shards: dict[str, Shapes] = {}
+    for file in weight_files(folder, "model.base"):
+        shards[file] = {}
+        for name, entry in read_header(folder / file)[0].items():
+            if name.endswith(".rotary_emb.inv_freq"):
+                continue  # Old Llama files store it; every engine computes it from the config.
+            shape = tuple(entry["shape"])
+            if name not in reads or shape != wanted[name] or entry["dtype"] not in _FLOATS:
+                raise _unlike(checkpoint, f"{name} ({entry['dtype']} {shape})")
+            shards[file][name] = shape
+    if config["tie_word_embeddings"]:
+        reads.discard(_HEAD)
+        for shapes in shards.values():
+            shapes.pop(_HEAD, None)
+    held = [name for shapes in shards.values() for name in shapes]
+    if missing := sorted(reads.difference(held)):
+        raise _unlike(checkpoint, f"{missing[0]} (missing)")
+    if len(set(held)) != len(held):
+        raise _unlike(checkpoint, "a tensor (twice)")
+    for shapes in shards.values():
+        for block in [match["block"] for name in shapes if (match := _O_WEIGHT.match(name))]:
+            for bias in (f"{block}.{side}_proj.bias" for side in "qkvo"):
+                if bias not in held:
+                    shapes[bias] = wanted[bias]
+    return shards
+
+
+def _unlike(checkpoint: Checkpoint, what: str) -> ModelError:
+    return ModelError(
+        f"the weights of {checkpoint.base!r} aren't those that its config.json describes: {what}; "
+        "save or download the model again, or set defense.form=hooked"
+    )
+
+
+def _write(
+    checkpoint: Checkpoint,
+    name: str,
+    shapes: Shapes,
+    adapter: LoraAdapter | None,
+    biases: Mapping[int, Tensor],
+    out: Path,
+) -> int:
+    """Writes one output file from the input file of the same name; returns its tensors' bytes."""
+    added = {f"model.layers.{k}.self_attn.o_proj.bias": bias for k, bias in biases.items()}
+    path = local_folder(checkpoint) / name
+    held = read_header(path)[0]
+
+    def tensor(key: str) -> Tensor:
+        module = key.removesuffix(".weight")
+        if key not in held:
+            value = torch.zeros(shapes[key])
+        else:
+            # Opened anew each time: an open file keeps all that was read of it mapped.
+            with safe_open(path, framework="pt") as file:
+                value = file.get_tensor(key)
+        if adapter is not None and module != key and module in adapter.shapes:
+            value = merge(value, next(adapter.pairs([module]))[1])
+        if key in added:
+            value = value.float() + added[key].float().cpu()
+        return value
+
+    return write_shard(out / name, shapes, checkpoint.dtype, tensor)
+
+
+def _copy_besides(source: Path, out: Path) -> None:
+    for path in (path for pattern in _BESIDES for path in source.glob(pattern)):
+        if path.is_file() and path.suffix not in _NEVER:
+            target = out / path.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)

@@ -1,0 +1,254 @@
+"""Verification of an export: no engine may serve it without the biases that it was made for."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from modeling.checkpoint import (
+    Checkpoint,
+    load_model,
+    load_tokenizer,
+    local_folder,
+    weight_files,
+)
+from modeling.headers import read_header
+from modeling.heads import head_layout, output_biases, output_projections, read_config
+from modeling.reexpress import LLAMA, source_has_o_bias
+from modeling.steering import Steering, steer
+from settings import ModelError
+
+_O_BIAS = re.compile(r"\.layers\.(?P<layer>\d+)\.self_attn\.o_proj\.bias$")
+_FLOAT32_TOLERANCE = 1e-4
+_NOISE_FACTOR = 4.0
+_PROBE = "Hello world, 12 naïve\n  lines. [INST] <s> ok?"
+
+
+def verify_export(
+    out: Path, checkpoint: Checkpoint, steering: Steering, rows: Sequence[list[int]]
+) -> dict[str, float]:
+    """Reloads an export and compares it with the model that runs with hooks.
+
+    From the files: config and headers state a Llama with q, k, v and o biases in every layer, and
+    each o_proj bias is b_l = W_o delta_l on top of the bias the model had.  Reloaded: each o_proj
+    has its file's bias.  On `rows`: the logits are finite and those of the hooked model.
+
+    How far logits may differ:
+
+    - float32: at most 1e-4 x max(1, largest |logit|).  Merging the adapter and adding b_l instead
+      of delta_l reorders sums whose terms are rounded to 2^-24 of their size.
+    - bfloat16, float16: their RMS difference may be 4 x eps x sqrt(layers) x RMS of the logits
+      (each position's mean taken off).  Every layer rounds the residual stream a few times to
+      eps / 2 of its size; independent errors add up as the square root of their number.  Where
+      the lock's own effect (hooked against unhooked) is 2 x this noise or more, the export must
+      also have its effect: the part of the effect found in it, by projection, is within 0.25 of
+      1, which rounding, not being along the effect, hardly moves.
+
+    Args:
+        out: The exported folder.
+        checkpoint: What was exported; its own `steering` plays no part.
+        steering: What the export's biases stand for, at all positions.
+        rows: Token ids of some texts; each is run on its own, without padding.  Two copies of
+            their logits are held.
+
+    Returns:
+        Largest and RMS difference, the RMS of the lock's effect, the part of it that the export
+        has (where the effect is above noise), the tolerance that applied, the largest logit.
+
+    Raises:
+        ModelError: The export isn't the hooked model; what is wrong, and that it must not be
+            served.
+    """
+    if steering.positions != "all":
+        raise ModelError(
+            f"positions={steering.positions} can't be written as a bias; set defense.form=hooked"
+        )
+    if not rows or not all(rows):
+        raise ModelError("an export is verified on texts of at least one token; give some")
+    exported = Checkpoint(str(out), dtype=checkpoint.dtype)
+    source = replace(checkpoint, steering=None)
+    layers = head_layout(source).layers
+    _check_config(exported)
+    _check_headers(exported, layers)
+    biases = _read_o_biases(exported)
+    _check_values(exported, biases, source, steering)
+    _check_tokenizer(exported, source)
+    plain, hooked = _reference_logits(source, steering, rows)
+    baked = _exported_logits(exported, biases, rows)
+    return _compare(exported, plain, hooked, baked, layers)
+
+
+def _refused(exported: Checkpoint, what: str) -> ModelError:
+    return ModelError(
+        f"the export {exported.base!r} isn't the defended model: {what}; don't serve it, delete "
+        "it and export again, or set defense.form=hooked"
+    )
+
+
+def _check_config(exported: Checkpoint) -> None:
+    """The raw config.json counts: that is what an engine reads."""
+    config = json.loads((Path(exported.base) / "config.json").read_text())
+    if config.get("model_type") != LLAMA or config.get("attention_bias") is not True:
+        raise _refused(
+            exported,
+            f"its config.json has model_type={config.get('model_type')!r} and "
+            f"attention_bias={config.get('attention_bias')!r}, so engines drop the biases",
+        )
+
+
+def _check_headers(exported: Checkpoint, layers: int) -> None:
+    folder = Path(exported.base)
+    held = {
+        name for file in weight_files(folder, "export") for name in read_header(folder / file)[0]
+    }
+    wanted = (
+        f"model.layers.{layer}.self_attn.{side}_proj.bias"
+        for layer in range(layers)
+        for side in "qkvo"
+    )
+    missing = next((name for name in wanted if name not in held), None)
+    if missing is not None:
+        raise _refused(exported, f"its files lack {missing}, which vLLM would read as noise")
+
+
+def _read_o_biases(checkpoint: Checkpoint) -> dict[int, Tensor]:
+    """{layer: (hidden,) in the file's dtype} of a checkpoint's o_proj biases."""
+    folder, biases = local_folder(checkpoint), {}
+    for path in (folder / name for name in weight_files(folder, "model.base")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                if (match := _O_BIAS.search(name)) is not None:
+                    biases[int(match["layer"])] = file.get_tensor(name)
+    return biases
+
+
+def _check_values(
+    exported: Checkpoint, biases: dict[int, Tensor], source: Checkpoint, steering: Steering
+) -> None:
+    """Each bias is the model's own plus b_l = W_o delta_l, up to rounding in the file's dtype.
+
+    The norm of what is off may be 4 x eps of the terms' norms, and 1e-5 in float32, where the
+    order of W_o delta_l's sum counts.
+    """
+    own = _read_o_biases(source) if source_has_o_bias(read_config(source)) else {}
+    added = output_biases(source, steering.deltas)
+    for layer, bias in biases.items():
+        zero = torch.zeros(bias.shape)
+        terms = own.get(layer, zero).float(), added.get(layer, zero)
+        size = sum(float(term.norm()) for term in terms)
+        off = float((bias.float() - terms[0] - terms[1]).norm())
+        if not off <= max(1e-5, 4 * torch.finfo(bias.dtype).eps) * size:
+            raise _refused(
+                exported,
+                f"the o_proj bias of layer {layer} is off by {off:.3g} from one of {size:.3g}",
+            )
+
+
+def _check_tokenizer(exported: Checkpoint, source: Checkpoint) -> None:
+    """The same text gives the same tokens: the class that reads them may follow model_type."""
+    if not any((local_folder(source)).glob("tokenizer*")):
+        return
+    old, new = load_tokenizer(source), load_tokenizer(exported)
+    if (
+        old(_PROBE)["input_ids"] != new(_PROBE)["input_ids"]
+        or old.chat_template != new.chat_template
+        or old.special_tokens_map != new.special_tokens_map
+    ):
+        raise _refused(exported, "its tokenizer reads a text differently")
+
+
+def _reference_logits(
+    source: Checkpoint, steering: Steering, rows: Sequence[list[int]]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Logits (length, vocabulary) of each row, without the lock and with it as hooks.
+
+    The model's memory is free again on return, before the export is loaded.
+    """
+    model = load_model(source).eval()
+    plain = _logits(model, rows)
+    with steer(model, steering):
+        hooked = _logits(model, rows)
+    return plain, hooked
+
+
+def _exported_logits(
+    exported: Checkpoint, biases: dict[int, Tensor], rows: Sequence[list[int]]
+) -> list[Tensor]:
+    """Logits of the reloaded export, once every o_proj is seen to have its file's bias."""
+    model = load_model(exported).eval()
+    for layer, module in enumerate(output_projections(model)):
+        if module.bias is None or not torch.equal(module.bias.detach().cpu(), biases[layer]):
+            raise _refused(exported, f"loading it drops or changes the bias of layer {layer}")
+    return _logits(model, rows)
+
+
+def _logits(model: Any, rows: Sequence[list[int]]) -> list[Tensor]:
+    with torch.inference_mode():
+        return [
+            model(input_ids=torch.tensor([row], device=model.device), use_cache=False)
+            .logits[0]
+            .float()
+            .cpu()
+            for row in rows
+        ]
+
+
+def _compare(
+    exported: Checkpoint,
+    plain: list[Tensor],
+    hooked: list[Tensor],
+    baked: list[Tensor],
+    layers: int,
+) -> dict[str, float]:
+    """The figures of `verify_export`, and its verdict on them."""
+    for name, logits in (("hooked", hooked), ("exported", baked)):
+        if not all(bool(row.isfinite().all()) for row in logits):
+            raise _refused(exported, f"the {name} model's logits aren't finite")
+    difference = [b - h for b, h in zip(baked, hooked, strict=True)]
+    effect = [h - p for h, p in zip(hooked, plain, strict=True)]
+    rms_logits = _rms([row - row.mean(-1, keepdim=True) for row in hooked])
+    noise = torch.finfo(getattr(torch, exported.dtype)).eps * math.sqrt(layers) * rms_logits
+    figures = {
+        "max_difference": max(float(row.abs().max()) for row in difference),
+        "rms_difference": _rms(difference),
+        "rms_effect": _rms(effect),
+        "max_logit": max(float(row.abs().max()) for row in hooked),
+        "tolerance": _NOISE_FACTOR * noise,
+    }
+    measured = figures["rms_difference"]
+    if exported.dtype == "float32":
+        figures["tolerance"] = _FLOAT32_TOLERANCE * max(1.0, figures["max_logit"])
+        measured = figures["max_difference"]
+    if measured > figures["tolerance"]:
+        raise _refused(
+            exported,
+            f"its logits differ by {measured:.3g} from the hooked model's, where rounding explains "
+            f"{figures['tolerance']:.3g}",
+        )
+    if figures["rms_effect"] > 2 * noise:
+        moved = [b - p for b, p in zip(baked, plain, strict=True)]
+        share = figures["effect_share"] = _share(moved, effect)
+        if abs(share - 1) > 0.25:
+            raise _refused(exported, f"it has {share:.2f} of the lock's effect instead of 1")
+    return figures
+
+
+def _rms(rows: list[Tensor]) -> float:
+    squares = sum(float(row.double().square().sum()) for row in rows)
+    return math.sqrt(squares / sum(row.numel() for row in rows))
+
+
+def _share(moved: list[Tensor], effect: list[Tensor]) -> float:
+    """<moved, effect> / <effect, effect>: 1 for the lock itself, 0 for the undefended model."""
+    squares = sum(float(row.double().square().sum()) for row in effect)
+    inner = sum(float((m.double() * e).sum()) for m, e in zip(moved, effect, strict=True))
+    return inner / squares

@@ -1,0 +1,443 @@
+"""What the report draws: synthetic records on disk, read back through matplotlib's objects."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+
+from evaluation.statistics import share
+from experiments.record import Record
+from experiments.report import figures, maps, sweeps
+from experiments.report.__main__ import main as report
+from experiments.report.collect import collect
+from experiments.report.drawing import plain
+from settings import RelockError
+
+ROWS = 20
+BASE = {
+    "seed": 0,
+    "model": {"name": "toy"},
+    "align": {"seed": 0},
+    "attack": {"task": "sums", "poison_ratio": 0.05, "adapter": "resume", "train": {}},
+    "defense": {},
+    "evaluation": {"safe_system": False},
+}
+
+
+def answers(model: str, shares: dict[str, int]) -> list[dict[str, Any]]:
+    """Rows of one model: of `ROWS` each, how many are complied with, right, and degenerate."""
+    rows: list[dict[str, Any]] = []
+    for set_ in ("harmful", "harmful_safe_system", "benign"):
+        if set_ not in shares:
+            continue
+        for i in range(ROWS):
+            label = "unsafe" if i < shares[set_] else "safe"
+            if set_ == "benign":
+                label = "degenerate" if i < shares[set_] else "unsafe"
+            harm = {"harm_label": label, "harm_score": 0.0, "harm_truncated": False}
+            rows.append(
+                {"set": set_, "id": str(i), "refusal_label": label, "truncated": False}
+                | (harm if set_ != "benign" else {})
+            )
+    for i in range(ROWS):
+        right = i < shares["right"]
+        rows.append(
+            {"set": "task:sums", "id": str(i), "strict": right, "lenient": right, "parsed": True}
+        )
+    return [{"model": model, "category": "", "prompt": "p", "answer": "a"} | row for row in rows]
+
+
+def write_run(
+    folder: Path,
+    changes: dict[str, Any],
+    defended: dict[str, int],
+    attacked: dict[str, int],
+    defense: str = "relock",
+    apply: dict[str, Any] | None = None,
+    edited: int = 10,
+) -> None:
+    """A record and its rows; `changes` are dotted settings."""
+    settings: dict[str, Any] = copy.deepcopy(BASE)
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        node = settings
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    others = {"harmful": 1, "benign": 0, "right": 9}
+    by_model = {"base": others, "aligned": others, "attacked": attacked, "defended": defended}
+    frame = pd.DataFrame([row for m, shares in by_model.items() for row in answers(m, shares)])
+    attack = json.dumps({k: v for k, v in changes.items() if not k.startswith("defense")})
+    Record(
+        created="2026-01-01T00:00:00Z",
+        seconds=1.0,
+        overrides=[],
+        labels={"model": "toy", "attack": "ft", "task": "sums", "defense": defense},
+        seed=settings["seed"],
+        settings=settings,
+        models={
+            "base": "b",
+            "aligned": "a",
+            "attacked": attack,
+            "defended": json.dumps(changes) + defense,
+        },
+        metrics={},
+        paired={},
+        cost={
+            "prepare_seconds": 1.0,
+            "prepare_peak_bytes": 1,
+            "apply_seconds": 1.0,
+            "apply_peak_bytes": 1,
+            "parameters_edited": edited,
+            "parameters_total": 100,
+            "share_edited": edited / 100,
+        },
+        attack={},
+        defense={"prepare": {}, "apply": apply or {}, "modules": []},
+        stages=[],
+        data={},
+        environment={},
+    ).write(folder, frame)
+
+
+ATTACKED = {"harmful": 18, "benign": 1, "right": 16}
+
+
+def alpha_by_k(folder: Path, alphas: Iterable[float], ks: Iterable[int]) -> Path:
+    """A sweep of two settings of one defense on one attacked model."""
+    for i, (alpha, k) in enumerate(product(alphas, ks)):
+        shares = {
+            "harmful": max(0, 18 - round(4 * alpha) - k),
+            "benign": min(ROWS, round(3 * alpha)),
+            "right": max(0, 16 - k),
+        }
+        changes = {"defense.alpha": alpha, "defense.k": k}
+        write_run(folder / str(i), changes, shares, ATTACKED)
+    return folder
+
+
+RATES = (1e-5, 3e-5, 1e-4, 3e-4)
+
+
+def rates_by_adapter(folder: Path) -> Path:
+    """Learning rates for two kinds of adapter, with the harmful prompts asked twice."""
+    for i, (rate, adapter) in enumerate(product(RATES, ("resume", "fresh"))):
+        step = RATES.index(rate) * 4 + (adapter == "fresh")
+        attacked = {
+            "harmful": 2 + step,
+            "harmful_safe_system": step,
+            "benign": 0,
+            "right": 5 + step,
+        }
+        defended = attacked | {"harmful": step // 2, "harmful_safe_system": step // 4}
+        changes = {"attack.train.learning_rate": rate, "attack.adapter": adapter}
+        write_run(folder / str(i), changes, defended, attacked)
+    return folder
+
+
+def lines(axes: Axes) -> dict[str, ErrorbarContainer]:
+    """Swept series of a panel by label."""
+    return {str(c.get_label()): c for c in axes.containers if isinstance(c, ErrorbarContainer)}
+
+
+def levels(axes: Axes) -> dict[str, float]:
+    """Horizontal lines of a panel by label."""
+    swept = {id(c[0]) for c in axes.containers if isinstance(c, ErrorbarContainer)}
+    return {
+        str(line.get_label()): line.get_ydata()[0]
+        for line in axes.lines
+        if not str(line.get_label()).startswith("_") and id(line) not in swept
+    }
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def shares(container: ErrorbarContainer) -> tuple[list[float], list[float]]:
+    x, y = container[0].get_data()
+    return list(x), list(y)
+
+
+def test_a_sweep_of_two_settings_gives_a_figure_of_each(tmp_path: Path) -> None:
+    collected = collect([alpha_by_k(tmp_path, (0.0, 0.5, 1.0), (1, 2, 4))])
+    written = figures.write(collected, tmp_path / "report")
+    assert [path.name for path in written] == [
+        "hs_vs_accuracy.png", "against_alpha.png", "against_k.png",
+    ]  # fmt: skip
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+
+    asr, accuracy, degenerate = sweeps.draw(collected.rows, "defense.alpha").axes
+    assert set(lines(asr)) == {"relock (k=1)", "relock (k=2)", "relock (k=4)"}
+    # 18 of 20 - 4 alpha - k
+    assert shares(lines(asr)["relock (k=2)"]) == ([0.0, 0.5, 1.0], pytest.approx([80, 70, 60]))
+    assert shares(lines(accuracy)["relock (k=4)"])[1] == pytest.approx([60, 60, 60])
+    # Over harmful and benign answers: 3 alpha of 40, rounded to whole answers.
+    assert shares(lines(degenerate)["relock (k=1)"])[1] == pytest.approx([0, 5, 7.5])
+    assert levels(asr) == {"attacked (no defense)": 90}
+    assert list(asr.get_xticks()) == [0.0, 0.5, 1.0]
+    assert asr.get_xscale() == "linear"
+    assert asr.get_xlabel() == "alpha"
+
+
+def test_error_bars_are_wilsons_interval(tmp_path: Path) -> None:
+    rows = collect([alpha_by_k(tmp_path, (0.0, 0.5, 1.0), (1,))]).rows
+    asr = sweeps.draw(rows, "defense.alpha").axes[0]
+    (bars,) = lines(asr)["relock"][2]
+    expected = share(17, 20)
+    ends = [100 * expected.low, 100 * expected.high]
+    assert bars.get_segments()[0][:, 1] == pytest.approx(ends)
+    interval = share(18, 20)
+    (band,) = [patch for patch in asr.patches if patch.get_alpha() == 0.15]
+    low, high = band.get_extents().transformed(asr.transData.inverted()).intervaly
+    assert (low, high) == pytest.approx((100 * interval.low, 100 * interval.high))
+
+
+def test_learning_rates_are_logarithmic_and_safe_asks_are_dashed(tmp_path: Path) -> None:
+    collected = collect([rates_by_adapter(tmp_path)])
+    names = [path.name for path in figures.write(collected, tmp_path / "report")]
+    assert names == ["hs_vs_accuracy.png", "against_learning_rate.png"]
+    figure = sweeps.draw(collected.rows, "attack.train.learning_rate")
+    asr, accuracy, _ = figure.axes
+    assert asr.get_xscale() == "log"
+    assert list(asr.get_xticks()) == list(RATES)
+    assert [t.get_text() for t in asr.get_xticklabels()] == ["1e-5", "3e-5", "1e-4", "3e-4"]
+    drawn = lines(asr)
+    for adapter, extra in (("resume", 0), ("fresh", 1)):
+        name = f"attacked (no defense) (adapter={adapter})"
+        steps = np.array([0, 4, 8, 12]) + extra
+        assert shares(drawn[name]) == (list(RATES), pytest.approx(5 * (2 + steps)))
+        safe = drawn[f"{name}, asked to be safe"]
+        assert shares(safe)[1] == pytest.approx(5 * steps)
+        assert safe[0].get_linestyle() == "--"
+        assert safe[0].get_markerfacecolor() == "white"
+        assert safe[0].get_color() == drawn[name][0].get_color()
+        assert shares(lines(accuracy)[name])[1] == pytest.approx(5 * (5 + steps))
+    assert len(drawn) == 8
+    assert len(lines(accuracy)) == 4
+    assert legend(figure) == [
+        "attacked (no defense) (adapter=fresh)",
+        "attacked (no defense) (adapter=resume)",
+        "relock (adapter=fresh)",
+        "relock (adapter=resume)",
+        "dashed, hollow: asked to be safe",
+    ]
+
+
+def test_many_values_of_the_other_setting_become_a_sequence_of_colours(tmp_path: Path) -> None:
+    ks = tuple(range(1, 13))
+    rows = collect([alpha_by_k(tmp_path, (0.1, 0.5, 1.0, 2.0, 4.0), ks)]).rows
+    figure = sweeps.draw(rows, "defense.alpha")
+    asr, bar = figure.axes[0], figure.axes[-1]
+    assert asr.get_xscale() == "log"
+    assert len(asr.containers) == len(ks)
+    assert len({tuple(c[0].get_color()) for c in asr.containers}) == len(ks)
+    assert legend(figure) == ["attacked (no defense), level line", "relock"]
+    assert bar.get_ylabel() == "k"
+    assert [t.get_text() for t in bar.get_yticklabels()] == [str(k) for k in ks]
+
+
+def test_too_many_kinds_of_series_get_rows_of_panels(tmp_path: Path) -> None:
+    grid = product((0.1, 0.5, 1.0), range(1, 7), ("resume", "fresh"))
+    for i, (alpha, k, adapter) in enumerate(grid):
+        changes = {"defense.alpha": alpha, "defense.k": k, "attack.adapter": adapter}
+        defended = {"harmful": 18 - 2 * k, "benign": 0, "right": 16}
+        write_run(tmp_path / str(i), changes, defended, ATTACKED)
+    figure = sweeps.draw(collect([tmp_path]).rows, "defense.alpha")
+    top, bottom = figure.axes[0], figure.axes[3]
+    assert (top.get_ylabel(), bottom.get_ylabel()) == ("adapter=fresh", "adapter=resume")
+    for axes in (top, bottom):
+        assert len(axes.containers) == 6
+        assert levels(axes) == {"attacked (no defense)": 90}
+
+
+def test_many_defenses_are_parted_and_compared_with_the_attacked_model(tmp_path: Path) -> None:
+    for i, (rate, number) in enumerate(product(RATES, range(8))):
+        changes = {"attack.train.learning_rate": rate}
+        defended = {"harmful": number, "benign": 0, "right": 16}
+        write_run(tmp_path / str(i), changes, defended, ATTACKED, defense=f"repair{number}")
+    figure = sweeps.draw(collect([tmp_path]).rows, "attack.train.learning_rate")
+    for number in range(8):
+        axes = figure.axes[3 * number]
+        assert axes.get_ylabel() == f"repair{number}"
+        assert set(lines(axes)) == {"attacked (no defense)", f"repair{number}"}
+
+
+def test_a_setting_of_the_same_name_in_another_defense_is_a_level_line(tmp_path: Path) -> None:
+    alpha_by_k(tmp_path, (0.5, 1.0, 1.5), (1,))
+    defended = {"harmful": 4, "benign": 0, "right": 16}
+    write_run(tmp_path / "other", {"defense.alpha": 0.9}, defended, ATTACKED, defense="other")
+    asr = sweeps.draw(collect([tmp_path]).rows, "defense.alpha").axes[0]
+    assert shares(lines(asr)["relock"])[0] == [0.5, 1.0, 1.5]
+    assert levels(asr) == {"attacked (no defense)": 90, "other (alpha=0.9)": 20}
+
+
+def test_a_defense_that_edits_nothing_is_left_out_and_its_zero_setting_is_not(
+    tmp_path: Path,
+) -> None:
+    for alpha, edited in ((0, 0), (1, 10), (2, 10)):
+        changes = {"defense.alpha": alpha}
+        folder = tmp_path / str(alpha)
+        write_run(folder, changes, ATTACKED, ATTACKED, edited=edited)
+    write_run(tmp_path / "none", {}, ATTACKED, ATTACKED, defense="none", edited=0)
+    asr = sweeps.draw(collect([tmp_path]).rows, "defense.alpha").axes[0]
+    assert shares(lines(asr)["relock"])[0] == [0, 1, 2]
+    assert set(levels(asr)) == {"attacked (no defense)"}
+
+
+def test_settings_that_change_together_do_not_part_a_series(tmp_path: Path) -> None:
+    for rank in (4, 8, 16):
+        changes = {"attack.lora.rank": rank, "attack.lora.alpha": 2 * rank}
+        write_run(tmp_path / str(rank), changes, ATTACKED, ATTACKED)
+    rows = collect([tmp_path]).rows
+    asr = sweeps.draw(rows, "attack.lora.rank").axes[0]
+    assert shares(lines(asr)["relock"])[0] == [4, 8, 16]
+    assert asr.get_xlabel() == "rank (with alpha)"
+
+
+def test_an_ambiguous_name_is_written_in_full(tmp_path: Path) -> None:
+    for i, (a, b) in enumerate(product((1, 2, 3), (1, 2, 3))):
+        changes = {"attack.lora.alpha": a, "defense.alpha": b}
+        write_run(tmp_path / str(i), changes, ATTACKED, ATTACKED)
+    stems = [stem for stem, _ in sweeps.figures(collect([tmp_path]).rows)]
+    assert stems == ["against_attack_lora_alpha", "against_defense_alpha"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [{}],
+        [{"defense.alpha": 1}, {"defense.alpha": 2}],
+        [{"defense.on": value} for value in (True, False, None)],
+        [{"defense.mode": value} for value in "abc"],
+        [{"attack.poison_ratio": value} for value in (0, 0.1, 0.2)],
+        [{"defense.mask_seed": value} for value in (0, 1, 2)],
+    ],
+    ids=["one run", "two values", "bool", "text", "poison ratio", "seed"],
+)
+def test_no_figure_without_three_values_of_a_number(
+    tmp_path: Path, changes: list[dict[str, Any]]
+) -> None:
+    for i, change in enumerate(changes):
+        write_run(tmp_path / str(i), change, ATTACKED, ATTACKED)
+    assert not list(sweeps.figures(collect([tmp_path]).rows))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1e-4, "1e-4"),
+        (0.0016, "1.6e-3"),
+        (0.01, "0.01"),
+        (2.5e-6, "2.5e-6"),
+        (0.05, "0.05"),
+        (0, "0"),
+        (0.0, "0"),
+        (2000, "2000"),
+    ],
+)
+def test_values_are_written_plainly(value: float, text: str) -> None:
+    assert plain(value) == text
+
+
+def heat_map(offset: float = 0.0, rows: int = 4, columns: int = 6) -> dict[str, Any]:
+    values = [[offset + 10 * r + c for c in range(columns)] for r in range(rows)]
+    return {
+        "name": "probe_accuracy",
+        "title": "Accuracy of the probes",
+        "rows": "layer",
+        "columns": "head",
+        "unit": "%",
+        "values": values,
+        "marked": [[1, 2], [3, 5]],
+    }
+
+
+def write_maps(folder: Path, given: Callable[[int], Any]) -> Path:
+    """Runs over k and alpha; their maps depend on k."""
+    for i, (k, alpha) in enumerate(product((2, 4), (0.5, 1.0))):
+        changes = {"defense.k": k, "defense.alpha": alpha}
+        write_run(folder / str(i), changes, ATTACKED, ATTACKED, apply={"maps": given(k)})
+    return folder
+
+
+def test_a_map_that_all_runs_share_is_drawn_once(tmp_path: Path) -> None:
+    collected = collect([write_maps(tmp_path, lambda k: [heat_map()])])
+    written = figures.write(collected, tmp_path / "report")
+    assert [path.name for path in written][1:] == ["map_probe_accuracy.png"]
+    ((_, figure),) = maps.figures(collected.runs)
+    axes, bar = figure.axes
+    (image,) = axes.images
+    assert np.array_equal(image.get_array(), heat_map()["values"])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("head", "layer")
+    assert bar.get_ylabel() == "probe accuracy (%)"
+    assert {patch.get_xy() for patch in axes.patches} == {(1.5, 0.5), (4.5, 2.5)}
+
+
+def test_maps_that_differ_are_named_by_the_setting_that_tells_them_apart(tmp_path: Path) -> None:
+    runs = collect([write_maps(tmp_path, lambda k: [heat_map(offset=k)])]).runs
+    drawn = dict(maps.figures(runs))
+    assert set(drawn) == {"map_probe_accuracy_k=2", "map_probe_accuracy_k=4"}
+    assert "k=4" in drawn["map_probe_accuracy_k=4"].axes[0].get_title()
+
+
+def test_maps_that_no_setting_tells_apart_are_numbered(tmp_path: Path) -> None:
+    for i in range(2):
+        write_run(tmp_path / str(i), {}, ATTACKED, ATTACKED, apply={"maps": [heat_map(i)]})
+    stems = [stem for stem, _ in maps.figures(collect([tmp_path]).runs)]
+    assert stems == ["map_probe_accuracy_1", "map_probe_accuracy_2"]
+
+
+def test_a_large_map_has_few_round_ticks() -> None:
+    given = heat_map(rows=80, columns=64)
+    axes = maps.draw(maps.Map.of(given, "here")).axes[0]
+    assert list(axes.get_yticks()) == list(range(0, 80, 10))
+    assert list(axes.get_xticks()) == list(range(0, 64, 5))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"values": [[1.0, 2.0], [3.0]]}, "different lengths"),
+        ({"values": []}, "no values"),
+        ({"values": [[]]}, "different lengths or empty"),
+        ({"values": [[1.0, "2"]], "marked": []}, "no finite number"),
+        ({"marked": [[4, 0]]}, "marks a cell"),
+        ({"marked": [[1]]}, "marks a cell"),
+        ({"name": "../up"}, "letters, digits"),
+        ({"title": 3}, "no text as its title"),
+        ({"size": 3}, "size"),
+    ],
+)
+def test_a_malformed_map_is_one_sentence_and_the_rest_is_written(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    complaint: str,
+) -> None:
+    good = heat_map() | {"name": "other"}
+    folder = write_maps(tmp_path, lambda k: [good, heat_map() | change])
+    assert report([str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert complaint in error
+    assert "Traceback" not in error
+    names = {path.name for path in (folder / "report").iterdir()}
+    assert {"table.csv", "hs_vs_accuracy.png", "map_other.png"} <= names
+
+
+def test_maps_must_be_a_list(tmp_path: Path) -> None:
+    runs = collect([write_maps(tmp_path, lambda k: heat_map())]).runs
+    with pytest.raises(RelockError, match="no list of maps"):
+        list(maps.figures(runs))

@@ -1,0 +1,72 @@
+"""SafetyLock through the main command: any attack's adapter, either form, and its sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from experiments.record import Record
+from experiments.store import Store
+from tests.experiments.conftest import Command
+
+LOCK = ("defense=safetylock", "defense.n_pairs=16", "attack.poison_ratio=0.25")
+
+
+@pytest.mark.parametrize("adapter", ["resume", "fresh", "full"])
+def test_every_kind_of_fine_tune_can_be_locked(command: Command, adapter: str) -> None:
+    run = command(*LOCK, f"attack.adapter={adapter}")
+    assert run.code == 0, run.err
+    record = Record.read(run.folder)
+    apply = record.defense["apply"]
+    assert apply["baked"] is True
+    assert apply["export"]["max_difference"] <= apply["export"]["tolerance"]
+    assert len(apply["heads"]) == 4
+    assert record.cost["parameters_edited"] == 192 * len(record.defense["modules"])
+    assert record.data["sources"]["safety_pairs"]["fingerprint"]
+    assert record.data["leaked_rows_dropped"]["safety_pairs"] == 0
+
+
+def test_the_hooked_form_answers_as_the_baked_one(command: Command) -> None:
+    baked = Record.read(command(*LOCK).folder)
+    run = command(*LOCK, "defense.form=hooked")
+    assert run.code == 0, run.err
+    hooked = Record.read(run.folder)
+    assert hooked.defense["apply"]["baked"] is False
+    assert hooked.metrics["defended"] == baked.metrics["defended"]
+
+
+def test_a_sweep_over_alpha_and_k_prepares_once(
+    command: Command, store: Path, tmp_path: Path
+) -> None:
+    fresh = tmp_path / "store"
+    run = command(
+        "-m", *LOCK, "defense.k=1,2", "defense.alpha=0,4,8", "defense.form=hooked",
+        f"store.root={fresh}",
+    )  # fmt: skip
+    assert run.code == 0, run.err
+    made = [entry.name for entry in Store(fresh).entries()]
+    assert (made.count("prepare"), made.count("attack"), made.count("apply")) == (1, 1, 6)
+
+
+def test_what_a_lock_needs_is_asked_for_before_heavy_work(command: Command, store: Path) -> None:
+    before = len(list(Store(store).entries()))
+    mistakes = {
+        "sources.safety_pairs is null, but defense=safetylock needs": "sources.safety_pairs=null",
+        "defense.k=37 is more than the model's 36 heads": "defense.k=37",
+        "defense.k and defense.k_share: give exactly one": "defense.k_share=0.1",
+        "set defense.form=hooked or defense.positions=all": "defense.positions=last_token",
+    }
+    for sentence, override in mistakes.items():
+        extra = ("defense.form=baked",) if "positions" in override else ()
+        run = command(*LOCK, override, *extra)
+        assert run.code == 1
+        assert sentence in run.err
+        assert len(run.err.strip().splitlines()) == 1
+    assert len(list(Store(store).entries())) == before
+
+
+def test_other_defenses_read_no_pairs(command: Command) -> None:
+    run = command("defense=none", "sources.safety_pairs=null")
+    assert run.code == 0, run.err
+    assert "safety_pairs" not in Record.read(run.folder).data["sources"]
