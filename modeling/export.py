@@ -26,10 +26,7 @@ from modeling.lora import LoraAdapter
 from modeling.merge import merge, mergeable_adapter
 from modeling.reexpress import llama_config, llama_shapes, source_has_o_bias, source_has_qkv_bias
 from modeling.shards import write_index, write_shard
-from modeling.verify import verify_export
 from settings import ModelError
-
-__all__ = ["check_exportable", "export_with_biases", "verify_export"]
 
 Shapes = dict[str, tuple[int, ...]]
 

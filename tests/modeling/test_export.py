@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from modeling.checkpoint import Checkpoint, load_model, load_tokenizer, verify_folder
-from modeling.export import check_exportable, export_with_biases, verify_export
+from modeling.export import check_exportable, export_with_biases
 from modeling.heads import head_layout, output_biases
 from modeling.steering import Steering, save_steering, steer
+from modeling.verify import verify_export
 from organism.make import WEIGHTS
 from settings import ModelError
 from tests.modeling.tiny_models import (
