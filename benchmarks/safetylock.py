@@ -58,7 +58,7 @@ def _biases(layout: HeadLayout, k: int, folder: Path) -> Table:
 
     def columns() -> Iterator[tuple[tuple[int, int], Tensor]]:
         for layer, head in heads:
-            yield (layer, head), weights[layer][:, layout.columns(head)].float()
+            yield (layer, head), weights[layer][:, layout.columns(head)].contiguous().float()
 
     ways: dict[str, Callable[[], object]] = {
         f"columns of {k} heads, in memory": lambda: sum_biases(columns(), layout, deltas),
