@@ -42,8 +42,18 @@ class Calibration(Protocol):
     def safety_pairs(self) -> Sequence[PreferencePair]:
         """Prompts with a safe (chosen) and an unsafe (rejected) answer; as for `prompts`.
 
-        Empty unless the defense `needs_safety_pairs`.
+        Empty unless the defense `needs` "safety_pairs".
         """
+        ...
+
+    @property
+    def safety_prompts(self) -> Sequence[Prompt]:
+        """Harmful prompts, their category the kind of harm; empty unless `needs` says so."""
+        ...
+
+    @property
+    def utility_prompts(self) -> Sequence[Prompt]:
+        """Benign prompts; empty unless `needs` says so."""
         ...
 
     @property
@@ -67,6 +77,21 @@ class Calibration(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """The model after one step of a repair that is made in several, measured like the others.
+
+    Attributes:
+        name: What the step did, e.g. the danger that came or the defense that was applied.
+        checkpoint: The model after it; its files lie in the folder given to `apply`.
+        parameters_edited: How many scalars this step changed that no step before had.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    parameters_edited: int
+
+
+@dataclass(frozen=True, slots=True)
 class Edit:
     """What `apply` did to the attacked model.
 
@@ -77,6 +102,8 @@ class Edit:
         modules: Names of the modules touched.
         diagnostics: Method-specific, JSON-serialisable figures. Under "maps" there may be heat
             maps for the report: a list of {name, title, rows, columns, unit, values, marked}.
+        steps: The models on the way to `defended`, in order, the last one being its equal; empty
+            for a repair in one step.
         diagnostic_seconds: How much of `apply` went into diagnostics that the repair itself
             doesn't need; it is no part of the repair's cost.
     """
@@ -87,6 +114,7 @@ class Edit:
     modules: tuple[str, ...] = ()
     diagnostics: dict[str, Any] = field(default_factory=dict)
     diagnostic_seconds: float = 0.0
+    steps: tuple[Step, ...] = ()
 
 
 class Defense(Settings):
@@ -95,15 +123,14 @@ class Defense(Settings):
     Subclasses are their own settings: every field enters the stage keys.  `prepare_version` and
     `apply_version` are raised when the code changes what those stages produce.
     `needs_resumed_adapter` says that the attack must have gone on training the aligned adapter;
-    `needs_prompts` and `needs_safety_pairs`, what `prepare` reads of its calibration (answers and
-    the judge's opinion go with the prompts).
+    `needs` names what `prepare` reads of its calibration: "prompts" (with their answers and the
+    judge's opinion), "safety_pairs", "safety_prompts", "utility_prompts".
     """
 
     prepare_version: ClassVar[int] = 1
     apply_version: ClassVar[int] = 1
     needs_resumed_adapter: ClassVar[bool] = False
-    needs_prompts: ClassVar[bool] = True
-    needs_safety_pairs: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset({"prompts"})
 
     def check(self, models: Models, attacked: Checkpoint | None) -> None:
         """Refuses, before heavy work, what this method can't run on.
@@ -128,6 +155,14 @@ class Defense(Settings):
         """
         raise NotImplementedError
 
-    def apply(self, artefact: Path, attacked: Checkpoint, out: Path) -> Edit:
-        """Repairs `attacked` with the artefact; writes a plain model or adapter folder to `out`."""
+    def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
+        """Repairs an attacked model.
+
+        Args:
+            artefact: What `prepare` wrote.
+            attacked: The attacked model.
+            out: The folder for the defended model: plain weights, an adapter, or what a hook
+                needs.
+            models: What `prepare` saw, for methods that edit towards the aligned weights.
+        """
         raise NotImplementedError

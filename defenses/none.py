@@ -12,13 +12,13 @@ from modeling.checkpoint import Checkpoint
 class NoDefense(Defense):
     """Leaves the attacked model alone; nothing is written."""
 
-    needs_prompts: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
         """Prepares nothing."""
         return {}
 
-    def apply(self, artefact: Path, attacked: Checkpoint, out: Path) -> Edit:
+    def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
         """Returns the attacked checkpoint itself."""
         from modeling.headers import count_parameters
 

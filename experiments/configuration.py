@@ -64,6 +64,8 @@ class Sources:
     poison: ExampleSource | None
     calibration: PromptSource | None
     safety_pairs: PairSource | None
+    safety_prompts: PromptSource | None
+    utility_prompts: PromptSource | None
     harmful: PromptSource
     benign: PromptSource | None
     over_refusal: PromptSource | None

@@ -113,7 +113,7 @@ class Pipeline:
         self.check(aligned)
         artefact = self.prepared(aligned)
         attacked, attack_report = self.attacked(aligned)
-        defended, apply_report = self.defended(artefact, attacked)
+        defended, apply_report = self.defended(artefact, attacked, aligned)
         models = dict(zip(MODELS, (self.base, aligned, attacked, defended), strict=True))
         rows = self.measured(models)
         return Outcome(
@@ -212,7 +212,9 @@ class Pipeline:
         calibration = StoredCalibration(
             prompts=self.inputs.calibration,
             safety_pairs=self.inputs.safety_pairs,
-            needs_prompts=defense.needs_prompts,
+            safety_prompts=self.inputs.safety_prompts,
+            utility_prompts=self.inputs.utility_prompts,
+            needs=defense.needs,
             store=self.store,
             backend=evaluation.backend,
             judge=evaluation.harm_judge,
@@ -235,7 +237,9 @@ class Pipeline:
         make = partial(stages.prepare, defense=defense, models=models, calibration=calibration)
         return self._stage(stage, make)
 
-    def defended(self, artefact: StageResult, attacked: Model) -> tuple[Model, dict[str, Any]]:
+    def defended(
+        self, artefact: StageResult, attacked: Model, aligned: Model
+    ) -> tuple[Model, dict[str, Any]]:
         """The repaired model; the attacked one itself when the defense leaves it unchanged."""
         defense = self.experiment.defense
         stage = Stage(
@@ -246,6 +250,7 @@ class Pipeline:
             defense=defense,
             artefact=artefact.folder,
             attacked=attacked.checkpoint,
+            models=Models(self.base.checkpoint, aligned.checkpoint),
         )
         result = self._stage(stage, make)
         if result.report["unchanged"]:

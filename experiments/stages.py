@@ -84,10 +84,12 @@ def prepare(
     }
 
 
-def apply(out: Path, defense: Defense, artefact: Path, attacked: Checkpoint) -> dict[str, Any]:
+def apply(
+    out: Path, defense: Defense, artefact: Path, attacked: Checkpoint, models: Models
+) -> dict[str, Any]:
     """Makes the defended model in `out/model`; the report says what was edited, at what cost."""
     with measured() as cost:
-        edit = defense.apply(artefact, attacked, out / MODEL)
+        edit = defense.apply(artefact, attacked, out / MODEL, models)
     seconds = cost.seconds - edit.diagnostic_seconds
     return {
         "cost": {"seconds": seconds, "peak_bytes": cost.peak_bytes},

@@ -207,7 +207,7 @@ class NLSR(Defense):
         (out / RECORD).write_text(json.dumps(record, indent=1))
         return {**diagnostics, "identify_seconds": seconds}
 
-    def apply(self, artefact: Path, attacked: Checkpoint, out: Path) -> Edit:
+    def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
         """Writes the patched adapter to `out` (paper: step 3).
 
         Raises:

@@ -77,8 +77,7 @@ class SafetyLock(Defense):
         direction_cosines: Whether `apply` measures how far the attack has turned the directions.
     """
 
-    needs_prompts: ClassVar[bool] = False
-    needs_safety_pairs: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"safety_pairs"})
 
     variant: Literal["default", "official"] = "default"
 
@@ -257,7 +256,7 @@ class SafetyLock(Defense):
         }
         return lock, encoded.rows, report
 
-    def apply(self, artefact: Path, attacked: Checkpoint, out: Path) -> Edit:
+    def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
         """Writes the locked model to `out`: a plain model folder, or what a hook needs.
 
         Raises:
