@@ -196,7 +196,7 @@ def _limited(prompts: tuple[Prompt, ...], limit: int | None, setting: str) -> tu
 
 
 def _provenance(experiment: Experiment) -> dict[str, Any]:
-    sources = {
+    sources: dict[str, Any] = {
         "harmful": experiment.sources.harmful,
         "benign": experiment.sources.benign,
         "over_refusal": experiment.sources.over_refusal,
