@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from data.rows import PreferencePair, Prompt
 from modeling.chat import PromptStyle
@@ -117,20 +117,43 @@ class Edit:
     steps: tuple[Step, ...] = ()
 
 
+Leaves = Literal["same", "adapter", "weights", "hooks"]
+
+
 class Defense(Settings):
     """A repair that acts after fine-tuning.
 
     Subclasses are their own settings: every field enters the stage keys.  `prepare_version` and
-    `apply_version` are raised when the code changes what those stages produce.
-    `needs_resumed_adapter` says that the attack must have gone on training the aligned adapter;
-    `needs` names what `prepare` reads of its calibration: "prompts" (with their answers and the
-    judge's opinion), "safety_pairs", "safety_prompts", "utility_prompts".
+    `apply_version` are raised when the code changes what those stages produce.  What is a
+    property here may be a class variable where it is the same for all settings.
     """
 
     prepare_version: ClassVar[int] = 1
     apply_version: ClassVar[int] = 1
-    needs_resumed_adapter: ClassVar[bool] = False
-    needs: ClassVar[frozenset[str]] = frozenset({"prompts"})
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What `prepare` reads of its calibration.
+
+        "prompts" (with their answers and the judge's opinion), "safety_pairs", "safety_prompts",
+        "utility_prompts".
+        """
+        return frozenset({"prompts"})
+
+    @property
+    def needs_resumed_adapter(self) -> bool:
+        """Whether the attack must have gone on training the aligned adapter."""
+        return False
+
+    @property
+    def leaves(self) -> Leaves | None:
+        """What a defense that comes after this one finds; None where that isn't known before.
+
+        "same": the model in the form that it had, an adapter with the A and B that the attack
+        trained, some of their scalars changed. "adapter": an adapter in other coordinates.
+        "weights": full weights. "hooks": a model that is steered while it runs.
+        """
+        return None
 
     def check(self, models: Models, attacked: Checkpoint | None) -> None:
         """Refuses, before heavy work, what this method can't run on.

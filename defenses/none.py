@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from defenses.base import Calibration, Defense, Edit, Models
+from defenses.base import Calibration, Defense, Edit, Leaves, Models
 from modeling.checkpoint import Checkpoint
 
 
@@ -13,6 +13,7 @@ class NoDefense(Defense):
     """Leaves the attacked model alone; nothing is written."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    leaves: ClassVar[Leaves] = "same"
 
     def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
         """Prepares nothing."""

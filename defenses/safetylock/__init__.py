@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from data.rows import PreferencePair
-from defenses.base import Calibration, Defense, Edit, Models
+from defenses.base import Calibration, Defense, Edit, Leaves, Models
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from settings import SettingError
@@ -131,6 +131,11 @@ class SafetyLock(Defense):
     def baked(self) -> bool:
         """Whether the defended model is written down as a plain model."""
         return self.form == "baked" or (self.form is None and self.positions == "all")
+
+    @property
+    def leaves(self) -> Leaves:
+        """Full weights with the lock's biases, or hooks."""
+        return "weights" if self.baked else "hooks"
 
     def prepare_settings(self) -> dict[str, Any]:
         """What the lock depends on: neither K, alpha, positions nor form."""
