@@ -17,7 +17,7 @@ Positions = Literal["prompt", "answer", "all"]
 
 # Tokens whose inputs are held in float64 at a time.
 _TOKENS = 1024
-# Scores whose ties are counted at a time.
+# Scores that are counted at a time.
 _BLOCK = 1 << 20
 
 
@@ -103,19 +103,21 @@ def top_share(scores: Tensor, share: float, scope: Literal["tensor", "row"]) -> 
     threshold = _kth_largest(flat, k)
     mask = flat > threshold
     ties = flat == threshold
-    missing = k - mask.sum(1, keepdim=True)
-    if bool((ties.sum(1, keepdim=True) > missing).any()):
-        _keep_first(ties, missing)
+    _keep_first(ties, k - sum(part.sum(1, keepdim=True) for part in _columns(mask)))
     return mask.logical_or_(ties).reshape(scores.shape)
 
 
 def _keep_first(ties: Tensor, counts: Tensor) -> None:
     """Leaves the first `counts` (rows, 1) true values of each row of (rows, n), in place."""
-    step = max(1, _BLOCK // len(ties))
-    for part in ties.split(step, dim=1):
+    for part in _columns(ties):
         found = part.cumsum(1, dtype=torch.int32)
         part &= found <= counts
         counts = counts - found[:, -1:]
+
+
+def _columns(mask: Tensor) -> tuple[Tensor, ...]:
+    """Views of blocks of columns: torch counts bools in a copy of 64-bit integers."""
+    return mask.split(max(1, _BLOCK // len(mask)), dim=1)
 
 
 def _kth_largest(flat: Tensor, k: int) -> Tensor:

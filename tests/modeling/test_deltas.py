@@ -498,7 +498,7 @@ class TestAdapters:
         attacked = _adapter(base, tmp_path / "attacked", 2)
         write_edited(aligned, attacked, tmp_path / "out", _shrunk)
         before, other, after = (
-            _files(folder) for folder in (attacked.adapter, aligned.adapter, tmp_path / "out")
+            _files(str(folder)) for folder in (attacked.adapter, aligned.adapter, tmp_path / "out")
         )
         assert before.keys() == after.keys()
         for key, tensor in before.items():
@@ -669,7 +669,11 @@ class TestRewriteWeights:
 
     def test_blocks_of_rows_join_up(self, tmp_path: Path) -> None:
         """A down_proj of more than one block of rows, merged and edited."""
-        shape = {"hidden_size": 160, "intermediate_size": 30_000, "num_hidden_layers": 1}
+        shape: dict[str, Any] = {
+            "hidden_size": 160,
+            "intermediate_size": 30_000,
+            "num_hidden_layers": 1,
+        }
         base = save_model("llama", tmp_path / "base", **shape)
         source = _adapter(base, tmp_path / "adapter", 1, target_modules=["down_proj"])
         name = "model.layers.0.mlp.down_proj"
