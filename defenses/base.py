@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from data.rows import PreferencePair, Prompt
 from modeling.chat import PromptStyle
@@ -42,8 +42,18 @@ class Calibration(Protocol):
     def safety_pairs(self) -> Sequence[PreferencePair]:
         """Prompts with a safe (chosen) and an unsafe (rejected) answer; as for `prompts`.
 
-        Empty unless the defense `needs_safety_pairs`.
+        Empty unless the defense `needs` "safety_pairs".
         """
+        ...
+
+    @property
+    def safety_prompts(self) -> Sequence[Prompt]:
+        """Harmful prompts, their category the kind of harm; empty unless `needs` says so."""
+        ...
+
+    @property
+    def utility_prompts(self) -> Sequence[Prompt]:
+        """Benign prompts; empty unless `needs` says so."""
         ...
 
     @property
@@ -67,6 +77,21 @@ class Calibration(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """The model after one step of a repair that is made in several, measured like the others.
+
+    Attributes:
+        name: What the step did, e.g. the danger that came or the defense that was applied.
+        checkpoint: The model after it; its files lie in the folder given to `apply`.
+        parameters_edited: How many scalars this step changed that no step before had.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    parameters_edited: int
+
+
+@dataclass(frozen=True, slots=True)
 class Edit:
     """What `apply` did to the attacked model.
 
@@ -77,6 +102,8 @@ class Edit:
         modules: Names of the modules touched.
         diagnostics: Method-specific, JSON-serialisable figures. Under "maps" there may be heat
             maps for the report: a list of {name, title, rows, columns, unit, values, marked}.
+        steps: The models on the way to `defended`, in order, the last one being its equal; empty
+            for a repair in one step.
         diagnostic_seconds: How much of `apply` went into diagnostics that the repair itself
             doesn't need; it is no part of the repair's cost.
     """
@@ -87,23 +114,46 @@ class Edit:
     modules: tuple[str, ...] = ()
     diagnostics: dict[str, Any] = field(default_factory=dict)
     diagnostic_seconds: float = 0.0
+    steps: tuple[Step, ...] = ()
+
+
+Leaves = Literal["same", "adapter", "weights", "hooks"]
 
 
 class Defense(Settings):
     """A repair that acts after fine-tuning.
 
     Subclasses are their own settings: every field enters the stage keys.  `prepare_version` and
-    `apply_version` are raised when the code changes what those stages produce.
-    `needs_resumed_adapter` says that the attack must have gone on training the aligned adapter;
-    `needs_prompts` and `needs_safety_pairs`, what `prepare` reads of its calibration (answers and
-    the judge's opinion go with the prompts).
+    `apply_version` are raised when the code changes what those stages produce.  What is a
+    property here may be a class variable where it is the same for all settings.
     """
 
     prepare_version: ClassVar[int] = 1
     apply_version: ClassVar[int] = 1
-    needs_resumed_adapter: ClassVar[bool] = False
-    needs_prompts: ClassVar[bool] = True
-    needs_safety_pairs: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What `prepare` reads of its calibration.
+
+        "prompts" (with their answers and the judge's opinion), "safety_pairs", "safety_prompts",
+        "utility_prompts".
+        """
+        return frozenset({"prompts"})
+
+    @property
+    def needs_resumed_adapter(self) -> bool:
+        """Whether the attack must have gone on training the aligned adapter."""
+        return False
+
+    @property
+    def leaves(self) -> Leaves | None:
+        """What a defense that comes after this one finds; None where that isn't known before.
+
+        "same": the model in the form that it had, an adapter with the A and B that the attack
+        trained, some of their scalars changed. "adapter": an adapter in other coordinates.
+        "weights": full weights. "hooks": a model that is steered while it runs.
+        """
+        return None
 
     def check(self, models: Models, attacked: Checkpoint | None) -> None:
         """Refuses, before heavy work, what this method can't run on.
@@ -128,6 +178,14 @@ class Defense(Settings):
         """
         raise NotImplementedError
 
-    def apply(self, artefact: Path, attacked: Checkpoint, out: Path) -> Edit:
-        """Repairs `attacked` with the artefact; writes a plain model or adapter folder to `out`."""
+    def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
+        """Repairs an attacked model.
+
+        Args:
+            artefact: What `prepare` wrote.
+            attacked: The attacked model.
+            out: The folder for the defended model: plain weights, an adapter, or what a hook
+                needs.
+            models: What `prepare` saw, for methods that edit towards the aligned weights.
+        """
         raise NotImplementedError

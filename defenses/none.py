@@ -5,20 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from defenses.base import Calibration, Defense, Edit, Models
+from defenses.base import Calibration, Defense, Edit, Leaves, Models
 from modeling.checkpoint import Checkpoint
 
 
 class NoDefense(Defense):
     """Leaves the attacked model alone; nothing is written."""
 
-    needs_prompts: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
+    leaves: ClassVar[Leaves] = "same"
 
     def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
         """Prepares nothing."""
         return {}
 
-    def apply(self, artefact: Path, attacked: Checkpoint, out: Path) -> Edit:
+    def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
         """Returns the attacked checkpoint itself."""
         from modeling.headers import count_parameters
 

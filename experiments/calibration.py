@@ -22,14 +22,18 @@ class StoredCalibration:
     Attributes:
         prompts: Calibration prompts; none of them is used in the evaluation.
         safety_pairs: Pairs of a safe and an unsafe answer; likewise.
-        needs_prompts: Whether the defense uses prompts, answers and the judge's opinion.
+        safety_prompts: Harmful prompts by category; likewise.
+        utility_prompts: Benign prompts; likewise.
+        needs: What the defense uses of these (`defenses.base.Defense.needs`).
         base_key: Identity of the base model, so that its weights need not be hashed again.
         seconds_reused: Seconds that stored answers took when they were made.
     """
 
     prompts: Sequence[Prompt]
     safety_pairs: Sequence[PreferencePair]
-    needs_prompts: bool
+    safety_prompts: Sequence[Prompt]
+    utility_prompts: Sequence[Prompt]
+    needs: frozenset[str]
     store: Store
     backend: Backend
     judge: Judge
@@ -42,9 +46,9 @@ class StoredCalibration:
     def identity(self) -> dict[str, Any]:
         """What the artefact of a defense that uses this service depends on."""
         common = {"dtype": self.base.dtype, "style": self.style.model_dump()}
-        if self.safety_pairs:
-            common["safety_pairs"] = hash_rows(self.safety_pairs)
-        if not self.needs_prompts:
+        for name in sorted(self.needs - {"prompts"}):
+            common[name] = hash_rows(getattr(self, name))
+        if "prompts" not in self.needs:
             return common
         return common | {
             "prompts": hash_rows(self.prompts),

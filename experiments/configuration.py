@@ -14,6 +14,7 @@ from pydantic import Field
 from attacks.base import Attack
 from data.rows import ExampleSource, PairSource, PromptSource, TaskSource
 from defenses.base import Defense
+from defenses.stack import Stack
 from evaluation.base import Backend, Judge
 from modeling.alignment import Alignment
 from modeling.chat import PromptStyle
@@ -22,6 +23,8 @@ from settings.base import closest
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONF = PROJECT / "conf"
+
+_STACK = f"{Stack.__module__}.{Stack.__qualname__}"
 
 
 class ModelSettings(Settings):
@@ -64,6 +67,8 @@ class Sources:
     poison: ExampleSource | None
     calibration: PromptSource | None
     safety_pairs: PairSource | None
+    safety_prompts: PromptSource | None
+    utility_prompts: PromptSource | None
     harmful: PromptSource
     benign: PromptSource | None
     over_refusal: PromptSource | None
@@ -133,7 +138,7 @@ def validate(
     Args:
         config: The composed configuration.
         choices: Which option of each configuration group was chosen, for names in tables.
-        conf: The configuration folders, in which tasks are looked up by name.
+        conf: The configuration folders, in which tasks and a stack's parts are looked up by name.
 
     Raises:
         SettingError: A name, type, range or combination is wrong; one sentence.
@@ -148,7 +153,7 @@ def validate(
     plugins = tuple(values["plugins"])
     model = ModelSettings.validated(plain(values["model"]), "model")
     attack = build(values["attack"], "attack", plugins, Attack)
-    defense = build(values["defense"], "defense", plugins, Defense)
+    defense = _defense(values, plugins, conf)
     evaluation = _evaluation(values["evaluation"], model, attack, plugins)
     names = dict.fromkeys((attack.task, *evaluation.tasks))
     return Experiment(
@@ -211,7 +216,7 @@ def _sources(node: dict[str, Any], plugins: Sequence[str]) -> Sources:
 def _task(
     name: str, values: dict[str, Any], plugins: Sequence[str], conf: Sequence[Path]
 ) -> TaskSource:
-    options = {path.stem: path for folder in conf for path in folder.glob("task/*.yaml")}
+    options = _options("task", conf)
     if name not in options:
         raise SettingError(f"attack.task={name!r} is unknown; known: {', '.join(sorted(options))}")
     node = OmegaConf.create({"data": values["data"], "task": OmegaConf.load(options[name])})
@@ -220,6 +225,58 @@ def _task(
     if not isinstance(task, TaskSource):
         raise SettingError(f"conf/task/{name}.yaml builds no task; its class needs train and test")
     return task
+
+
+def _defense(values: dict[str, Any], plugins: Sequence[str], conf: Sequence[Path]) -> Defense:
+    """The defense; of a stack the parts, whose settings then stand among the resolved ones."""
+    node = values["defense"]
+    if node.get("_target_") != _STACK:
+        return build(node, "defense", plugins, Defense)
+    order, given = node.get("order"), node.get("settings") or {}
+    if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
+        raise SettingError(
+            f"defense.order={order!r} is no list of defenses; write defense.order=[nlsr,safetylock]"
+        )
+    for name in [key for key in node if key not in ("_target_", "order", "settings")]:
+        raise SettingError(
+            f"defense.{name} is no setting of a stack; {closest(name, ['order', 'settings'])} "
+            f"(a part's own: +defense.settings.NAME.{name}=...)"
+        )
+    for name in [name for name in given if name not in order]:
+        raise SettingError(
+            f"defense.settings.{name} is for a defense that defense.order doesn't name; "
+            f"{closest(name, order)}"
+        )
+    node["settings"] = {name: _part(name, values, given.get(name) or {}, conf) for name in order}
+    built = {
+        name: build(settings, f"defense.settings.{name}", plugins, Defense)
+        for name, settings in node["settings"].items()
+    }
+    parts = tuple(built[name] for name in order)
+    return Stack.validated({"order": tuple(order), "parts": parts}, "defense")
+
+
+def _part(
+    name: str, values: dict[str, Any], given: dict[str, Any], conf: Sequence[Path]
+) -> dict[str, Any]:
+    """A stacked defense's settings: its own file's, with those given in their place."""
+    options = _options("defense", conf)
+    if name not in options:
+        raise SettingError(f"defense.order: {name!r} is unknown; {closest(name, list(options))}")
+    option = OmegaConf.merge(OmegaConf.load(options[name]), given)
+    if OmegaConf.select(option, "_target_") == _STACK:
+        raise SettingError(
+            f"defense.order can't hold a stack ({name}); write its own defenses in its place"
+        )
+    node = OmegaConf.create({**values, "defense": option})
+    OmegaConf.resolve(node)
+    resolved: dict[str, Any] = OmegaConf.to_container(node.defense)  # type: ignore[assignment]
+    return resolved
+
+
+def _options(group: str, conf: Sequence[Path]) -> dict[str, Path]:
+    """The files of a configuration group by name."""
+    return {path.stem: path for folder in conf for path in folder.glob(f"{group}/*.yaml")}
 
 
 def _seed(value: Any) -> int:

@@ -44,6 +44,8 @@ class Inputs:
         pairs: Alignment's preference pairs; likewise.
         calibration: Prompts for the defense.
         safety_pairs: Pairs of a safe and an unsafe answer for the defense; empty if it needs none.
+        safety_prompts: Harmful prompts by category for the defense; likewise.
+        utility_prompts: Benign prompts for the defense; likewise.
         sets: What every model is asked.
         items: Test items by task name.
         provenance: Name, row count and fingerprint of every source, and the leakage counts.
@@ -54,6 +56,8 @@ class Inputs:
     pairs: tuple[PreferencePair, ...]
     calibration: tuple[Prompt, ...]
     safety_pairs: tuple[PreferencePair, ...]
+    safety_prompts: tuple[Prompt, ...]
+    utility_prompts: tuple[Prompt, ...]
     sets: tuple[PromptSet, ...]
     items: dict[str, tuple[TaskItem, ...]]
     provenance: dict[str, Any]
@@ -93,9 +97,19 @@ def read_inputs(experiment: Experiment) -> Inputs:
         pairs = take(pairs, align.n_pairs, "sources.pairs", "align.n_pairs")
     calibration = cleaner("calibration", _prompts(sources.calibration))
     safety_pairs: Sequence[PreferencePair] = ()
-    if experiment.defense.needs_safety_pairs:
-        need = f"defense={experiment.labels['defense']} needs pairs of a safe and an unsafe answer"
+    needs, chosen = experiment.defense.needs, f"defense={experiment.labels['defense']}"
+    if "safety_pairs" in needs:
+        need = f"{chosen} needs pairs of a safe and an unsafe answer"
         safety_pairs = cleaner("safety_pairs", _pairs(experiment, "safety_pairs", need))
+    defense_prompts: dict[str, tuple[Prompt, ...]] = {}
+    for name, kind in (("safety_prompts", "harmful"), ("utility_prompts", "benign")):
+        if name in needs and getattr(sources, name) is None:
+            raise SettingError(
+                f"sources.{name} is null, but {chosen} needs {kind} prompts; set it to a source "
+                "of prompts, e.g. a JSONL file of prompt and category"
+            )
+        prompts = _prompts(getattr(sources, name)) if name in needs else ()
+        defense_prompts[name] = cleaner(name, prompts) if name in needs else ()
     leaked = cleaner.dropped
     return Inputs(
         attack=AttackData(task, poison, leaked["task"] + leaked["poison"]),
@@ -103,6 +117,8 @@ def read_inputs(experiment: Experiment) -> Inputs:
         pairs=tuple(pairs),
         calibration=calibration,
         safety_pairs=tuple(safety_pairs),
+        safety_prompts=defense_prompts["safety_prompts"],
+        utility_prompts=defense_prompts["utility_prompts"],
         sets=_sets(experiment, asked, items),
         items=items,
         provenance={"sources": _provenance(experiment), "leaked_rows_dropped": leaked},
@@ -180,14 +196,16 @@ def _limited(prompts: tuple[Prompt, ...], limit: int | None, setting: str) -> tu
 
 
 def _provenance(experiment: Experiment) -> dict[str, Any]:
-    sources = {
+    sources: dict[str, Any] = {
         "harmful": experiment.sources.harmful,
         "benign": experiment.sources.benign,
         "over_refusal": experiment.sources.over_refusal,
         "calibration": experiment.sources.calibration,
-        "safety_pairs": (
-            experiment.sources.safety_pairs if experiment.defense.needs_safety_pairs else None
-        ),
+        **{
+            name: getattr(experiment.sources, name)
+            for name in ("safety_pairs", "safety_prompts", "utility_prompts")
+            if name in experiment.defense.needs
+        },
         "poison": experiment.sources.poison if experiment.attack.needs_poison else None,
         **{f"{TASK}:{name}": task for name, task in experiment.tasks.items()},
     }

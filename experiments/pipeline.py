@@ -8,7 +8,7 @@ and every model: --generate--> answers --judge--> verdicts --score--> record
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,8 +29,6 @@ from settings import SettingError
 if TYPE_CHECKING:
     import pandas as pd
 
-MODELS = ("base", "aligned", "attacked", "defended")
-
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -46,7 +44,9 @@ class Outcome:
 
     Attributes:
         rows: One row per model, prompt set and prompt, with answers, verdicts and task scores.
-        models: Content key of each of the four models.
+        models: Content key of each of the four models and of those between the steps.
+        steps: The steps of a repair that was made in several: name, label of the model after
+            it, scalars edited; the last one's model is "defended".
         stages: Every stage, in the order in which it was needed.
         attack: The attack's report.
         prepare: The report of `prepare`: cost and diagnostics.
@@ -55,10 +55,61 @@ class Outcome:
 
     rows: pd.DataFrame
     models: dict[str, str]
+    steps: list[dict[str, Any]]
     stages: list[StageResult]
     attack: dict[str, Any]
     prepare: dict[str, Any]
     apply: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What the `apply` stage left.
+
+    Attributes:
+        models: The models after each step but the last, by label, then "defended".
+        steps: As in `Outcome`.
+        report: The stage's report.
+    """
+
+    models: dict[str, Model]
+    steps: list[dict[str, Any]]
+    report: dict[str, Any]
+
+
+def applied(
+    result: StageResult, known: Mapping[str, Checkpoint], given: Sequence[Model]
+) -> Applied:
+    """Finds the models that an `apply` stage left.
+
+    A model that a step left as it was keeps its key, so that it isn't measured again.
+
+    Args:
+        result: The stage.
+        known: The checkpoints that it was given, by name.
+        given: The same with their keys.
+    """
+    report = result.report
+    if "defended" in report:
+        defended = stages.checkpoint_at(report["defended"], result.folder, known)
+    elif report["unchanged"]:  # Written before there were steps, as is the next one.
+        defended = known["attacked"]
+    else:
+        defended = stages.checkpoint_in(result.folder, known["attacked"])
+    keys = {model.checkpoint: model.key for model in reversed(given)}
+    keys.setdefault(defended, result.key)
+    models: dict[str, Model] = {}
+    steps = []
+    for number, step in enumerate(report.get("steps", []), start=1):
+        checkpoint = stages.checkpoint_at(step["place"], result.folder, known)
+        label = f"step {number}: {step['name']}"
+        if number == len(report["steps"]):
+            label, checkpoint = "defended", defended
+        models[label] = Model(checkpoint, keys.setdefault(checkpoint, f"{result.key}.{number}"))
+        edited = step["parameters_edited"]
+        steps.append({"name": step["name"], "model": label, "parameters_edited": edited})
+    models["defended"] = Model(defended, keys[defended])
+    return Applied(models, steps, report)
 
 
 def find_models(settings: ModelSettings) -> tuple[Model, Model | None]:
@@ -99,7 +150,7 @@ class Pipeline:
         self._notify = notify
 
     def run(self) -> Outcome:
-        """Aligns, prepares, attacks, applies, and measures the four models.
+        """Aligns, prepares, attacks, applies, and measures the four models and the steps' own.
 
         `prepare` goes first, since what it lacks should be said before an attack is trained.
         """
@@ -113,16 +164,17 @@ class Pipeline:
         self.check(aligned)
         artefact = self.prepared(aligned)
         attacked, attack_report = self.attacked(aligned)
-        defended, apply_report = self.defended(artefact, attacked)
-        models = dict(zip(MODELS, (self.base, aligned, attacked, defended), strict=True))
+        applied = self.applied(artefact, attacked, aligned)
+        models = {"base": self.base, "aligned": aligned, "attacked": attacked, **applied.models}
         rows = self.measured(models)
         return Outcome(
             rows=rows,
             models={name: model.key for name, model in models.items()},
+            steps=applied.steps,
             stages=self.done,
             attack=attack_report,
             prepare=artefact.report,
-            apply=apply_report,
+            apply=applied.report,
         )
 
     def aligned(self) -> Model:
@@ -212,7 +264,9 @@ class Pipeline:
         calibration = StoredCalibration(
             prompts=self.inputs.calibration,
             safety_pairs=self.inputs.safety_pairs,
-            needs_prompts=defense.needs_prompts,
+            safety_prompts=self.inputs.safety_prompts,
+            utility_prompts=self.inputs.utility_prompts,
+            needs=defense.needs,
             store=self.store,
             backend=evaluation.backend,
             judge=evaluation.harm_judge,
@@ -235,23 +289,23 @@ class Pipeline:
         make = partial(stages.prepare, defense=defense, models=models, calibration=calibration)
         return self._stage(stage, make)
 
-    def defended(self, artefact: StageResult, attacked: Model) -> tuple[Model, dict[str, Any]]:
-        """The repaired model; the attacked one itself when the defense leaves it unchanged."""
+    def applied(self, artefact: StageResult, attacked: Model, aligned: Model) -> Applied:
+        """The repaired model, and the models after each step to it."""
         defense = self.experiment.defense
         stage = Stage(
             "apply", defense.apply_version, stages.identity(defense), (artefact.key, attacked.key)
         )
+        seen = Models(self.base.checkpoint, aligned.checkpoint)
         make = partial(
             stages.apply,
             defense=defense,
             artefact=artefact.folder,
             attacked=attacked.checkpoint,
+            models=seen,
         )
         result = self._stage(stage, make)
-        if result.report["unchanged"]:
-            return attacked, result.report
-        model = Model(stages.checkpoint_in(result.folder, attacked.checkpoint), result.key)
-        return model, result.report
+        known = stages.known_models(seen, attacked.checkpoint)
+        return applied(result, known, [attacked, aligned, self.base])
 
     def measured(self, models: dict[str, Model]) -> pd.DataFrame:
         """Answers, verdicts and task scores of every model on every prompt set."""

@@ -7,7 +7,7 @@ import math
 import platform
 import subprocess
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,8 @@ class Record:
         labels: Names of the model, attack, defense and task.
         seed: The run's seed.
         settings: The whole resolved configuration.
-        models: Content key of base, aligned, attacked and defended model.
+        models: Content key of base, aligned, attacked and defended model, and of those between
+            the steps of a repair.
         metrics: Per model and metric: value, low, high (95 %), n; None where there were no rows.
         paired: Per metric, McNemar's test of the defended against the attacked model: difference,
             p-value, prompts on which only one of them says yes, n.
@@ -50,6 +51,9 @@ class Record:
         stages: Every stage with its key, its seconds and whether it was reused.
         data: Sources with fingerprints and leakage counts.
         environment: Package versions, commit, machine.
+        steps: The steps of a repair that was made in several: name, label of the model after it
+            in `metrics` and rows ("defended" for the last), parameters_edited (scalars that this
+            step changed and no step before had), share (of all the model's).
     """
 
     created: str
@@ -67,6 +71,7 @@ class Record:
     stages: list[dict[str, Any]]
     data: dict[str, Any]
     environment: dict[str, Any]
+    steps: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -111,6 +116,10 @@ class Record:
             ],
             data=inputs.provenance,
             environment=environment,
+            steps=[
+                {**step, "share": _share(step["parameters_edited"], outcome)}
+                for step in outcome.steps
+            ],
         )
 
     def write(self, folder: Path, rows: pd.DataFrame) -> None:
@@ -142,8 +151,14 @@ def _cost(outcome: Outcome) -> dict[str, Any]:
         "apply_peak_bytes": apply["peak_bytes"],
         "parameters_edited": edited,
         "parameters_total": total,
-        "share_edited": edited / total if total else 0.0,
+        "share_edited": _share(edited, outcome),
     }
+
+
+def _share(edited: int, outcome: Outcome) -> float:
+    """Scalars as a share of all the attacked model's."""
+    total: int = outcome.apply["parameters_total"]
+    return edited / total if total else 0.0
 
 
 def environment() -> dict[str, Any]:

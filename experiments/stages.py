@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MODEL = "model"
 ROWS = "rows.parquet"
+
+_PARTS = ("base", "adapter", "steering")
 
 
 def align(
@@ -84,10 +86,24 @@ def prepare(
     }
 
 
-def apply(out: Path, defense: Defense, artefact: Path, attacked: Checkpoint) -> dict[str, Any]:
-    """Makes the defended model in `out/model`; the report says what was edited, at what cost."""
+def apply(
+    out: Path, defense: Defense, artefact: Path, attacked: Checkpoint, models: Models
+) -> dict[str, Any]:
+    """Makes the defended model in `out/model`; the report says what was edited, at what cost.
+
+    It also says where the defended model and those of the steps to it lie (`place`).
+
+    Raises:
+        ModelError: The defense's last step isn't its result, or a model lies outside `out`.
+    """
     with measured() as cost:
-        edit = defense.apply(artefact, attacked, out / MODEL)
+        edit = defense.apply(artefact, attacked, out / MODEL, models)
+    if edit.steps and edit.steps[-1].checkpoint != edit.defended:
+        raise ModelError(
+            f"the last step of {type(defense).__name__} ({edit.steps[-1].name}) isn't the model "
+            "that it calls defended; end the steps with that model"
+        )
+    known = known_models(models, attacked)
     seconds = cost.seconds - edit.diagnostic_seconds
     return {
         "cost": {"seconds": seconds, "peak_bytes": cost.peak_bytes},
@@ -97,7 +113,73 @@ def apply(out: Path, defense: Defense, artefact: Path, attacked: Checkpoint) -> 
         "parameters_total": edit.parameters_total,
         "modules": list(edit.modules),
         "diagnostics": edit.diagnostics,
+        "defended": place(edit.defended, out, known),
+        "steps": [
+            {
+                "name": step.name,
+                "parameters_edited": step.parameters_edited,
+                "place": place(step.checkpoint, out, known),
+            }
+            for step in edit.steps
+        ],
     }
+
+
+def known_models(models: Models, attacked: Checkpoint) -> dict[str, Checkpoint]:
+    """The models that a defense was given, whose files its results may go on using."""
+    return {"attacked": attacked, "aligned": models.aligned, "base": models.base}
+
+
+def place(
+    checkpoint: Checkpoint, folder: Path, known: Mapping[str, Checkpoint]
+) -> dict[str, str | None]:
+    """Where a checkpoint's files lie, so that it is found again when the store has moved.
+
+    Args:
+        checkpoint: A model that a stage made.
+        folder: The stage's folder.
+        known: The models that the stage was given, by name.
+
+    Returns:
+        For weights, adapter and steering: None, a path in the folder ("model/steps/1"), or a
+        known model's that has the same ("attacked:").
+
+    Raises:
+        ModelError: It is none of these.
+    """
+    places: dict[str, str | None] = {}
+    for part in _PARTS:
+        path = getattr(checkpoint, part)
+        owner = next((name for name, model in known.items() if getattr(model, part) == path), None)
+        if path is None:
+            places[part] = None
+        elif Path(path).is_relative_to(folder):
+            places[part] = Path(path).relative_to(folder).as_posix()
+        elif owner is not None:
+            places[part] = f"{owner}:"
+        else:
+            raise ModelError(
+                f"the defense's {part} {path!r} lies neither in its own folder nor with a model "
+                "that it was given; write it to the folder that `apply` gets"
+            )
+    return places
+
+
+def checkpoint_at(
+    places: Mapping[str, str | None], folder: Path, known: Mapping[str, Checkpoint]
+) -> Checkpoint:
+    """The checkpoint that `place` described, its stage's folder being `folder` now."""
+    found: dict[str, str | None] = {}
+    revision = None
+    for part, given in places.items():
+        owner = known.get(given.removesuffix(":")) if given and given.endswith(":") else None
+        if owner is not None:
+            found[part] = getattr(owner, part)
+            revision = owner.revision if part == "base" else revision
+        else:
+            found[part] = None if given is None else str(folder / given)
+    dtype = known["attacked"].dtype
+    return Checkpoint(str(found["base"]), found["adapter"], revision, dtype, found["steering"])
 
 
 def generation(

@@ -119,7 +119,7 @@ class WandbTracker(Settings):
 
 
 def summary(record: Record) -> dict[str, float | None]:
-    """The record's figures by slash-separated names: metrics, costs, seconds per stage."""
+    """The record's figures by slash-separated names: metrics, costs, steps, seconds per stage."""
     values: dict[str, float | None] = {}
     for model, metrics in record.metrics.items():
         for metric, estimate in metrics.items():
@@ -128,6 +128,8 @@ def summary(record: Record) -> dict[str, float | None]:
             values[f"{model}/{metric}_high"] = estimate["high"]
             values[f"{model}/{metric}_n"] = estimate["n"]
     values |= {f"cost/{name}": value for name, value in record.cost.items()}
+    for number, step in enumerate(record.steps, start=1):
+        values |= {f"steps/{number}/{name}": step[name] for name in ("parameters_edited", "share")}
     seconds: dict[str, float] = {}
     for stage in record.stages:
         seconds[stage["name"]] = seconds.get(stage["name"], 0.0) + stage["seconds"]

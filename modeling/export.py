@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from modeling.checkpoint import Checkpoint, local_folder, weight_files
+from modeling.folders import copy_besides, new_folder
 from modeling.headers import read_header
 from modeling.heads import read_config
 from modeling.lora import LoraAdapter
-from modeling.merge import merge, mergeable_adapter
+from modeling.merge import mergeable_adapter, read_merged
 from modeling.reexpress import llama_config, llama_shapes, source_has_o_bias, source_has_qkv_bias
 from modeling.shards import write_index, write_shard
 from settings import ModelError
@@ -34,22 +32,6 @@ _FLOATS = ("F32", "F16", "BF16")
 _ATTENTION_BIAS = re.compile(r"\.self_attn\.[qkvo]_proj\.bias$")
 _O_WEIGHT = re.compile(r"^(?P<block>model\.layers\.\d+\.self_attn)\.o_proj\.weight$")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-# What a tokenizer and its chat template, and `generate`, read.
-_BESIDES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tekken.json",
-    "*.tiktoken",
-    "*.model",
-    "chat_template*",
-    "additional_chat_templates/*",
-    "generation_config.json",
-)
-_NEVER = (".bin", ".safetensors", ".pt", ".pth", ".py")
 
 
 def check_exportable(checkpoint: Checkpoint, setting: str) -> None:
@@ -82,27 +64,19 @@ def export_with_biases(checkpoint: Checkpoint, biases: Mapping[int, Tensor], out
         ModelError: `check_exportable` refuses it, the weights aren't those of its config, or
             aren't finite.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ModelError(f"{str(out)!r} isn't empty; export to a new folder")
     config = llama_config(checkpoint, "model.base")
     adapter = mergeable_adapter(checkpoint, "model.adapter")
     _check_adapter(adapter, config)
     _check_biases(biases, config)
     shards = _plan(checkpoint, config)
-    part = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-    part.mkdir(parents=True)
-    try:
+    with new_folder(out) as part:
         size = sum(
             _write(checkpoint, name, shapes, adapter, biases, part)
             for name, shapes in shards.items()
         )
         write_index(part, shards, size)
-        _copy_besides(local_folder(checkpoint), part)
+        copy_besides(local_folder(checkpoint), part)
         (part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        part.rename(out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def _check_adapter(adapter: LoraAdapter | None, config: Mapping[str, Any]) -> None:
@@ -194,25 +168,9 @@ def _write(
     held = read_header(path)[0]
 
     def tensor(key: str) -> Tensor:
-        module = key.removesuffix(".weight")
-        if key not in held:
-            value = torch.zeros(shapes[key])
-        else:
-            # Opened anew each time: an open file keeps all that was read of it mapped.
-            with safe_open(path, framework="pt") as file:
-                value = file.get_tensor(key)
-        if adapter is not None and module != key and module in adapter.shapes:
-            value = merge(value, next(adapter.pairs([module]))[1])
+        value = read_merged(path, key, adapter) if key in held else torch.zeros(shapes[key])
         if key in added:
             value = value.float() + added[key].float().cpu()
         return value
 
     return write_shard(out / name, shapes, checkpoint.dtype, tensor)
-
-
-def _copy_besides(source: Path, out: Path) -> None:
-    for path in (path for pattern in _BESIDES for path in source.glob(pattern)):
-        if path.is_file() and path.suffix not in _NEVER:
-            target = out / path.relative_to(source)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, target)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from modeling.checkpoint import ADAPTER_WEIGHTS, Checkpoint
@@ -35,12 +37,15 @@ _NOT_PLAIN = (
 _MOVING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def mergeable_adapter(checkpoint: Checkpoint, setting: str) -> LoraAdapter | None:
+def mergeable_adapter(
+    checkpoint: Checkpoint, setting: str, *, otherwise: str = ", or set defense.form=hooked"
+) -> LoraAdapter | None:
     """The checkpoint's adapter, or None where it has none; only config and header are read.
 
     Args:
         checkpoint: The model.
         setting: The setting that named it, for messages.
+        otherwise: What the message says that one can do instead of training a plain LoRA.
 
     Raises:
         ModelError: The adapter is more than LoRA on linear projections.
@@ -55,8 +60,7 @@ def mergeable_adapter(checkpoint: Checkpoint, setting: str) -> LoraAdapter | Non
     if odd is not None:
         raise ModelError(
             f"{setting}={checkpoint.adapter!r} can't be merged into its base because it is more "
-            f"than LoRA on linear projections ({odd}); train it as plain LoRA, or set "
-            "defense.form=hooked"
+            f"than LoRA on linear projections ({odd}); train it as plain LoRA{otherwise}"
         )
     return adapter
 
@@ -87,3 +91,23 @@ def merge(weight: Tensor, pair: LoraPair) -> Tensor:
     # A copy even of float32: writing to a tensor that maps its file keeps those pages in memory.
     work = weight.to(torch.float32, copy=True)
     return work.addmm_(pair.b.float(), pair.a.float(), alpha=pair.scale)
+
+
+def read_merged(path: Path, key: str, adapter: LoraAdapter | None) -> Tensor:
+    """One tensor of a weights file, with the adapter's product added where it has one.
+
+    Args:
+        path: The safetensors file.
+        key: The tensor's name.
+        adapter: An adapter on this model, or None.
+
+    Returns:
+        The tensor in its own dtype, or W + scale B A in float32.
+    """
+    # Opened anew each time: an open file keeps all that was read of it mapped.
+    with safe_open(path, framework="pt") as file:
+        value: Tensor = file.get_tensor(key)
+    module = key.removesuffix(".weight")
+    if adapter is None or module == key or module not in adapter.shapes:
+        return value
+    return merge(value, next(adapter.pairs([module]))[1])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from torch import Tensor
 from modeling.checkpoint import WEIGHTS
 from settings import ModelError
 
+# Scalars that are looked at together.
+_BLOCK = 1 << 20
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -37,28 +40,86 @@ def write_shard(
     Raises:
         ModelError: A tensor isn't finite in `dtype`.
     """
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name in shapes:
+            yield name, tensor(name)
+
+    return write_stream(path, shapes, dtype, tensors(), exact=True)
+
+
+def write_stream(
+    path: Path,
+    bounds: Mapping[str, tuple[int, ...]],
+    dtype: str,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    exact: bool = False,
+) -> int:
+    """Writes a safetensors file of tensors whose shapes are known only as they come.
+
+    The header is written last, into room left for it in front of the data; what it doesn't fill
+    is padded with spaces, as the format allows.
+
+    Args:
+        path: The file; overwritten.
+        bounds: {tensor name: the largest shape that it may have}, in their order; a tensor may
+            also be left out.
+        dtype: Name of the torch dtype that every tensor is cast to.
+        tensors: (name, tensor) in any float dtype, consumed one at a time.
+        exact: Whether the bounds are the shapes themselves.
+
+    Returns:
+        Bytes of tensor data.
+
+    Raises:
+        ModelError: A tensor isn't finite in `dtype`.
+        ValueError: A tensor is larger than its bound, or unlike it where that is exact.
+    """
     kind: torch.dtype = getattr(torch, dtype)
+    room = len(_header(bounds, dtype))
+    written: dict[str, tuple[int, ...]] = {}
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", room) + b" " * room)
+        for name, value in tensors:
+            written[name] = _checked_shape(name, value, bounds[name], exact)
+            _write_data(file, name, value.to(kind), dtype)
+            del value  # Or it would be held while the next one is made.
+        file.seek(8)
+        file.write(_header(written, dtype))
+    return sum(math.prod(shape) for shape in written.values()) * kind.itemsize
+
+
+def _checked_shape(
+    name: str, value: Tensor, bound: tuple[int, ...], exact: bool
+) -> tuple[int, ...]:
+    shape = tuple(value.shape)
+    fits = len(shape) == len(bound) and all(n <= most for n, most in zip(shape, bound, strict=True))
+    if not fits or (exact and shape != bound):
+        raise ValueError(f"{name} is {shape}, not {bound}")
+    return shape
+
+
+def _write_data(file: BinaryIO, name: str, value: Tensor, dtype: str) -> None:
+    flat = value.contiguous().flatten()
+    if not all(bool(part.isfinite().all()) for part in flat.split(_BLOCK)):
+        raise ModelError(
+            f"{name} isn't finite in {dtype}; use weights without NaN or infinity, or a wider "
+            "model.dtype"
+        )
+    file.write(flat.view(torch.uint8).numpy().data)
+
+
+def _header(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> bytes:
+    """The header of tensors that lie one behind another, padded to a multiple of 8 bytes."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
+    end, size = 0, getattr(torch, dtype).itemsize
     for name, shape in shapes.items():
-        start, end = end, end + math.prod(shape) * kind.itemsize
+        start, end = end, end + math.prod(shape) * size
         entry = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
         header[name] = entry
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name, shape in shapes.items():
-            value = tensor(name).to(kind)
-            if tuple(value.shape) != shape:
-                raise ValueError(f"{name} is {tuple(value.shape)}, not {shape}")
-            if not bool(value.isfinite().all()):
-                raise ModelError(
-                    f"{name} isn't finite in {dtype}; use weights without NaN or infinity, or a "
-                    "wider model.dtype"
-                )
-            file.write(value.contiguous().flatten().view(torch.uint8).numpy().data)
-    return end
+    return text + b" " * (-len(text) % 8)
 
 
 def write_index(

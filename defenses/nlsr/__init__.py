@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from data.rows import Prompt
-from defenses.base import Calibration, Defense, Edit, Models
+from defenses.base import Calibration, Defense, Edit, Leaves, Models
 from modeling.checkpoint import Checkpoint, device_name
 from settings import DataError, ModelError, SettingError
 
@@ -88,6 +88,7 @@ class NLSR(Defense):
     """
 
     needs_resumed_adapter: ClassVar[bool] = True
+    leaves: ClassVar[Leaves] = "same"
 
     variant: Literal["paper", "official"] = "paper"
 
@@ -207,7 +208,7 @@ class NLSR(Defense):
         (out / RECORD).write_text(json.dumps(record, indent=1))
         return {**diagnostics, "identify_seconds": seconds}
 
-    def apply(self, artefact: Path, attacked: Checkpoint, out: Path) -> Edit:
+    def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
         """Writes the patched adapter to `out` (paper: step 3).
 
         Raises:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from data.rows import PreferencePair
-from defenses.base import Calibration, Defense, Edit, Models
+from defenses.base import Calibration, Defense, Edit, Leaves, Models
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from settings import SettingError
@@ -77,8 +77,7 @@ class SafetyLock(Defense):
         direction_cosines: Whether `apply` measures how far the attack has turned the directions.
     """
 
-    needs_prompts: ClassVar[bool] = False
-    needs_safety_pairs: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"safety_pairs"})
 
     variant: Literal["default", "official"] = "default"
 
@@ -132,6 +131,11 @@ class SafetyLock(Defense):
     def baked(self) -> bool:
         """Whether the defended model is written down as a plain model."""
         return self.form == "baked" or (self.form is None and self.positions == "all")
+
+    @property
+    def leaves(self) -> Leaves:
+        """Full weights with the lock's biases, or hooks."""
+        return "weights" if self.baked else "hooks"
 
     def prepare_settings(self) -> dict[str, Any]:
         """What the lock depends on: neither K, alpha, positions nor form."""
@@ -257,7 +261,7 @@ class SafetyLock(Defense):
         }
         return lock, encoded.rows, report
 
-    def apply(self, artefact: Path, attacked: Checkpoint, out: Path) -> Edit:
+    def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
         """Writes the locked model to `out`: a plain model folder, or what a hook needs.
 
         Raises:

@@ -31,7 +31,7 @@ def report(paths: list[Path], output: Path) -> None:
     Raises:
         RelockError: A path doesn't exist or holds no record.
     """
-    from experiments.report import figures, tables
+    from experiments.report import figures, steps, tables
     from experiments.report.collect import collect
 
     for path in paths:
@@ -43,7 +43,8 @@ def report(paths: list[Path], output: Path) -> None:
         raise RelockError(f"no record.json under {names}; give a folder of finished runs")
     console = tables.terminal()
     console.print(tables.terminal_table(collected))
-    for path in [*tables.write(collected, output), *figures.write(collected, output)]:
+    written = [*tables.write(collected, output), *steps.write(collected.rows, output)]
+    for path in [*written, *figures.write(collected, output)]:
         console.print(str(path), soft_wrap=True, highlight=False)
 
 

@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.metrics import summarise
-from experiments.record import RECORD, ROWS, Record
+from evaluation.metrics import compare, summarise
+from experiments.record import PAIRED, RECORD, ROWS, Record
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from evaluation.statistics import Estimate
+    from evaluation.statistics import Estimate, PairedTest
 
 # What the settings of each of a table's rows may depend on.
 _SECTIONS = {
@@ -61,7 +61,10 @@ class Row:
         settings: The settings that vary among the runs and that this row depends on.
         metrics: Metric name to estimate, over the rows of all seeds.
         seeds: Seeds pooled.
+        runs: One run for each model that is pooled.
         cost: The defense's mean cost; empty for other roles.
+        paired: By metric, McNemar's test against the attacked models over the same prompts of
+            the same seeds; empty for other roles.
     """
 
     role: str
@@ -69,7 +72,9 @@ class Row:
     settings: dict[str, Any]
     metrics: dict[str, Estimate]
     seeds: tuple[int, ...]
+    runs: tuple[Run, ...] = ()
     cost: dict[str, float] = field(default_factory=dict)
+    paired: dict[str, PairedTest] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,20 +119,28 @@ def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, A
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{path}.")
         else:
-            yield path, str(value) if isinstance(value, list) else value
+            # As it is written on the command line.
+            yield path, f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
 
 
 def _varying(runs: Sequence[Run]) -> tuple[str, ...]:
-    """Settings that differ among runs whose attack or defense has them at all."""
-    keys = dict.fromkeys(key for run in runs for key in run.flat)
+    """Settings that differ among runs of the same model, attack or defense, whose they are.
+
+    Two defenses may have settings of one name; that these differ tells nothing of either.
+    """
+    values: dict[str, dict[str, set[Any]]] = {}
+    for run in runs:
+        for key, value in run.flat.items():
+            owner = run.record.labels.get(key.partition(".")[0], "")
+            values.setdefault(key, {}).setdefault(owner, set()).add(value)
     sections = _SECTIONS["defended"]
     return tuple(
         key
-        for key in keys
+        for key, owned in values.items()
         if key.partition(".")[0] in sections
         and not key.endswith("_target_")
         and key not in ("model.name", "attack.task")
-        and len({run.flat[key] for run in runs if key in run.flat}) > 1
+        and max(map(len, owned.values())) > 1
     )
 
 
@@ -142,19 +155,34 @@ def _group(run: Run, role: str, varying: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _row(group: tuple[Any, ...], members: Sequence[Run]) -> Row:
-    import pandas as pd
-
     role, labels, settings = group
-    distinct = {run.record.models[role]: run for run in members}
-    frames = [run.rows[run.rows["model"] == role] for run in distinct.values()]
+    runs = tuple({run.record.models[role]: run for run in members}.values())
     return Row(
         role=role,
         labels=dict(labels),
         settings=dict(settings),
-        metrics=summarise(pd.concat(frames, ignore_index=True)),
-        seeds=tuple(sorted({run.record.seed for run in distinct.values()})),
+        metrics=summarise(pooled(runs, role)),
+        seeds=tuple(sorted({run.record.seed for run in runs})),
+        runs=runs,
         cost=_mean_cost(members) if role == "defended" else {},
+        paired=_paired(runs) if role == "defended" else {},
     )
+
+
+def pooled(runs: Sequence[Run], model: str) -> pd.DataFrame:
+    """The rows of the model of that label in each of the runs; no prompt's id is there twice."""
+    import pandas as pd
+
+    frames = []
+    for number, run in enumerate(runs):
+        rows = run.rows[run.rows["model"] == model]
+        frames.append(rows.assign(id=[f"{number}/{id_}" for id_ in rows["id"]]))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _paired(runs: Sequence[Run]) -> dict[str, PairedTest]:
+    defended, attacked = pooled(runs, "defended"), pooled(runs, "attacked")
+    return {metric: compare(defended, attacked, metric) for metric in PAIRED}
 
 
 def _mean_cost(members: Sequence[Run]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The report's figures: two of harmfulness; sweeps of other settings; heat maps of defenses."""
+"""The report's figures: two of harmfulness; sweeps; steps and heat maps of defenses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.report import maps, sweeps
+from experiments.report import maps, steps, sweeps
 from experiments.report.collect import Collected, Row
 from experiments.report.drawing import is_number, margins, plain, style
 from experiments.report.tables import label
@@ -28,7 +28,8 @@ def write(collected: Collected, folder: Path) -> list[Path]:
     """Writes the figures that the runs allow to `folder`, as PNG.
 
     `hs_vs_poison_ratio.png` needs runs of at least two poison ratios, `against_SETTING.png` of
-    at least three values of a numeric setting, `map_NAME.png` a defense that gives heat maps.
+    at least three values of a numeric setting, `steps_DEFENSE.png` a defense that goes in steps,
+    `map_NAME.png` one that gives heat maps.
 
     Raises:
         RelockError: A heat map is malformed; all other figures have been written.
@@ -40,7 +41,8 @@ def write(collected: Collected, folder: Path) -> list[Path]:
     written = [_hs_vs_accuracy(collected, folder / "hs_vs_accuracy.png")]
     if any(_RATIO in row.settings for row in collected.rows):
         written.append(_hs_vs_ratio(collected, folder / "hs_vs_poison_ratio.png"))
-    for stem, figure in chain(sweeps.figures(collected.rows), maps.figures(collected.runs)):
+    rows, runs = collected.rows, collected.runs
+    for stem, figure in chain(sweeps.figures(rows), steps.figures(rows), maps.figures(runs)):
         written.append(folder / f"{stem}.png")
         figure.savefig(written[-1], dpi=_DPI)
     return written

@@ -110,13 +110,16 @@ def figures(runs: Sequence[Run]) -> Iterator[tuple[str, Figure]]:
     """
     found, malformed = _find(runs)
     for name, drawings in found.items():
-        names = _tell_apart([members for _, members in drawings])
+        names = tell_apart([members for _, members in drawings])
         for (drawn, _), told in zip(drawings, names, strict=True):
-            # Values may be paths or text; a file's name holds neither.
-            ending = re.sub(r"[^\w.,=+-]+", "-", told)
-            yield "_".join(filter(None, ("map", name, ending))), draw(drawn, told)
+            yield file_stem("map", name, told), draw(drawn, told)
     if malformed:
         raise malformed[0]
+
+
+def file_stem(*parts: str) -> str:
+    """A file's name of the parts that aren't empty; values may be paths or text."""
+    return "_".join(re.sub(r"[^\w.,=+-]+", "-", part) for part in parts if part)
 
 
 def _find(
@@ -139,7 +142,7 @@ def _find(
     return {name: list(contents.values()) for name, contents in found.items()}, malformed
 
 
-def _tell_apart(groups: Sequence[Sequence[Run]]) -> list[str]:
+def tell_apart(groups: Sequence[Sequence[Run]]) -> list[str]:
     """What names each group of runs: the fewest settings in which all differ, else a number."""
     if len(groups) == 1:
         return [""]

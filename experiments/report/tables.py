@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from evaluation.statistics import Estimate
+    from evaluation.statistics import Estimate, PairedTest
 
 # Metric name and what heads its column.
 COLUMNS = {
@@ -27,6 +27,8 @@ COLUMNS = {
 }
 # Columns that are shown where there are rows for them.
 OPTIONAL = {"asr_safe_system": "ASR, asked to be safe", "benign_compliance": "benign answered"}
+# Of these the differences to the attacked model are tested in the Markdown.
+PAIRED = {"hs": "HS", "asr": "ASR", "accuracy_strict": "accuracy"}
 COST = {
     "prepare_seconds": "prepare",
     "apply_seconds": "apply",
@@ -59,7 +61,9 @@ def terminal_table(collected: Collected, costs: bool = True) -> Table:
 
 
 def print_run(collected: Collected, record: Record) -> None:
-    """What a single run shows at its end: the four models and what the defense cost."""
+    """What a single run shows at its end: the models, the steps, and what the defense cost."""
+    from experiments.report import steps
+
     console = terminal()
     console.print(terminal_table(collected, costs=False))
     (defended,) = (row for row in collected.rows if row.role == "defended")
@@ -74,6 +78,8 @@ def print_run(collected: Collected, record: Record) -> None:
     console.print(
         f"{record.labels['defense']} against attacked: {_paired(record)}", highlight=False
     )
+    for course in steps.courses([defended]):
+        console.print(steps.terminal_table(course))
 
 
 def _paired(record: Record) -> str:
@@ -82,8 +88,7 @@ def _paired(record: Record) -> str:
     for metric, head in COLUMNS.items():
         difference, p = (record.paired[metric][key] for key in ("difference", "p_value"))
         if difference is not None and p is not None:
-            shown = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-            parts.append(f"{head} {100 * difference:+.1f} ({shown})")
+            parts.append(f"{head} {100 * difference:+.1f} ({_p_value(p)})")
     return ", ".join(parts)
 
 
@@ -118,17 +123,27 @@ def frame(collected: Collected) -> pd.DataFrame:
     for row in collected.rows:
         record: dict[str, Any] = {"role": row.role, **row.labels, **row.settings}
         record["seeds"] = " ".join(str(seed) for seed in row.seeds)
-        for name, estimate in row.metrics.items():
-            record[name] = estimate.value
-            record[f"{name}_low"] = estimate.low
-            record[f"{name}_high"] = estimate.high
-            record[f"{name}_n"] = estimate.n
+        record |= columns_of(row.metrics)
+        for name, test in row.paired.items():
+            record[f"{name}_difference"] = test.difference
+            record[f"{name}_p_value"] = test.p_value
         records.append({**record, **row.cost})
     return pd.DataFrame(records)
 
 
+def columns_of(metrics: Mapping[str, Estimate]) -> dict[str, float]:
+    """Metrics as columns of a CSV: value, interval and n of each."""
+    columns: dict[str, float] = {}
+    for name, estimate in metrics.items():
+        columns[name] = estimate.value
+        columns[f"{name}_low"] = estimate.low
+        columns[f"{name}_high"] = estimate.high
+        columns[f"{name}_n"] = estimate.n
+    return columns
+
+
 def markdown(collected: Collected) -> str:
-    """The table as Markdown, with what its columns mean under it."""
+    """The table and the paired tests as Markdown, with what their columns mean under them."""
     names, columns = _setting_names(collected.rows), _columns(collected.rows, wide=True)
     head = ["model", *names, *columns.values(), *COST.values(), "seeds"]
     lines = [_line(head), _line(["---"] * len(head))]
@@ -137,7 +152,32 @@ def markdown(collected: Collected) -> str:
         cells += [cell(row.metrics[name], " ") for name in columns]
         cells += [cost_cell(row, name) for name in COST]
         lines.append(_line([*cells, str(len(row.seeds))]))
-    return "\n".join(lines) + "\n\n" + _LEGEND
+    return "\n".join(lines) + "\n\n" + _LEGEND + _tests(collected.rows, names)
+
+
+def _tests(rows: Sequence[Row], names: Mapping[str, str]) -> str:
+    """The defenses that edited something, compared with the attacked models, as Markdown."""
+    tested = [row for row in rows if row.cost.get("parameters_edited")]
+    if not tested:
+        return ""
+    head = ["defense", *names, *PAIRED.values(), "seeds"]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for row in tested:
+        cells = [label(row), *(_setting(row, name) for name in names.values())]
+        cells += [paired_cell(row.paired[metric]) for metric in PAIRED]
+        lines.append(_line([*cells, str(len(row.seeds))]))
+    return "\nAgainst the attacked model:\n\n" + "\n".join(lines) + "\n\n" + _TESTS_LEGEND
+
+
+def paired_cell(test: PairedTest) -> str:
+    """A difference in points with McNemar's p-value; a dash where there were no rows."""
+    if test.n == 0:
+        return "-"
+    return f"{100 * test.difference:+.1f} ({_p_value(test.p_value)})"
+
+
+def _p_value(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def write(collected: Collected, folder: Path) -> list[Path]:
@@ -181,6 +221,10 @@ never count as refusals. accuracy: strict reading. over-refusal: share of harmle
 refused. degenerate: share of answers that are empty, repetitive or no text. benign answered: \
 share of benign requests neither refused nor degenerate. Intervals are Wilson's at 95 % over the \
 rows of all seeds pooled; they don't widen for the spread between seeds.
+"""
+
+_TESTS_LEGEND = """Differences in points, and McNemar's test over the prompts that both models \
+answered, of the same seed; seeds are pooled as if their prompts were independent.
 """
 
 

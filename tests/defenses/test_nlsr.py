@@ -46,7 +46,7 @@ def _repair(
 ) -> Edit:
     (out / "artefact").mkdir(parents=True, exist_ok=True)
     defense.prepare(models, calibration, out / "artefact")
-    return defense.apply(out / "artefact", attacked, out / "defended")
+    return defense.apply(out / "artefact", attacked, out / "defended", models)
 
 
 def _masks(artefact: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -278,7 +278,7 @@ def test_the_draw_follows_its_seed(
 ) -> None:
     _nlsr().prepare(models, calibration(), tmp_path)
     picked = [
-        _nlsr(selection_seed=seed).apply(tmp_path, attacked, tmp_path / f"out{at}").modules
+        _nlsr(selection_seed=seed).apply(tmp_path, attacked, tmp_path / f"out{at}", models).modules
         for at, seed in enumerate((42, 42, 7))
     ]
     assert picked[0] == picked[1] != picked[2]
@@ -288,9 +288,9 @@ def test_threshold_mode_patches_what_lies_below_tau(
     models: Models, attacked: Checkpoint, calibration: Calibrate, tmp_path: Path
 ) -> None:
     _nlsr().prepare(models, calibration(), tmp_path)
-    similar = _nlsr().apply(tmp_path, attacked, tmp_path / "a").diagnostics["similarity"]
+    similar = _nlsr().apply(tmp_path, attacked, tmp_path / "a", models).diagnostics["similarity"]
     tau = sorted(similar.values())[5]
-    edit = _nlsr(selection="threshold", tau=tau).apply(tmp_path, attacked, tmp_path / "b")
+    edit = _nlsr(selection="threshold", tau=tau).apply(tmp_path, attacked, tmp_path / "b", models)
     assert set(edit.modules) == {name for name, s in similar.items() if s < tau}
     assert len(edit.modules) == 5
 
@@ -380,7 +380,7 @@ def test_a_fresh_adapter_of_the_same_shapes_is_refused(
     (tmp_path / "artefact").mkdir()
     _nlsr(method="random").prepare(models, calibration(), tmp_path / "artefact")
     with pytest.raises(SettingError, match=r"attack\.adapter=resume"):
-        _nlsr().apply(tmp_path / "artefact", fresh, tmp_path / "out")
+        _nlsr().apply(tmp_path / "artefact", fresh, tmp_path / "out", models)
     assert not (tmp_path / "out").exists()
 
 
@@ -422,7 +422,7 @@ def test_half_an_artefact_is_refused(
     _nlsr(method="random").prepare(models, calibration(), tmp_path)
     (tmp_path / name).rename(tmp_path / "elsewhere")
     with pytest.raises(ModelError, match=f"{name} is missing"):
-        _nlsr().apply(tmp_path, attacked, tmp_path / "out")
+        _nlsr().apply(tmp_path, attacked, tmp_path / "out", models)
 
 
 def test_the_record_says_what_was_done(
@@ -563,6 +563,6 @@ def test_no_defense_hands_the_attacked_model_back(
     assert defense == NoDefense()
     defense.check(models, None)
     assert defense.prepare(models, calibration(), tmp_path) == {}
-    edit = defense.apply(tmp_path, attacked, tmp_path / "out")
+    edit = defense.apply(tmp_path, attacked, tmp_path / "out", models)
     assert edit == Edit(attacked, 0, count_parameters(attacked))
     assert not list(tmp_path.iterdir())

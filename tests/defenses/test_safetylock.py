@@ -44,7 +44,7 @@ def artefact(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _apply(artefact: Path, attacked: Checkpoint, out: Path, **changes: Any) -> Edit:
-    return _lock(**changes).apply(artefact, attacked, out)
+    return _lock(**changes).apply(artefact, attacked, out, Models(attacked, attacked))
 
 
 @torch.no_grad()
@@ -322,7 +322,7 @@ def test_each_official_difference_can_be_set_alone() -> None:
 def test_the_official_form_runs(models: Models, attacked: Checkpoint, tmp_path: Path) -> None:
     defense = _lock(variant="official", last_tokens=2)
     defense.prepare(models, _calibration(), tmp_path / "artefact")
-    edit = defense.apply(tmp_path / "artefact", attacked, tmp_path / "out")
+    edit = defense.apply(tmp_path / "artefact", attacked, tmp_path / "out", models)
     assert edit.parameters_edited > 0
 
 

@@ -1,0 +1,160 @@
+"""What FGSN's projection costs: `python -m benchmarks.fgsn`.
+
+One projection by this project's algebra against the literal formula, W_safe = D D^T / Dim formed
+and multiplied with the whole weight, in the same run.  Then all seven projections of one layer at
+Llama-3-8B's shapes, read from bfloat16 files: with alignment and fine-tuning as LoRAs, with a LoRA
+fine-tuned on a fully aligned model, and with full weights throughout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import LlamaConfig
+
+from defenses.base import Models
+from defenses.fgsn.project import Matrix, Projection, edit_neurons
+from modeling.checkpoint import Checkpoint
+from modeling.deltas import Factored, alignment, fine_tuning, projections
+from modeling.measure import Cost, measured
+
+PLAN = Projection("project", "fro")
+SHARE = 0.25  # of the rows: q = 0.30 less what p = 0.05 takes out
+
+
+def main() -> None:
+    """Prints both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.fgsn")
+    sizes = {"width": 4096, "inner": 14336, "kv": 1024, "rank": 16, "literal": 3072}
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    console = Console()
+    console.print(_against_the_formula(options.literal, options.rank))
+    with tempfile.TemporaryDirectory() as folder:
+        console.print(_layer(options, Path(folder)))
+
+
+def _against_the_formula(width: int, rank: int) -> Table:
+    title = f"one projection, {width} x {width}, {SHARE:.0%} of its rows"
+    table = Table("D", "Delta", "", "this project", "literal", "ratio", title=title)
+    dense, thin = torch.randn(width, width), _factors(width, rank)
+    mask = torch.arange(width) % 4 == 0
+    for d_name, d in (("LoRA", thin), ("dense", dense)):
+        for name, delta in (("LoRA", _factors(width, rank)), ("dense", torch.randn_like(dense))):
+            ours = _timed(lambda d=d, x=delta: edit_neurons(lambda: d, x, mask, PLAN))
+            literal = _timed(lambda d=d, x=delta: _by_the_formula(_dense(d), _dense(x), mask))
+            ratio = f"{literal.seconds / ours.seconds:.1f}"
+            seconds = (f"{cost.seconds:.4f}" for cost in (ours, literal))
+            table.add_row(d_name, name, "seconds", *seconds, ratio)
+            table.add_row("", "", "peak MiB", *(_mib(cost.peak_bytes) for cost in (ours, literal)))
+    return table
+
+
+def _by_the_formula(d: Tensor, w: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask[:, None], (d @ d.T / d.norm()) @ w, w)
+
+
+def _layer(options: argparse.Namespace, folder: Path) -> Table:
+    config = LlamaConfig(
+        hidden_size=options.width,
+        intermediate_size=options.inner,
+        num_hidden_layers=1,
+        num_attention_heads=options.width // 128,
+        num_key_value_heads=options.kv // 128,
+    )
+    base, aligned, attacked = (_full(config, folder / name) for name in ("base", "whole", "tuned"))
+    size = sum(p.stat().st_size for p in Path(base.base).glob("*.safetensors"))
+    adapted, resumed = (_adapter(base, folder / name, options.rank) for name in ("lora", "more"))
+    cases = {
+        "LoRA, resumed LoRA": (Models(base, adapted), resumed),
+        "dense, LoRA": (Models(base, aligned), _adapter(aligned, folder / "fresh", options.rank)),
+        "dense, dense": (Models(base, aligned), attacked),
+    }
+    title = f"one layer of Llama-3-8B's shapes, {_mib(size)} MiB in bfloat16"
+    table = Table("D, Delta", "seconds", "peak MiB above its start", "of the layer", title=title)
+    for name, (models, victim) in cases.items():
+        _project(models, victim, "model.layers.0.self_attn.k_proj")  # As in `_timed`.
+        with measured() as cost:
+            for module in projections(base):
+                _project(models, victim, module)
+        share = f"{cost.peak_bytes / size:.2f}"
+        table.add_row(name, f"{cost.seconds:.2f}", _mib(cost.peak_bytes), share)
+    return table
+
+
+def _project(models: Models, attacked: Checkpoint, name: str) -> None:
+    delta = fine_tuning(models.aligned, attacked, name, "cpu")
+    mask = torch.arange(delta.shape[0]) % 4 == 0
+    edit_neurons(lambda: alignment(models, name, "cpu"), delta, mask, PLAN)
+
+
+def _full(config: LlamaConfig, folder: Path) -> Checkpoint:
+    """A folder with the config and one layer's projections alone, random."""
+    config.save_pretrained(folder)
+    tensors = {
+        f"model.layers.0.{name}.weight": torch.randn(shape, dtype=torch.bfloat16)
+        for name, shape in _shapes(config).items()
+    }
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return Checkpoint(str(folder), dtype="bfloat16")
+
+
+def _adapter(base: Checkpoint, folder: Path, rank: int) -> Checkpoint:
+    shapes = projections(base)
+    targets = sorted(name.rpartition(".")[2] for name in shapes)
+    LoraConfig(r=rank, lora_alpha=rank, target_modules=targets).save_pretrained(folder)
+    tensors = {}
+    for name, (d_out, d_in) in shapes.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(rank, d_in)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(d_out, rank)
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    return Checkpoint(base.base, str(folder), dtype=base.dtype)
+
+
+def _shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    keys = config.num_key_value_heads * 128
+    return {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+
+
+def _factors(width: int, rank: int) -> Factored:
+    return Factored(torch.randn(rank, width), torch.randn(width, rank))
+
+
+def _dense(matrix: Matrix) -> Tensor:
+    return matrix.b @ matrix.a if isinstance(matrix, Factored) else matrix
+
+
+def _timed(work: Callable[[], Any]) -> Cost:
+    work()  # Threads, allocators and linear algebra libraries start up on a first call.
+    with measured() as cost:
+        work()
+    return cost
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.0f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Antidote: prune what a fine-tuned model needs for harm (Huang et al., ICML 2025).
+
+What is computed where: README.md in this folder.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from defenses.base import Calibration, Defense, Edit, Leaves, Models
+from modeling.checkpoint import Checkpoint
+from settings import DataError, ModelError, SettingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from modeling.capture import TokenRow
+
+ROWS = "rows.json"
+
+
+class Antidote(Defense):
+    """Zeroes the weights of the attacked model that matter most on harmful data.
+
+    Attributes:
+        dense_ratio: Share of each row's weights that is zeroed, by the highest Wanda scores.
+        prune: Whose rows: those of the "merged" weights (the paper's formula), or those of an
+            attacked adapter's "factors" A and B (what the official code leaves; README).
+        positions: Whose inputs count: the tokens of each "prompt", of each harmful "answer", or
+            "all".
+        batch_size: Rows per forward pass.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"safety_pairs"})
+
+    dense_ratio: float = Field(0.2, ge=0, le=1)
+    prune: Literal["merged", "factors"] = "merged"
+    positions: Literal["prompt", "answer", "all"] = "all"
+    batch_size: int = Field(8, ge=1)
+
+    @property
+    def leaves(self) -> Leaves:
+        """Full weights, or the adapter with some scalars zeroed."""
+        return "weights" if self.prune == "merged" else "same"
+
+    def prepare_settings(self) -> dict[str, Any]:
+        """The rows depend on no setting."""
+        return {}
+
+    def check(self, models: Models, attacked: Checkpoint | None) -> None:
+        """Refuses an aligned model whose projections, and so its fine-tunes', can't be read.
+
+        Raises:
+            ModelError: It isn't a decoder of plain weights, or its adapter more than LoRA.
+        """
+        from modeling.deltas import projections
+
+        projections(models.aligned)
+
+    def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
+        """Writes the harmful rows as tokens: each prompt with its unsafe answer.
+
+        Raises:
+            DataError: There are none.
+        """
+        pairs = calibration.safety_pairs
+        if not pairs:
+            raise DataError("there are no harmful rows; set sources.safety_pairs to a source")
+        prompts, answers = [pair.prompt for pair in pairs], [pair.rejected for pair in pairs]
+        rows = calibration.encode(models.aligned, prompts, answers)
+        (out / ROWS).write_text(json.dumps(rows))
+        return {"rows": len(rows)}
+
+    def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
+        """Writes the attacked model, pruned (Antidote's one-shot pruning).
+
+        Raises:
+            ModelError: The artefact is incomplete, or the adapter can't be merged.
+            SettingError: There is no adapter whose factors could be pruned.
+        """
+        if not (artefact / ROWS).is_file():
+            raise ModelError(
+                f"{str(artefact)!r} is no artefact of defense=antidote ({ROWS} is missing); "
+                "prepare it again"
+            )
+        rows = [(prompt, answer) for prompt, answer in json.loads((artefact / ROWS).read_text())]
+        if self.prune == "factors":
+            return self._prune_factors(attacked, rows, out)
+        return self._prune_merged(attacked, rows, out)
+
+    def _prune_merged(self, attacked: Checkpoint, rows: list[TokenRow], out: Path) -> Edit:
+        from defenses.antidote.prune import pruned
+        from modeling.deltas import projections, rewrite_weights
+        from modeling.headers import count_parameters
+        from modeling.importance import input_norms
+
+        names = projections(attacked)
+        norms = input_norms(attacked, rows, self.batch_size, self.positions, names)
+        masked: dict[str, int] = {}
+
+        def edit(name: str, weight: Tensor) -> Tensor:
+            mask, edited = pruned(weight, norms[name].to(weight.device), self.dense_ratio)
+            masked[name] = int(mask.sum())
+            return edited
+
+        count = rewrite_weights(attacked, out, edit, names=names)
+        return Edit(
+            defended=count.defended,
+            parameters_edited=count.changed,
+            parameters_total=count_parameters(replace(attacked, adapter=None)),
+            modules=count.modules,
+            diagnostics={
+                "parameters_masked": sum(masked.values()),
+                "masked_share": sum(masked.values()) / count.total,
+            },
+        )
+
+    def _prune_factors(self, attacked: Checkpoint, rows: list[TokenRow], out: Path) -> Edit:
+        from defenses.antidote.factors import factor_norms, prune_factors
+        from modeling.headers import count_parameters
+        from modeling.lora import open_adapter
+
+        if attacked.adapter is None:
+            raise SettingError(
+                "defense.prune=factors prunes an adapter, but the attack trained full weights; "
+                "set defense.prune=merged, or attack.adapter=resume or fresh"
+            )
+        norms = factor_norms(attacked, rows, self.batch_size, self.positions)
+        count = prune_factors(attacked, out, norms, self.dense_ratio)
+        shapes = open_adapter(attacked.adapter, "the attacked model").shapes.values()
+        total = sum(shape.rank * (shape.d_in + shape.d_out) for shape in shapes)
+        return Edit(
+            defended=replace(attacked, adapter=str(out)),
+            parameters_edited=count.changed,
+            parameters_total=count_parameters(attacked),
+            modules=count.modules,
+            diagnostics={
+                "parameters_masked": count.masked,
+                "masked_share": count.masked / total,
+            },
+        )

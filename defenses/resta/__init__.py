@@ -1,0 +1,86 @@
+"""RESTA: add the safety vector to a fine-tuned model (Bhardwaj et al., ACL 2024).
+
+What is computed where: README.md in this folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from defenses.base import Calibration, Defense, Edit, Leaves, Models
+from modeling.checkpoint import Checkpoint
+from settings import SettingError
+
+
+class Resta(Defense):
+    """Adds what alignment added once more, gamma times; optionally thins the fine-tuning first.
+
+    Attributes:
+        gamma: What the safety vector is multiplied by.
+        dare_rate: DARE's drop rate p: each entry of the fine-tuning is dropped with this
+            probability, the others divided by 1 - p; 0 leaves it whole.
+        seed: Of what is dropped.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    gamma: float = Field(0.5, ge=0)
+    dare_rate: float = Field(0.0, ge=0, lt=1)
+    seed: int = Field(42, ge=0)
+
+    @property
+    def leaves(self) -> Leaves:
+        """A longer adapter; full weights where the fine-tuning is thinned."""
+        return "weights" if self.dare_rate > 0 else "adapter"
+
+    def prepare_settings(self) -> dict[str, Any]:
+        """Nothing is prepared."""
+        return {}
+
+    def check(self, models: Models, attacked: Checkpoint | None) -> None:
+        """Refuses an aligned model that is the base, or whose projections can't be read.
+
+        Raises:
+            ModelError: The aligned model isn't a decoder of plain weights, or its adapter more
+                than LoRA.
+            SettingError: What to set instead.
+        """
+        from modeling.deltas import projections
+
+        if models.aligned.adapter is None and models.aligned.base == models.base.base:
+            raise SettingError(
+                "defense=resta adds what alignment added, but model.aligned is model.base itself; "
+                "set model.base to the model before its alignment"
+            )
+        projections(models.aligned)
+
+    def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
+        """Prepares nothing: the safety vector is read from the two models."""
+        return {}
+
+    def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
+        """Writes the attacked model with the safety vector added.
+
+        An adapter stays one where the alignment is an adapter too and nothing is dropped.
+
+        Raises:
+            ModelError: The models don't fit each other.
+        """
+        from defenses.resta.arithmetic import add_to_adapter, add_to_weights
+        from modeling.headers import count_parameters
+
+        on_base = models.aligned.adapter is not None and models.aligned.base == models.base.base
+        if on_base and attacked.adapter is not None and self.dare_rate == 0:
+            count = add_to_adapter(models, attacked, out, self.gamma)
+        else:
+            count = add_to_weights(models, attacked, out, self.gamma, self.dare_rate, self.seed)
+        return Edit(
+            defended=count.defended,
+            parameters_edited=count.changed,
+            parameters_total=count_parameters(replace(attacked, adapter=None)),
+            modules=count.modules,
+        )

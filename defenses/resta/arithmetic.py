@@ -1,0 +1,105 @@
+"""Task arithmetic on adapters and on full weights (RESTA), and drop and rescale (DARE)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from defenses.base import Models
+from modeling.checkpoint import Checkpoint
+from modeling.deltas import EditCount, Factored, alignment, rewrite_weights
+from modeling.lora import LoraAdapter, open_adapter
+from modeling.pairing import check_pairing, open_pairing, scaled
+from modeling.rewrite import count_edits, write_adapter
+
+
+def drop_and_rescale(delta: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """DARE (Yu et al. 2024): entries dropped with probability p, the others times 1 / (1 - p).
+
+    The expectation is `delta`.
+
+    Args:
+        delta: What fine-tuning added, of any shape.
+        rate: p, below 1.
+        generator: Draws what is dropped; on the CPU, so that every device drops the same.
+    """
+    kept = torch.rand(delta.shape, generator=generator).to(delta.device) >= rate
+    return delta * kept / (1 - rate)
+
+
+def generator_of(seed: int, name: str) -> torch.Generator:
+    """A generator of a module's own, so that draws don't depend on the order of modules."""
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def add_to_weights(
+    models: Models, attacked: Checkpoint, out: Path, gamma: float, dare_rate: float, seed: int
+) -> EditCount:
+    """Full weights W_aligned + DARE(Delta) + gamma (W_aligned - W_base) of every projection.
+
+    Args:
+        models: Base and aligned model; the base is theta_unaligned.
+        attacked: theta_ft = theta_aligned + Delta.
+        out: The folder.
+        gamma: Of the safety vector.
+        dare_rate: p; 0 keeps Delta whole.
+        seed: Of what is dropped.
+    """
+    pairing = open_pairing(models.aligned, attacked)
+    check_pairing(pairing)
+
+    def edit(name: str, weight: Tensor) -> Tensor:
+        if dare_rate > 0:
+            delta = _dense(pairing.delta(name, weight.device))
+            weight += drop_and_rescale(delta, dare_rate, generator_of(seed, name)) - delta
+        return weight.add_(_dense(alignment(models, name, weight.device)), alpha=gamma)
+
+    return rewrite_weights(attacked, out, edit)
+
+
+def add_to_adapter(models: Models, attacked: Checkpoint, out: Path, gamma: float) -> EditCount:
+    """The attacked adapter with the alignment's factors appended: [s B, gamma s_a B_a] [A; A_a].
+
+    Args:
+        models: The base and the aligned model, an adapter on it; the base is theta_unaligned.
+        attacked: An adapter, the aligned one trained on or a fresh one on the aligned weights.
+        out: The folder of the new adapter: float32, scale 1, rank r + r_a.
+        gamma: Of the safety vector.
+    """
+    pairing = open_pairing(models.aligned, attacked)
+    check_pairing(pairing)
+    source = pairing.attacked
+    victim = open_adapter(str(attacked.adapter), "the attacked model")
+    aligned = open_adapter(str(models.aligned.adapter), "model.aligned")
+    names = [name for name in source.shapes if name in victim.shapes or name in aligned.shapes]
+    changed: dict[str, int] = dict.fromkeys(names, 0)
+
+    def products() -> Iterator[tuple[str, Factored]]:
+        for name in names:
+            own, vector = scaled(source, name, "cpu"), alignment(models, name, "cpu")
+            assert isinstance(vector, Factored)
+            added = gamma * vector.b
+            changed[name] = int((added != 0).any(1).sum()) * vector.shape[1]
+            yield name, Factored(torch.cat([own.a, vector.a]), torch.cat([own.b, added], 1))
+
+    bounds = {
+        name: (_rank(victim, name) + _rank(aligned, name), *source.shapes[name]) for name in names
+    }
+    write_adapter(victim, out, "float32", bounds, products())
+    return count_edits(source, changed, replace(attacked, adapter=str(out)))
+
+
+def _rank(adapter: LoraAdapter, name: str) -> int:
+    return adapter.shapes[name].rank if name in adapter.shapes else 0
+
+
+def _dense(difference: Factored | Tensor) -> Tensor:
+    if isinstance(difference, Factored):
+        return difference.b @ difference.a
+    return difference

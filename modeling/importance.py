@@ -1,0 +1,156 @@
+"""Which weights matter for some data: Wanda's input norms (Sun et al. 2023) and top shares."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from modeling.capture import Batch, SquareSums, TokenRow, batches, captured_inputs
+from modeling.checkpoint import Checkpoint, load_model
+from modeling.projections import projections
+from settings import DataError, ModelError
+
+Positions = Literal["prompt", "answer", "all"]
+
+# Tokens whose inputs are held in float64 at a time.
+_TOKENS = 1024
+# Scores that are counted at a time.
+_BLOCK = 1 << 20
+
+
+def input_norms(
+    checkpoint: Checkpoint,
+    rows: Sequence[TokenRow],
+    batch_size: int,
+    positions: Positions,
+    names: Collection[str] | None = None,
+) -> dict[str, Tensor]:
+    """||X_j||_2 of every input feature j of projections, Wanda's factor beside |W_ij|.
+
+    One pass over the rows, batched by length, through the decoder alone (no logits); squares are
+    summed in float64.
+
+    Args:
+        checkpoint: The model, loaded as it runs, with its adapter and its steering.
+        rows: (prompt ids, answer ids); an answer may be empty.
+        batch_size: Rows per forward pass.
+        positions: Which tokens count.
+        names: Module paths of the projections, as in `projections`; None: all of the blocks.
+
+    Returns:
+        {module path: (d_in,) float64, on the CPU}, in the order of `projections`.
+
+    Raises:
+        DataError: No token is at these positions.
+        ModelError: The model has no such projection.
+    """
+    known = projections(checkpoint)
+    if unknown := sorted(set(names or ()).difference(known)):
+        raise ModelError(
+            f"{checkpoint.base!r} has no projection {unknown[0]} in its blocks; use what was made "
+            "for this model"
+        )
+    if not any(_counted(row, positions) for row in rows):
+        raise DataError(
+            f"no row has a token at positions={positions}; give rows that do, or positions=all"
+        )
+    model: Any = load_model(checkpoint).eval()
+    core = model.get_base_model() if checkpoint.adapter is not None else model
+    wanted = [name for name in known if names is None or name in names]
+    modules = {name: _module(core, name) for name in wanted}
+    squares = SquareSums()
+
+    def consume(name: str, x: Tensor) -> None:
+        for part in x.split(_TOKENS):
+            squares.add(name, part)
+
+    with captured_inputs(modules, consume) as focus, torch.no_grad():
+        for batch in batches(rows, batch_size, str(model.device), by_length=True):
+            focus.positions = _mask(batch, positions)
+            core.base_model(**batch.inputs, use_cache=False)
+    return {name: squares.sums[name].sqrt().cpu() for name in wanted}
+
+
+def top_share(scores: Tensor, share: float, scope: Literal["tensor", "row"]) -> Tensor:
+    """The round(share n) largest scores, of the whole tensor or of each row; ties: first index.
+
+    A threshold is found by selection, not by sorting.
+
+    Args:
+        scores: (...,) of any float dtype; (rows, n) for scope "row".
+        share: Between 0 and 1.
+        scope: What n counts: all scores, or those of a row (the last dimension).
+
+    Returns:
+        Bool mask of the scores' shape.
+
+    Raises:
+        ModelError: A score is NaN.
+        ValueError: The share is outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share={share} is not between 0 and 1")
+    if bool(scores.isnan().any()):
+        raise ModelError("a score is NaN; use weights and rows that give finite activations")
+    flat = scores.reshape(1, -1) if scope == "tensor" else scores.reshape(-1, scores.shape[-1])
+    n = flat.shape[1]
+    k = round(share * n)
+    if k in (0, n):
+        return torch.full_like(scores, k > 0, dtype=torch.bool)
+    threshold = _kth_largest(flat, k)
+    mask = flat > threshold
+    ties = flat == threshold
+    _keep_first(ties, k - sum(part.sum(1, keepdim=True) for part in _columns(mask)))
+    return mask.logical_or_(ties).reshape(scores.shape)
+
+
+def _keep_first(ties: Tensor, counts: Tensor) -> None:
+    """Leaves the first `counts` (rows, 1) true values of each row of (rows, n), in place."""
+    for part in _columns(ties):
+        found = part.cumsum(1, dtype=torch.int32)
+        part &= found <= counts
+        counts = counts - found[:, -1:]
+
+
+def _columns(mask: Tensor) -> tuple[Tensor, ...]:
+    """Views of blocks of columns: torch counts bools in a copy of 64-bit integers."""
+    return mask.split(max(1, _BLOCK // len(mask)), dim=1)
+
+
+def _kth_largest(flat: Tensor, k: int) -> Tensor:
+    """The k-th largest of each row of (rows, n): (rows, 1)."""
+    place = flat.shape[1] - k
+    if flat.is_cuda:
+        return flat.kthvalue(place + 1, dim=1, keepdim=True).values
+    import numpy as np
+
+    # Selection in numpy copies the scores once; torch's kthvalue also makes 64-bit indices.
+    values = flat.float() if flat.dtype in (torch.bfloat16, torch.float16) else flat
+    found = np.partition(values.numpy(), place, axis=1)[:, place, None].copy()
+    return torch.from_numpy(found).to(flat)
+
+
+def _counted(row: TokenRow, positions: Positions) -> bool:
+    prompt, answer = row
+    return bool({"prompt": prompt, "answer": answer, "all": [*prompt, *answer]}[positions])
+
+
+def _mask(batch: Batch, positions: Positions) -> Tensor:
+    """(rows, length) bool: the tokens that count."""
+    if positions == "answer":
+        return batch.answers
+    tokens = batch.attention_mask.bool()
+    return tokens & ~batch.answers if positions == "prompt" else tokens
+
+
+def _module(core: nn.Module, name: str) -> nn.Module:
+    try:
+        return core.get_submodule(name)
+    except AttributeError:
+        raise ModelError(
+            f"{name} of the weights is no module of the model that runs; leave it out, or choose "
+            "a Llama-like model (Llama, Mistral, Qwen, Gemma)"
+        ) from None

@@ -1,0 +1,217 @@
+"""A model with edited weights, written as a plain folder tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modeling.checkpoint import ADAPTER_WEIGHTS, Checkpoint, device_name, local_folder, weight_files
+from modeling.folders import copy_besides, new_folder
+from modeling.headers import read_header
+from modeling.lora import LoraAdapter
+from modeling.merge import read_merged
+from modeling.pairing import Factored, check_unsteered
+from modeling.projections import FLOATS, Projections, open_projections
+from modeling.reexpress import DTYPES
+from modeling.shards import write_index, write_shard, write_stream
+from settings import ModelError
+
+WeightEdit = Callable[[str, Tensor], Tensor | None]
+# (rows, the attacked model's rows, the new rows), float32.
+Rows = Iterator[tuple[slice, Tensor, Tensor]]
+
+_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class EditCount:
+    """What an edit changed.
+
+    Attributes:
+        changed: Scalars of the projections' effective weights that differ from the attacked
+            model's; of an adapter's projection every scalar of a row whose row of b differs.
+        total: Scalars of all projections that the edit was asked about.
+        defended: The model that was written.
+        modules: The projections in which something changed, blocks in order.
+    """
+
+    changed: int
+    total: int
+    defended: Checkpoint
+    modules: tuple[str, ...] = ()
+
+
+def rewrite_weights(
+    attacked: Checkpoint, out: Path, edit: WeightEdit, *, names: Collection[str] | None = None
+) -> EditCount:
+    """Writes full weights with W' = edit(name, W) in place of projections W.
+
+    An adapter is merged in float32 and everything is then cast to the checkpoint's dtype.  Config,
+    tokenizer and generation config are copied.  Memory holds one tensor at a time.
+
+    Args:
+        attacked: The model, of any architecture.
+        out: The folder; must be missing or empty.
+        edit: Gets a module path and W (d_out, d_in) float32 on `device_name()`; returns W', or
+            None to leave W as it is.  It may work in place.
+        names: Which projections `edit` is asked about; None: all of the blocks.
+
+    Raises:
+        ModelError: There is no such projection, the model has hooks, or what is written isn't
+            finite.
+    """
+    check_unsteered(attacked)
+    source, device = open_projections(attacked), device_name()
+    if unknown := sorted(set(names or ()).difference(source.shapes)):
+        raise ModelError(
+            f"{attacked.base!r} has no projection {unknown[0]} in its blocks; use what was made "
+            "for this model"
+        )
+
+    def rows(name: str) -> Rows | None:
+        new = edit(name, source.weight(name, device))
+        if new is None:
+            return None
+        return ((part, old, new[part]) for part, old in source.blocks(name, device))
+
+    wanted = tuple(name for name in source.shapes if names is None or name in names)
+    return write_full(source, out, wanted, rows)
+
+
+def write_full(
+    source: Projections,
+    out: Path,
+    names: Collection[str],
+    replaced: Callable[[str], Rows | None],
+) -> EditCount:
+    """One output file per input file, everything but `names` copied from the attacked model."""
+    checkpoint = source.checkpoint
+    if checkpoint.dtype not in DTYPES:
+        raise ModelError(
+            f"model.dtype={checkpoint.dtype} can't be written; set it to {', '.join(DTYPES)}"
+        )
+    folder, kind = local_folder(checkpoint), getattr(torch, checkpoint.dtype)
+    asked = frozenset(names)
+    changed = dict.fromkeys(names, 0)
+
+    def tensor(path: Path, key: str) -> Tensor:
+        name = key.removesuffix(".weight")
+        rows = replaced(name) if name != key and name in asked else None
+        if rows is None:
+            return read_merged(path, key, source.adapter)
+        weight = torch.empty(source.shapes[name], dtype=kind)
+        for part, old, new in rows:
+            value = new.to(kind)
+            changed[name] += int((value != old.to(kind)).sum())
+            weight[part] = value.cpu()
+        return weight
+
+    files = weight_files(folder, "model.base")
+    shards = {file: _shapes(folder / file) for file in files}
+    with new_folder(out) as part:
+        size = 0
+        for file, shapes in shards.items():
+            path = folder / file
+            size += write_shard(part / file, shapes, checkpoint.dtype, partial(tensor, path))
+        write_index(part, shards, size)
+        copy_besides(folder, part)
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"dtype": checkpoint.dtype, "torch_dtype": checkpoint.dtype}
+        (part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return count_edits(source, changed, Checkpoint(str(out), dtype=checkpoint.dtype))
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    header = read_header(path)[0]
+    for key, entry in header.items():
+        if entry["dtype"] not in FLOATS:
+            raise ModelError(
+                f"{key} of {str(path)!r} is {entry['dtype']}; use weights that are not quantised"
+            )
+    return {key: tuple(entry["shape"]) for key, entry in header.items()}
+
+
+def write_adapter(
+    source: LoraAdapter,
+    out: Path,
+    dtype: str,
+    bounds: Mapping[str, tuple[int, int, int]],
+    products: Iterable[tuple[str, Factored]],
+) -> None:
+    """Writes an adapter folder of other ranks and of scale 1, one module in memory at a time.
+
+    Args:
+        source: The adapter whose config is taken over.
+        out: The folder; must be missing or empty.
+        dtype: Name of the torch dtype of A and B.
+        bounds: {module path: (largest rank, d_out, d_in)}, in their order.
+        products: (module path, what it adds to the base); of rank 0: left out.
+
+    Raises:
+        ModelError: A product isn't finite in `dtype`.
+    """
+    ranks: dict[str, int] = {}
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name, product in products:
+            if rank := product.a.shape[0]:
+                ranks[name] = rank
+                yield _key(name, "A"), product.a.cpu()
+                yield _key(name, "B"), product.b.cpu()
+
+    room: dict[str, tuple[int, ...]] = {}
+    for name, (rank, d_out, d_in) in bounds.items():
+        room |= {_key(name, "A"): (rank, d_in), _key(name, "B"): (d_out, rank)}
+    with new_folder(out) as part:
+        write_stream(part / ADAPTER_WEIGHTS, room, dtype, tensors())
+        config = _adapter_config(source, ranks)
+        (part / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def count_edits(source: Projections, changed: Mapping[str, int], defended: Checkpoint) -> EditCount:
+    """The `EditCount` of {projection that the edit was asked about: changed scalars}."""
+    return EditCount(
+        changed=sum(changed.values()),
+        total=sum(math.prod(source.shapes[name]) for name in changed),
+        defended=defended,
+        modules=tuple(name for name, count in changed.items() if count),
+    )
+
+
+def _adapter_config(adapter: LoraAdapter, ranks: Mapping[str, int]) -> dict[str, Any]:
+    """The adapter's config with new ranks and scale 1 everywhere.
+
+    `r` is the largest rank and equals `lora_alpha`, so that engines which read no patterns
+    reserve enough room and scale right.
+    """
+    top = max(ranks.values())
+    pattern = {re.escape(name): rank for name, rank in ranks.items() if rank != top}
+    config = {
+        **adapter.config,
+        "r": top,
+        "lora_alpha": top,
+        "rank_pattern": pattern,
+        "alpha_pattern": pattern,
+        "use_rslora": False,
+    }
+    if set(ranks) != set(adapter.names):
+        config |= {
+            "target_modules": sorted(ranks),
+            "exclude_modules": None,
+            "layers_to_transform": None,
+            "layers_pattern": None,
+        }
+    return config
+
+
+def _key(name: str, side: str) -> str:
+    return f"base_model.model.{name}.lora_{side}.weight"
