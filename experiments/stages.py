@@ -77,6 +77,8 @@ def prepare(
     Answers that the store already held count with the seconds they took when they were made, so
     that the cost doesn't depend on what ran before.
     """
+    import torch  # noqa: F401 - the seconds of its import are no part of the defense's cost
+
     with measured() as cost:
         diagnostics = defense.prepare(models, calibration, out)
     seconds = cost.seconds + getattr(calibration, "seconds_reused", 0.0)
@@ -96,6 +98,8 @@ def apply(
     Raises:
         ModelError: The defense's last step isn't its result, or a model lies outside `out`.
     """
+    import torch  # noqa: F401 - the seconds of its import are no part of the defense's cost
+
     with measured() as cost:
         edit = defense.apply(artefact, attacked, out / MODEL, models)
     if edit.steps and edit.steps[-1].checkpoint != edit.defended:
