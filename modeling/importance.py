@@ -103,7 +103,10 @@ def top_share(scores: Tensor, share: float, scope: Literal["tensor", "row"]) -> 
     threshold = _kth_largest(flat, k)
     mask = flat > threshold
     ties = flat == threshold
-    _keep_first(ties, k - sum(part.sum(1, keepdim=True) for part in _columns(mask)))
+    missing = torch.full_like(threshold, k, dtype=torch.long)
+    for part in _columns(mask):
+        missing -= part.sum(1, keepdim=True)
+    _keep_first(ties, missing)
     return mask.logical_or_(ties).reshape(scores.shape)
 
 
