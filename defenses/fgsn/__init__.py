@@ -44,7 +44,9 @@ class FGSN(Defense):
         granularity: A neuron is an output "row" or a single "weight".
         scope: What q and p are shares of: each "tensor", each "row" of it (single weights
             only), or all projections of a "layer".
-        weight: Which weights are scored: "merged" (the attacked model's), "aligned" or "delta".
+        weight: Which weights are scored: "merged" (the attacked model's), "aligned" or "delta";
+            "random" numbers choose by chance, as a control.
+        weight_seed: Of "random".
         tokens: Whose inputs are counted: the "prompt"'s, or those of the aligned model's "answer".
         batch_size: Rows per forward pass.
         edit: What becomes of a neuron: "project", "zero", or "blend" of it and its projection.
@@ -68,7 +70,8 @@ class FGSN(Defense):
     target_edited: float | None = Field(None, gt=0, le=1)
     granularity: Literal["row", "weight"] = "row"
     scope: Literal["tensor", "row", "layer"] = "tensor"
-    weight: Literal["merged", "aligned", "delta"] = "merged"
+    weight: Literal["merged", "aligned", "delta", "random"] = "merged"
+    weight_seed: int = Field(42, ge=0)
     tokens: Literal["prompt", "answer"] = "prompt"
     batch_size: int = Field(8, ge=1)
 
@@ -298,6 +301,7 @@ class FGSN(Defense):
             scope=self.scope,
             granularity=self.granularity,
             weight=self.weight,
+            weight_seed=self.weight_seed,
             tokens=self.tokens,
             batch_size=self.batch_size,
             target=self.target,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,6 +53,7 @@ class Plan:
         scope: Of the top cuts.
         granularity: Neurons are rows, or single weights.
         weight: Which weight is scored.
+        weight_seed: Of "random" ones.
         tokens: Whose inputs are counted.
         batch_size: Rows per forward pass.
         target: What is projected.
@@ -66,7 +68,8 @@ class Plan:
     target_edited: float | None
     scope: Scope
     granularity: Literal["row", "weight"]
-    weight: Literal["merged", "aligned", "delta"]
+    weight: Literal["merged", "aligned", "delta", "random"]
+    weight_seed: int
     tokens: Literal["prompt", "answer"]
     batch_size: int
     target: Literal["delta", "merged"]
@@ -163,6 +166,10 @@ class Scores:
         return self._rows[layer, key]
 
     def _weight(self, name: str) -> Tensor:
+        if self._plan.weight == "random":
+            seed = self._plan.weight_seed + zlib.crc32(name.encode())
+            generator = torch.Generator().manual_seed(seed)
+            return torch.rand(self._plan.shapes[name], generator=generator)
         if self._plan.weight == "aligned":
             return read_weight(self._aligned, name)
         if self._plan.weight == "merged":

@@ -280,10 +280,14 @@ def test_scores_may_be_of_other_weights(
     artefact: Path, attacked: Checkpoint, models: Models, tmp_path: Path
 ) -> None:
     found = []
-    for weight in ("merged", "aligned", "delta"):
-        edit = repair(artefact, attacked, tmp_path / weight, models, weight=weight)
+    choices = [("merged", 0), ("aligned", 0), ("delta", 0), ("random", 0), ("random", 1)]
+    for weight, seed in [*choices, ("random", 0)]:
+        out = tmp_path / str(len(found))
+        edit = repair(artefact, attacked, out, models, weight=weight, weight_seed=seed)
         union = union_of(edit, models)
         found.append(torch.cat([union.mask(name) for name in union.shapes]))
+    again = found.pop()
+    assert torch.equal(again, found[3])
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(found, 2))
 
 
