@@ -23,7 +23,7 @@ run: $(VENV)/.run  ## Set up, then the main job: NLSR against harmful fine-tunin
 	$(BIN)/python -m experiments.run defense=nlsr attack=harmful_ft model=organism $(ARGS)
 
 test: $(VENV)/.dev  ## Set up, then the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.dev  ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
