@@ -18,13 +18,11 @@ from defenses.stack import Stack
 from evaluation.base import Backend, Judge
 from modeling.alignment import Alignment
 from modeling.chat import PromptStyle
-from settings import SettingError, Settings, build, plain
+from settings import SettingError, Settings, build, plain, target
 from settings.base import closest
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONF = PROJECT / "conf"
-
-_STACK = f"{Stack.__module__}.{Stack.__qualname__}"
 
 
 class ModelSettings(Settings):
@@ -230,7 +228,7 @@ def _task(
 def _defense(values: dict[str, Any], plugins: Sequence[str], conf: Sequence[Path]) -> Defense:
     """The defense; of a stack the parts, whose settings then stand among the resolved ones."""
     node = values["defense"]
-    if node.get("_target_") != _STACK:
+    if node.get("_target_") != target(Stack):
         return build(node, "defense", plugins, Defense)
     order, given = node.get("order"), node.get("settings") or {}
     if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
@@ -264,7 +262,7 @@ def _part(
     if name not in options:
         raise SettingError(f"defense.order: {name!r} is unknown; {closest(name, list(options))}")
     option = OmegaConf.merge(OmegaConf.load(options[name]), given)
-    if OmegaConf.select(option, "_target_") == _STACK:
+    if OmegaConf.select(option, "_target_") == target(Stack):
         raise SettingError(
             f"defense.order can't hold a stack ({name}); write its own defenses in its place"
         )

@@ -101,15 +101,11 @@ def read_inputs(experiment: Experiment) -> Inputs:
     if "safety_pairs" in needs:
         need = f"{chosen} needs pairs of a safe and an unsafe answer"
         safety_pairs = cleaner("safety_pairs", _pairs(experiment, "safety_pairs", need))
-    defense_prompts: dict[str, tuple[Prompt, ...]] = {}
-    for name, kind in (("safety_prompts", "harmful"), ("utility_prompts", "benign")):
-        if name in needs and getattr(sources, name) is None:
-            raise SettingError(
-                f"sources.{name} is null, but {chosen} needs {kind} prompts; set it to a source "
-                "of prompts, e.g. a JSONL file of prompt and category"
-            )
-        prompts = _prompts(getattr(sources, name)) if name in needs else ()
-        defense_prompts[name] = cleaner(name, prompts) if name in needs else ()
+    prompts = {
+        name: cleaner(name, _defense_prompts(experiment, name, f"{chosen} needs {kind} prompts"))
+        for name, kind in (("safety_prompts", "harmful"), ("utility_prompts", "benign"))
+        if name in needs
+    }
     leaked = cleaner.dropped
     return Inputs(
         attack=AttackData(task, poison, leaked["task"] + leaked["poison"]),
@@ -117,8 +113,8 @@ def read_inputs(experiment: Experiment) -> Inputs:
         pairs=tuple(pairs),
         calibration=calibration,
         safety_pairs=tuple(safety_pairs),
-        safety_prompts=defense_prompts["safety_prompts"],
-        utility_prompts=defense_prompts["utility_prompts"],
+        safety_prompts=prompts.get("safety_prompts", ()),
+        utility_prompts=prompts.get("utility_prompts", ()),
         sets=_sets(experiment, asked, items),
         items=items,
         provenance={"sources": _provenance(experiment), "leaked_rows_dropped": leaked},
@@ -159,6 +155,16 @@ def _pairs(experiment: Experiment, name: str, need: str) -> Sequence[PreferenceP
             "of prompt, chosen and rejected"
         )
     return source.pairs()
+
+
+def _defense_prompts(experiment: Experiment, name: str, need: str) -> tuple[Prompt, ...]:
+    source = getattr(experiment.sources, name)
+    if source is None:
+        raise SettingError(
+            f"sources.{name} is null, but {need}; set it to a source of prompts, e.g. a JSONL file "
+            "of prompt and category"
+        )
+    return _prompts(source)
 
 
 def _sets(

@@ -24,7 +24,7 @@ from experiments.isolation import in_child
 from experiments.store import Stage, StageResult, Store
 from modeling.checkpoint import Checkpoint, resolve
 from modeling.headers import check_target_modules
-from settings import SettingError
+from settings import SettingError, target
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -279,7 +279,7 @@ class Pipeline:
             "prepare",
             defense.prepare_version,
             {
-                "defense": stages.target(defense),
+                "defense": target(defense),
                 "settings": defense.prepare_settings(),
                 "calibration": calibration.identity(),
             },
@@ -351,7 +351,7 @@ class Pipeline:
             stage = Stage(
                 "judge",
                 method.version,
-                {"judge": stages.target(method), "settings": method.identity()},
+                {"judge": target(method), "settings": method.identity()},
                 (answers.key,),
             )
             result = self._stage(
@@ -366,7 +366,7 @@ class Pipeline:
         stage = Stage(
             "score",
             getattr(task, "version", 1),
-            {"task": stages.target(task), "items": hash_rows(items)},
+            {"task": target(task), "items": hash_rows(items)},
             (answers.key,),
         )
         make = partial(stages.score_task, task=task, items=items, answers=answers.folder)

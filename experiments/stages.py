@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,9 @@ from evaluation.base import Backend, Engine, Judge
 from experiments.store import Stage
 from modeling.alignment import Alignment
 from modeling.chat import PromptStyle
-from modeling.checkpoint import STEERING_CONFIG, Checkpoint
+from modeling.checkpoint import Checkpoint
 from modeling.measure import measured
-from settings import ModelError, Settings
+from settings import ModelError, Settings, target
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -226,11 +226,6 @@ def generation(
     return Stage("generate", backend.version, settings, inputs), make
 
 
-def target(built: Any) -> str:
-    """The class of an object, as its `_target_` names it."""
-    return f"{type(built).__module__}.{type(built).__qualname__}"
-
-
 def identity(settings: Settings) -> dict[str, Any]:
     """Class and settings of an object, for the keys of the stages that depend on it."""
     return {"_target_": target(settings), **settings.model_dump(mode="json")}
@@ -303,13 +298,8 @@ def read_rows(folder: Path) -> pd.DataFrame:
 
 
 def checkpoint_in(folder: Path, parent: Checkpoint) -> Checkpoint:
-    """The model that a stage wrote to `folder/model`.
-
-    That is an adapter on `parent`, full weights, or `parent` itself steered by hooks.
-    """
+    """The model that a stage wrote to `folder/model`: an adapter on `parent`, or full weights."""
     path = folder / MODEL
-    if (path / STEERING_CONFIG).is_file():
-        return replace(parent, steering=str(path))
     if (path / "adapter_config.json").is_file():
         return Checkpoint(parent.base, str(path), parent.revision, parent.dtype)
     return Checkpoint(str(path), None, None, parent.dtype)

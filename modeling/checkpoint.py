@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-STEERING_CONFIG = "steering.json"
 HUB_SECONDS = 10.0
 _FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 
@@ -139,6 +139,22 @@ def fingerprint_folder(folder: str | Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
+
+
+def identify(
+    checkpoint: Checkpoint, known: Mapping[str, str] | None = None
+) -> dict[str, str | None]:
+    """Identities of a model's full weights ("base") and of its adapter, wherever they lie.
+
+    Args:
+        checkpoint: The model.
+        known: {base: identity} of what need not be read again.
+    """
+    adapter = None if checkpoint.adapter is None else fingerprint_folder(checkpoint.adapter)
+    base = (known or {}).get(checkpoint.base)
+    if base is None:
+        base = resolve(checkpoint.base, checkpoint.revision, "model.base")[1]
+    return {"base": base, "adapter": adapter}
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:

@@ -158,7 +158,12 @@ def read_output_columns(
     Raises:
         ModelError: A head is outside the model, or the weights are not plain floats.
     """
-    layout = head_layout(checkpoint)
+    yield from _read_columns(checkpoint, head_layout(checkpoint), heads)
+
+
+def _read_columns(
+    checkpoint: Checkpoint, layout: HeadLayout, heads: Sequence[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], Tensor]]:
     for layer, head in heads:
         if not (0 <= layer < layout.layers and 0 <= head < layout.heads):
             raise ModelError(
@@ -206,7 +211,7 @@ def output_biases(checkpoint: Checkpoint, deltas: Mapping[int, Tensor]) -> dict[
         for head in range(layout.heads)
         if bool(delta[layout.columns(head)].any())
     ]
-    return sum_biases(read_output_columns(checkpoint, heads), layout, deltas)
+    return sum_biases(_read_columns(checkpoint, layout, heads), layout, deltas)
 
 
 def sum_biases(

@@ -69,9 +69,30 @@ def input_norms(
 
     with captured_inputs(modules, consume) as focus, torch.no_grad():
         for batch in batches(rows, batch_size, str(model.device), by_length=True):
-            focus.positions = _mask(batch, positions)
+            focus.positions = counted_tokens(batch, positions)
             core.base_model(**batch.inputs, use_cache=False)
     return {name: squares.sums[name].sqrt().cpu() for name in wanted}
+
+
+def counted_tokens(batch: Batch, positions: Positions) -> Tensor:
+    """(rows, length) bool: the tokens that count."""
+    if positions == "answer":
+        return batch.answers
+    tokens = batch.attention_mask.bool()
+    return tokens & ~batch.answers if positions == "prompt" else tokens
+
+
+def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
+    """S_ij = |W_ij| ||X_j||_2 (Wanda, Sun et al. 2023, arXiv 2306.11695).
+
+    Args:
+        weight: W, (d_out, d_in).
+        norms: ||X_j||_2 of its inputs, (d_in,), as of `input_norms`.
+
+    Returns:
+        (d_out, d_in) in the weight's dtype, on its device.
+    """
+    return weight.abs().mul_(norms.to(weight))
 
 
 def top_share(scores: Tensor, share: float, scope: Literal["tensor", "row"]) -> Tensor:
@@ -139,14 +160,6 @@ def _kth_largest(flat: Tensor, k: int) -> Tensor:
 def _counted(row: TokenRow, positions: Positions) -> bool:
     prompt, answer = row
     return bool({"prompt": prompt, "answer": answer, "all": [*prompt, *answer]}[positions])
-
-
-def _mask(batch: Batch, positions: Positions) -> Tensor:
-    """(rows, length) bool: the tokens that count."""
-    if positions == "answer":
-        return batch.answers
-    tokens = batch.attention_mask.bool()
-    return tokens & ~batch.answers if positions == "prompt" else tokens
 
 
 def _module(core: nn.Module, name: str) -> nn.Module:

@@ -85,7 +85,7 @@ class LoraAdapter:
         """Yields (module, pair) one at a time, in the file's own dtype."""
         with safe_open(self.weights, framework="pt", device=device) as file:
             for name in self.names if names is None else names:
-                a, b = (file.get_tensor(_key(name, side)) for side in "AB")
+                a, b = (file.get_tensor(tensor_name(name, side)) for side in "AB")
                 yield name, LoraPair(a, b, self.shapes[name].scale)
 
     def stack(self, names: Iterable[str], device: str = "cpu") -> tuple[Tensor, Tensor]:
@@ -166,7 +166,7 @@ def rewrite_adapter(
             for side, new, old in (("A", edited.a, pair.a), ("B", edited.b, pair.b)):
                 if new.shape != old.shape:
                     raise ValueError(f"{name}: {tuple(new.shape)} can't replace {old.shape}")
-                file.seek(start + header[_key(name, side)]["data_offsets"][0])
+                file.seek(start + header[tensor_name(name, side)]["data_offsets"][0])
                 file.write(_bytes(new.to(old.dtype)))
 
 
@@ -215,7 +215,8 @@ def grouped(shapes: Mapping[str, tuple[int, ...]]) -> dict[tuple[int, ...], list
     return groups
 
 
-def _key(name: str, side: str) -> str:
+def tensor_name(name: str, side: str) -> str:
+    """What PEFT calls lora_A or lora_B ("A", "B") of a module in an adapter's file."""
     return f"base_model.model.{name}.lora_{side}.weight"
 
 
@@ -225,7 +226,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _shape(name: str, header: Mapping[str, Any], config: Mapping[str, Any]) -> LoraShape:
     try:
-        (rank, d_in), (d_out, _) = (header[_key(name, side)]["shape"] for side in "AB")
+        (rank, d_in), (d_out, _) = (header[tensor_name(name, side)]["shape"] for side in "AB")
     except KeyError:
         raise ModelError(f"the adapter of {name} lacks lora_A or lora_B; save it again") from None
     alpha = _by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"])

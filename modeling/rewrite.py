@@ -17,7 +17,7 @@ from torch import Tensor
 from modeling.checkpoint import ADAPTER_WEIGHTS, Checkpoint, device_name, local_folder, weight_files
 from modeling.folders import copy_besides, new_folder
 from modeling.headers import read_header
-from modeling.lora import LoraAdapter
+from modeling.lora import LoraAdapter, tensor_name
 from modeling.merge import read_merged
 from modeling.pairing import Factored, check_unsteered
 from modeling.projections import FLOATS, Projections, open_projections
@@ -165,12 +165,12 @@ def write_adapter(
         for name, product in products:
             if rank := product.a.shape[0]:
                 ranks[name] = rank
-                yield _key(name, "A"), product.a.cpu()
-                yield _key(name, "B"), product.b.cpu()
+                yield tensor_name(name, "A"), product.a.cpu()
+                yield tensor_name(name, "B"), product.b.cpu()
 
     room: dict[str, tuple[int, ...]] = {}
     for name, (rank, d_out, d_in) in bounds.items():
-        room |= {_key(name, "A"): (rank, d_in), _key(name, "B"): (d_out, rank)}
+        room |= {tensor_name(name, "A"): (rank, d_in), tensor_name(name, "B"): (d_out, rank)}
     with new_folder(out) as part:
         write_stream(part / ADAPTER_WEIGHTS, room, dtype, tensors())
         config = _adapter_config(source, ranks)
@@ -211,7 +211,3 @@ def _adapter_config(adapter: LoraAdapter, ranks: Mapping[str, int]) -> dict[str,
             "layers_pattern": None,
         }
     return config
-
-
-def _key(name: str, side: str) -> str:
-    return f"base_model.model.{name}.lora_{side}.weight"

@@ -16,13 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from modeling.checkpoint import STEERING_CONFIG
 from modeling.heads import output_projections
 from settings import ModelError
 
 Positions = Literal["all", "last_token", "generated"]
 
-_WEIGHTS, _FORMAT = "steering.safetensors", 1
+_WEIGHTS, _CONFIG, _FORMAT = "steering.safetensors", "steering.json", 1
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def save_steering(steering: Steering, folder: str | Path) -> None:
         "layers": sorted(steering.deltas),
         "width": max((delta.numel() for delta in steering.deltas.values()), default=0),
     }
-    (folder / STEERING_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def load_steering(folder: str | Path) -> Steering:
@@ -87,7 +86,7 @@ def load_steering(folder: str | Path) -> Steering:
     """
     folder = Path(folder)
     try:
-        config = json.loads((folder / STEERING_CONFIG).read_text())
+        config = json.loads((folder / _CONFIG).read_text())
         tensors = load_file(folder / _WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
@@ -103,7 +102,7 @@ def load_steering(folder: str | Path) -> Steering:
     ):
         raise ModelError(
             f"the steering {str(folder)!r} is of another format, or {_WEIGHTS} and "
-            f"{STEERING_CONFIG} don't belong together; make it again"
+            f"{_CONFIG} don't belong together; make it again"
         )
     return Steering({k: d for k, d in deltas.items() if d is not None}, config["positions"])
 

@@ -1,7 +1,7 @@
 """Typed settings and the errors a user reads; every other room may import this one."""
 
 from settings.base import Settings
-from settings.build import build, plain
+from settings.build import build, plain, target
 from settings.errors import DataError, ModelError, RelockError, SettingError
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "Settings",
     "build",
     "plain",
+    "target",
 ]

@@ -62,6 +62,12 @@ def build(
         raise SettingError(f"{prefix}: {error}") from error
 
 
+def target(built: Any) -> str:
+    """The class of an object, or a class itself, as a `_target_` names it."""
+    cls = built if isinstance(built, type) else type(built)
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 def _locate(target: str, prefix: str, plugins: Sequence[str]) -> Any:
     package = target.partition(".")[0]
     allowed = (*PACKAGES, *plugins)

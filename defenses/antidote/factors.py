@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from defenses.antidote.prune import pruned
-from modeling.capture import Batch, SquareSums, TokenRow, batches, captured_inputs
+from modeling.capture import SquareSums, TokenRow, batches, captured_inputs
 from modeling.checkpoint import Checkpoint, load_model
+from modeling.importance import Positions, counted_tokens
 from modeling.lora import LoraPair, open_adapter, rewrite_adapter
 
 
@@ -29,7 +30,7 @@ def factor_norms(
     checkpoint: Checkpoint,
     rows: Sequence[TokenRow],
     batch_size: int,
-    positions: Literal["prompt", "answer", "all"],
+    positions: Positions,
 ) -> dict[str, Tensor]:
     """||X_j||_2 of what enters A, and ||Z_k||_2 of what enters B, Z = X A^T.
 
@@ -51,7 +52,7 @@ def factor_norms(
     squares = SquareSums()
     with captured_inputs(linears, squares.add) as focus, torch.no_grad():
         for batch in batches(rows, batch_size, str(model.device), by_length=True):
-            focus.positions = _counted(batch, positions)
+            focus.positions = counted_tokens(batch, positions)
             core.base_model(**batch.inputs, use_cache=False)
     return {name: sums.sqrt().cpu() for name, sums in squares.sums.items()}
 
@@ -83,10 +84,3 @@ def prune_factors(
     rewrite_adapter(open_adapter(str(attacked.adapter), "the attacked model"), out, edit)
     count.modules = tuple(modules)
     return count
-
-
-def _counted(batch: Batch, positions: Literal["prompt", "answer", "all"]) -> Tensor:
-    tokens = batch.attention_mask.bool()
-    if positions == "all":
-        return tokens
-    return batch.answers if positions == "answer" else tokens & ~batch.answers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from modeling.importance import top_share
+from modeling.importance import top_share, wanda_scores
 
 
 def pruned(weight: Tensor, norms: Tensor, dense_ratio: float) -> tuple[Tensor, Tensor]:
@@ -21,6 +21,5 @@ def pruned(weight: Tensor, norms: Tensor, dense_ratio: float) -> tuple[Tensor, T
     Returns:
         m (d_out, d_in) bool, and the pruned W.
     """
-    scores = weight.abs() * norms.to(weight.dtype)
-    mask = top_share(scores, dense_ratio, "row")
+    mask = top_share(wanda_scores(weight, norms), dense_ratio, "row")
     return mask, weight.masked_fill(mask, 0.0)

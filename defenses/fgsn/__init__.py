@@ -7,7 +7,6 @@ computed where: README.md in this folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from defenses.base import Calibration, Defense, Edit, Leaves, Models
-from modeling.checkpoint import Checkpoint
+from modeling.checkpoint import Checkpoint, identify
 from settings import DataError, ModelError, SettingError
 
 if TYPE_CHECKING:
@@ -227,7 +226,7 @@ class FGSN(Defense):
             report["gaps"] = safety_gap(*parts, self.n_pairs, self.seed)
         content = {"categories": categories, "benign": rows[: len(benign)]}
         (out / ROWS).write_text(json.dumps(content | {"harmful": rows[len(benign) :]}))
-        record = {"aligned": identity(models.aligned), **report}
+        record = {"aligned": identify(models.aligned), **report}
         (out / RECORD).write_text(json.dumps(record, indent=1) + "\n")
         return report
 
@@ -245,7 +244,7 @@ class FGSN(Defense):
         record, prompts = self._open(artefact)
         plan = self.plan(models, attacked, record.get("gaps"))
         known = {models.aligned.base: record["aligned"]["base"]}
-        victim = identity(attacked, known)
+        victim = identify(attacked, known)
         start, union, written, earlier = self._continued(record["aligned"], victim, attacked, plan)
         repaired = repair(plan, models, start, prompts, union, written, out)
         edited = earlier + sum(tally.changed for tally in repaired.tallies)
@@ -383,22 +382,6 @@ class FGSN(Defense):
                     f"{name}={record['projection'][name]}; set defense.{name} to that"
                 )
         return attacked, union, union, edited
-
-
-def identity(checkpoint: Checkpoint, known: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Hashes of a model's weights and of its adapter, wherever they lie.
-
-    Args:
-        checkpoint: The model.
-        known: {base: hash} of what need not be read again.
-    """
-    from modeling.checkpoint import fingerprint_folder, resolve
-
-    adapter = None if checkpoint.adapter is None else fingerprint_folder(checkpoint.adapter)
-    base = (known or {}).get(checkpoint.base)
-    if base is None:
-        base = resolve(checkpoint.base, checkpoint.revision, "model.base")[1]
-    return {"base": base, "adapter": adapter}
 
 
 def _require_direction(models: Models, names: list[str]) -> None:

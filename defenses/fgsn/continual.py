@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from defenses.base import Models, Step
-from defenses.fgsn.neurons import Scope, find_q, neuron_scores, safety_mask, weight_scores
+from defenses.fgsn.neurons import Scope, find_q, neuron_scores, safety_mask
 from defenses.fgsn.project import Matrix, Projection, edit_neurons, masked_norm
 from defenses.fgsn.union import Union
 from modeling.capture import TokenRow
@@ -32,7 +32,7 @@ from modeling.deltas import (
     rewrite_weights,
     write_edited,
 )
-from modeling.importance import input_norms
+from modeling.importance import input_norms, wanda_scores
 from settings import SettingError
 
 BENIGN = ""  # Key of the benign prompts, which no dimension can have.
@@ -153,7 +153,7 @@ class Scores:
         names = self._plan.layers[layer]
         if self._plan.granularity == "weight":
             norms = self._norms[key]
-            return {name: weight_scores(self._weight(name), norms[name]) for name in names}
+            return {name: wanda_scores(self._weight(name), norms[name]) for name in names}
         if (layer, key) not in self._rows:
             keys = list(self._norms)
             for each in keys:

@@ -29,16 +29,6 @@ def neuron_scores(weight: Tensor, norms: Tensor) -> Tensor:
     return torch.cat([part.abs() @ norms for part in weight.split(ROWS)])
 
 
-def weight_scores(weight: Tensor, norms: Tensor) -> Tensor:
-    """S_ij = |W_ij| ||X_j||_2 (Wanda, arXiv 2306.11695).
-
-    Args:
-        weight: W (d_out, d_in).
-        norms: ||X_j||_2, (d_in,).
-    """
-    return weight.abs().mul_(norms.to(weight))
-
-
 def top(scores: Mapping[str, Tensor], share: float, scope: Scope) -> dict[str, Tensor]:
     """Top_share of the scores of one layer.
 

@@ -205,7 +205,7 @@ class SafetyLock(Defense):
         from defenses.safetylock.activations import encode_pairs, head_outputs
         from defenses.safetylock.directions import mass_mean, scores, split
         from defenses.safetylock.lock import Lock
-        from modeling.checkpoint import device_name, load_model, load_tokenizer
+        from modeling.checkpoint import device_name, identify, load_model, load_tokenizer
         from modeling.heads import head_layout
 
         resolved, layout = self.resolved, head_layout(aligned)
@@ -248,7 +248,7 @@ class SafetyLock(Defense):
             scores=torch.stack([score for score, _ in scored]),
             accuracy=scored[0][1],
             layout=layout,
-            origin=_origin(aligned, style.template_hash(tokenizer)),
+            origin={**identify(aligned), "chat_template": style.template_hash(tokenizer)},
             settings={**self.prepare_settings(), "pairs": hash_rows(encoded.pairs)},
         )
         report = {
@@ -310,15 +310,6 @@ class SafetyLock(Defense):
         turned = mass_mean(outputs, self.resolved["precision"]).u
         heads = lock.heads(self.heads(lock.layout))
         return [float(lock.directions.u[head] @ turned[head]) for head in heads]
-
-
-def _origin(aligned: Checkpoint, template: str) -> dict[str, str | None]:
-    """Hashes of the model and of the chat template that a lock was taken from."""
-    from modeling.checkpoint import fingerprint_folder, resolve
-
-    adapter = None if aligned.adapter is None else fingerprint_folder(aligned.adapter)
-    base = resolve(aligned.base, aligned.revision, "model.base")[1]
-    return {"base": base, "adapter": adapter, "chat_template": template}
 
 
 def _accuracy_map(accuracy: Tensor, heads: Sequence[tuple[int, int]]) -> dict[str, Any]:

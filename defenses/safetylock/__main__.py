@@ -110,10 +110,11 @@ def _build(options: argparse.Namespace) -> None:
         lock, _, report = defense.build(aligned, pairs, PromptStyle(style=options.style))
         lock = replace(lock, k=k, alpha=defense.alpha)
         lock.save(folder)
+    stability = lock.stability(k)
     print(
         f"{options.out}: {k} of {lock.accuracy.numel()} heads, from {report['pairs_used']} pairs; "
-        f"head set's Jaccard index over {lock.stability(k)['seeds']} splits "
-        f"{lock.stability(k)['jaccard']:.2f}; activations {report['capture_seconds']:.1f} s, "
+        f"head set's Jaccard index over {stability['seeds']} splits "
+        f"{stability['jaccard']:.2f}; activations {report['capture_seconds']:.1f} s, "
         f"probes {report['probe_seconds']:.1f} s"
     )
 

@@ -16,7 +16,7 @@ from pydantic import field_serializer, model_validator
 
 from defenses.base import Calibration, Defense, Edit, Leaves, Models, Step
 from modeling.checkpoint import Checkpoint
-from settings import SettingError
+from settings import SettingError, target
 
 # Where `apply` keeps the models on the way; a part may use a folder of this name for its own.
 STEPS = "steps"
@@ -78,7 +78,7 @@ class Stack(Defense):
         """Class, version and settings of each part: what the key of `apply` holds of it."""
         return [
             {
-                "_target_": _class(part),
+                "_target_": target(part),
                 "version": part.apply_version,
                 **part.model_dump(mode="json"),
             }
@@ -105,7 +105,7 @@ class Stack(Defense):
         """Class, version and prepare settings of each part, so that only these prepare again."""
         parts = [
             {
-                "_target_": _class(part),
+                "_target_": target(part),
                 "version": part.prepare_version,
                 "settings": part.prepare_settings(),
             }
@@ -181,10 +181,6 @@ class Stack(Defense):
 
     def _folder(self, index: int) -> str:
         return f"{index + 1}-{self.order[index]}"
-
-
-def _class(part: Defense) -> str:
-    return f"{type(part).__module__}.{type(part).__qualname__}"
 
 
 def _report(name: str, edit: Edit, seconds: float) -> dict[str, Any]:

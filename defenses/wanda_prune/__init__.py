@@ -102,9 +102,10 @@ class WandaPrune(Defense):
         Raises:
             ModelError: The artefact is incomplete, or the models don't fit each other.
         """
-        from defenses.wanda_prune.mask import set_difference, wanda_scores
+        from defenses.wanda_prune.mask import set_difference
         from modeling.deltas import projections, read_weight, rewrite_weights
         from modeling.headers import count_parameters
+        from modeling.importance import wanda_scores
 
         names, device = projections(models.aligned), device_name()
         norms = self._norms(artefact, attacked, list(names))
@@ -113,9 +114,7 @@ class WandaPrune(Defense):
         def edit(name: str, weight: Tensor) -> Tensor:
             aligned = read_weight(models.aligned, name).to(device)
             source = aligned if self.scored == "aligned" else weight
-            safety, utility = (
-                wanda_scores(source, norms[f"{kind}.{name}"].to(device)) for kind in SETS
-            )
+            safety, utility = (wanda_scores(source, norms[f"{kind}.{name}"]) for kind in SETS)
             mask = set_difference(safety, utility, self.q, self.p)
             masked[name] = int(mask.sum())
             if self.action == "zero":

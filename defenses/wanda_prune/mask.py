@@ -1,23 +1,10 @@
-"""Wanda scores and the set difference of what safety and utility need (Wei et al. 2024)."""
+"""The set difference of what safety and utility need (Wei et al. 2024)."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from modeling.importance import top_share
-
-
-def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
-    """I(W)_ij = |W_ij| ||X_j||_2 (Wanda, Sun et al. 2023; section 2 of Wei et al.).
-
-    Args:
-        weight: W, (d_out, d_in).
-        norms: ||X_j||_2 of its inputs, (d_in,).
-
-    Returns:
-        (d_out, d_in) in the weight's dtype.
-    """
-    return weight.abs() * norms.to(weight.dtype)
 
 
 def set_difference(safety: Tensor, utility: Tensor, q: float, p: float) -> Tensor:

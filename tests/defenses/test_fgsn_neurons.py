@@ -22,10 +22,11 @@ from defenses.fgsn.layers import (
     safety_layers,
     window_size,
 )
-from defenses.fgsn.neurons import find_q, neuron_scores, safety_mask, top, weight_scores
+from defenses.fgsn.neurons import find_q, neuron_scores, safety_mask, top
 from defenses.fgsn.union import BITS, FOLDER, RECORD, Union, load_union
 from modeling.capture import TokenRow
 from modeling.checkpoint import Checkpoint, load_model
+from modeling.importance import wanda_scores
 from modeling.projections import projections
 from settings import ModelError, SettingError
 
@@ -120,7 +121,7 @@ def test_a_neurons_score_is_the_sum_of_its_weights_scores() -> None:
     weight, norms = torch.randn(2500, 7), torch.rand(7, 3, dtype=torch.float64)
     rows = neuron_scores(weight, norms)
     for at in range(3):
-        expected = weight_scores(weight, norms[:, at])
+        expected = wanda_scores(weight, norms[:, at])
         torch.testing.assert_close(rows[:, at], expected.sum(1))
         literal = weight.abs() * norms[:, at].float()
         assert torch.equal(expected, literal)

@@ -16,7 +16,7 @@ from defenses.safetylock import LOCK, ROWS, SafetyLock
 from defenses.safetylock.activations import encode_pairs, head_outputs
 from defenses.safetylock.lock import Lock, fingerprint, load_lock
 from defenses.safetylock.locking import PROVENANCE
-from experiments.stages import checkpoint_in
+from experiments.stages import checkpoint_at, place
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, load_model, load_tokenizer
 from modeling.heads import head_layout, output_projections
@@ -268,7 +268,8 @@ def test_other_positions_run_by_a_hook(
 ) -> None:
     out = tmp_path / "stage" / "model"
     edit = _apply(artefact, attacked, out, positions=positions, alpha=20.0)
-    assert edit.defended == checkpoint_in(tmp_path / "stage", attacked)
+    folder, known = tmp_path / "stage", {"attacked": attacked}
+    assert edit.defended == checkpoint_at(place(edit.defended, folder, known), folder, known)
     assert edit.defended.steering == str(out)
     left_padded = {
         "input_ids": torch.tensor([[0, 0, 3, 8], [4, 9, 3, 8]]),

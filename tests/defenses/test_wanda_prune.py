@@ -14,8 +14,9 @@ from torch import Tensor
 
 from defenses.base import Edit
 from defenses.wanda_prune import NORMS, ROWS, WandaPrune
-from defenses.wanda_prune.mask import set_difference, wanda_scores
+from defenses.wanda_prune.mask import set_difference
 from modeling.checkpoint import Checkpoint, load_model
+from modeling.importance import wanda_scores
 from settings import DataError, ModelError, SettingError
 from tests.defenses.victims import (
     KINDS,
