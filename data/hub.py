@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from data.local import Row
 from settings import DataError
 
 PROBE_SECONDS = 10.0
+
+_GATED = "the data set {!r} is gated; accept its terms on the hub, then set HF_TOKEN"
 
 
 def load_split(
@@ -45,6 +49,46 @@ def load_split(
     return rows, resolved
 
 
+def fetch_files(
+    dataset: str, files: Sequence[str], revision: str | None, instead: str
+) -> tuple[list[Path], str | None]:
+    """Fetches files of a hub data set as they are, for layouts that no split can be made of.
+
+    Args:
+        dataset: Hub id.
+        files: Paths inside the repository.
+        revision: Branch, tag or commit; None for the newest.
+        instead: What to set to use a local file, for the message.
+
+    Returns:
+        The files' places in the cache, in the order asked for, and the commit they come from.
+
+    Raises:
+        DataError: The data set can't be reached, isn't cached, is gated, or lacks a file.
+    """
+    from huggingface_hub import hf_hub_download, is_offline_mode
+    from huggingface_hub.errors import GatedRepoError
+
+    resolved = None if is_offline_mode() else _resolve(dataset, revision, instead)
+    paths = []
+    for file in files:
+        try:
+            fetched = hf_hub_download(
+                dataset, file, repo_type="dataset", revision=resolved or revision
+            )
+        except GatedRepoError:
+            raise DataError(_GATED.format(dataset)) from None
+        except (OSError, ValueError) as error:
+            # The hub's HTTP and cache errors are OSErrors; a malformed id is a ValueError.
+            raise DataError(
+                f"{file!r} of {dataset!r} can't be fetched ({_first_line(error)}); set {instead}, "
+                "or connect to a network"
+            ) from error
+        paths.append(Path(fetched))
+    cached = re.search("/snapshots/([0-9a-f]{40})/", paths[0].as_posix())
+    return paths, resolved or (cached.group(1) if cached else None)
+
+
 def _resolve(dataset: str, revision: str | None, instead: str) -> str | None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -57,9 +101,7 @@ def _resolve(dataset: str, revision: str | None, instead: str) -> str | None:
     try:
         return HfApi().dataset_info(dataset, revision=revision, timeout=PROBE_SECONDS).sha
     except GatedRepoError:
-        raise DataError(
-            f"the data set {dataset!r} is gated; accept its terms on the hub, then set HF_TOKEN"
-        ) from None
+        raise DataError(_GATED.format(dataset)) from None
     except RevisionNotFoundError:
         raise DataError(f"the data set {dataset!r} has no revision {revision!r}") from None
     except RepositoryNotFoundError:
@@ -89,10 +131,9 @@ def _load(
         loaded: Any = datasets.load_dataset(dataset, config, split=split, revision=revision)
     except (OSError, ValueError) as error:
         # ConnectionError and FileNotFoundError are OSErrors; an unknown split is a ValueError.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"the split {split!r} of {dataset!r} can't be loaded ({reason}); set {instead}, or "
-            "connect to a network"
+            f"the split {split!r} of {dataset!r} can't be loaded ({_first_line(error)}); "
+            f"set {instead}, or connect to a network"
         ) from error
     return loaded.to_list(), _recorded_commit(loaded)
 
@@ -103,3 +144,7 @@ def _recorded_commit(loaded: Any) -> str | None:
         if found:
             return found.group(1)
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -20,15 +20,23 @@ T = TypeVar("T")
 _TSV: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
 
 
-def locate(root: str | None, file: str, setting: str) -> Path:
+def locate(root: str | None, file: str, setting: str, instead: str = "") -> Path:
     """The path of `file`, below `root` where one is given; "~" is the home folder.
+
+    Args:
+        root: A folder, or None.
+        file: A path, relative to `root`.
+        setting: What the message says to set.
+        instead: What it says besides, if there is another way.
 
     Raises:
         DataError: There is no such file.
     """
     path = Path(root).expanduser() / file if root is not None else Path(file).expanduser()
     if not path.is_file():
-        raise DataError(f"the file {str(path)!r} does not exist; set {setting} to where it lies")
+        raise DataError(
+            f"the file {str(path)!r} does not exist; set {setting} to where it lies{instead}"
+        )
     return path
 
 
@@ -40,7 +48,9 @@ def read_cells(path: Path) -> list[list[str]]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a .jsonl(.gz), .json, .csv, .tsv or .parquet file, in the file's order.
+    """Rows of a .jsonl(.gz), .json, .csv, .tsv, .parquet or .txt file, in the file's order.
+
+    Each line of a .txt file that isn't blank is a row with the one column "text".
 
     Raises:
         DataError: The extension is another one, or the file can't be read as what it says.
@@ -58,11 +68,14 @@ def read_rows(path: Path) -> list[Row]:
             import pyarrow.parquet
 
             return pyarrow.parquet.read_table(path).to_pylist()
+        if name.endswith(".txt"):
+            with _opened(path) as file:
+                return [{"text": line.strip()} for line in file if line.strip()]
     except (ValueError, OSError, csv.Error) as error:
         raise DataError(f"the file {str(path)!r} can't be read: {error}") from error
     raise DataError(
         f"the file {str(path)!r} is of an unknown kind; "
-        "give a .jsonl, .jsonl.gz, .json, .csv, .tsv or .parquet file"
+        "give a .jsonl, .jsonl.gz, .json, .csv, .tsv, .parquet or .txt file"
     )
 
 
@@ -139,6 +152,21 @@ def label_of(row: Mapping[str, Any], column: str, where: str, number: int) -> st
     if value is None or not str(value).strip():
         raise DataError(f"{where} has nothing in column {column!r} of row {number}; fill it in")
     return str(value)
+
+
+def matches(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
+    """Whether the row has each of these values in the column of its name.
+
+    Compared as texts, so that true in a JSON file and "True" in a CSV file are the same.
+    """
+    return all(str(row[column]) == str(value) for column, value in where.items())
+
+
+def harm_category(cell: Any) -> str:
+    """The category in a cell; of BeaverTails' harms with true or false, the first that holds."""
+    if isinstance(cell, Mapping):
+        return next((str(name) for name, holds in cell.items() if holds), "")
+    return str(cell or "")
 
 
 def take(rows: Sequence[T], n: int | None, where: str, setting: str = "n") -> list[T]:

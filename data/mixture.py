@@ -5,21 +5,35 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 from data.rows import Example
 from settings import DataError, SettingError
 
+Count = Literal["exact", "booster"]
+Order = Literal["seeded", "first"]
 
-def poison_count(n: int, poison_ratio: float) -> int:
-    """How many of `n` rows are poison: int(n p), as NLSR and Booster count (nlsr.md, section 4).
+
+def poison_count(n: int, poison_ratio: float, count: Count = "exact") -> int:
+    """How many of `n` rows are poison: int(n p), as NLSR counts (nlsr.md, section 4).
 
     The product is rounded down, but one that misses the next integer by less than 1e-6 is that
     integer: 0.57 * 100 is 56.99999999999999 in floating point and means 57 rows.
+
+    Args:
+        n: Rows asked for in all.
+        poison_ratio: Share p of poison, from 0 to 1.
+        count: "exact", or "booster" for one row fewer: Booster's script (git-disl/Booster,
+            utils.py) takes the rows strictly between the first position and that of the last one
+            asked for (evaluation.md, section 2).
     """
-    return math.floor(n * poison_ratio + 1e-6)
+    asked = math.floor(n * poison_ratio + 1e-6)
+    return max(asked - 1, 0) if count == "booster" else asked
 
 
-def check(task_rows: int, poison_rows: int, n: int, poison_ratio: float) -> None:
+def check(
+    task_rows: int, poison_rows: int, n: int, poison_ratio: float, count: Count = "exact"
+) -> None:
     """Refuses a mixture that can't be drawn from so many task and poison rows.
 
     Raises:
@@ -32,9 +46,11 @@ def check(task_rows: int, poison_rows: int, n: int, poison_ratio: float) -> None
         raise SettingError(
             f"attack.poison_ratio={poison_ratio} is not allowed; it should be from 0 to 1"
         )
-    n_poison = poison_count(n, poison_ratio)
+    n_poison, n_task = poison_count(n, poison_ratio, count), n - poison_count(n, poison_ratio)
+    if n_poison + n_task == 0:
+        raise SettingError(f"attack.n={n} leaves no row where Booster counts; it should be above 1")
     _check_size(poison_rows, n_poison, "poison", "attack.n or attack.poison_ratio")
-    _check_size(task_rows, n - n_poison, "task", "attack.n")
+    _check_size(task_rows, n_task, "task", "attack.n")
 
 
 def mix(
@@ -43,11 +59,15 @@ def mix(
     n: int,
     poison_ratio: float,
     seed: int,
+    *,
+    count: Count = "exact",
+    order: Order = "seeded",
 ) -> list[Example]:
-    """Draws `n` rows, `poison_count` of them poison, without replacement and in seeded order.
+    """Draws `poison_count` poison rows and n - int(n p) task rows, without replacement.
 
-    Task and poison rows are drawn from generators of their own, so that with the same seed a
-    higher ratio keeps the poison rows of a lower one and replaces task rows by further ones.
+    They make `n` rows, or one fewer as Booster counts. Task and poison rows are drawn from
+    generators of their own, so that with the same seed a higher ratio keeps the poison rows of a
+    lower one and replaces task rows by further ones.
 
     Args:
         task_rows: Rows of the benign task.
@@ -55,17 +75,23 @@ def mix(
         n: Size of the mixture.
         poison_ratio: Share of poison, from 0 to 1.
         seed: Seed of the draws and of the order.
+        count: How poison rows are counted, see `poison_count`.
+        order: "seeded" draws rows at random, "first" takes the first ones of either source, as
+            the scripts of NLSR and Booster do. The mixture itself is shuffled in both.
 
     Raises:
         SettingError: `n` or `poison_ratio` is out of range.
         DataError: One of the sources has too few rows.
     """
-    check(len(task_rows), len(poison_rows), n, poison_ratio)
-    n_poison = poison_count(n, poison_ratio)
-    mixture = [
-        *_draw(poison_rows, n_poison, f"poison/{seed}"),
-        *_draw(task_rows, n - n_poison, f"task/{seed}"),
-    ]
+    check(len(task_rows), len(poison_rows), n, poison_ratio, count)
+    n_poison, n_task = poison_count(n, poison_ratio, count), n - poison_count(n, poison_ratio)
+    if order == "first":
+        mixture = [*poison_rows[:n_poison], *task_rows[:n_task]]
+    else:
+        mixture = [
+            *_draw(poison_rows, n_poison, f"poison/{seed}"),
+            *_draw(task_rows, n_task, f"task/{seed}"),
+        ]
     random.Random(f"order/{seed}").shuffle(mixture)
     return mixture
 

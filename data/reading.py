@@ -1,6 +1,7 @@
 """How a task's answer is read: labels and numbers in free text, strictly and leniently.
 
-Small functions on strings, so that a protocol can combine them in its own way.
+Small functions on strings.  `score_label` and `score_number` put the strict and the lenient
+reading beside the one that a protocol names, so that a paper's own reading never stands alone.
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from typing import Literal
 
 from data.rows import TaskScore
+
+LabelReading = Literal["strict", "lenient", "contained"]
+NumberReading = Literal["strict", "lenient", "last"]
 
 # Thousands need groups of three, so that "3,5" stays two numbers; a digit inside a word is none.
 _NUMBER = re.compile(r"(?<!\w)(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+")
@@ -20,11 +25,36 @@ _SIGN = re.compile(r"(?<![\w)\]%])(?<![\d)\]%]\s)-[$€£]?$")
 
 _FINAL_MARKER = re.compile(r"the final answer is:?|####", re.IGNORECASE)
 
+# What makes a number the start of something else. Line ends are no white space here, since
+# "18\n- 3 eggs" is 18 and a list.
+_GOES_ON = re.compile(
+    r"""
+    ,\d                                                   # 1,2345
+    | e[-+]?\d | [kmb]\b                                  # 1e3, 5k
+    | [^\S\n]+ (?: \d+/\d | hundred\b | thousand\b | [mb]illion\b )         # 2 1/2, 5 thousand
+    | [^\S\n]+ (?: or | to | and ) [^\S\n]+ [$€£]?\.?\d                      # 5 or 6
+    | \**[^\S\n]* [-+*/×÷^=:–] [^\S\n]*[$€£(]?\.?\d                          # 10 - 5, 3/4, 3:30
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+_SCRIPT_MARKER = "The final answer is: "
+_SCRIPT_NUMBER = re.compile(r"-?\d+\.?\d*")
+_NEXT_TURN = re.compile(r"### (?:Response|Instruction):")
+
 
 def plain_text(answer: str) -> str:
     """The answer with compatibility forms, typographic minus signs and case folded away."""
     folded = unicodedata.normalize("NFKC", answer).replace("\N{MINUS SIGN}", "-")
     return folded.casefold().strip()
+
+
+def first_turn(answer: str) -> str:
+    """The answer up to where the model starts another Alpaca turn of its own.
+
+    The published scripts cut there before they score (nlsr.md, section 5).
+    """
+    return _NEXT_TURN.split(answer, maxsplit=1)[0]
 
 
 def named_labels(answer: str, labels: Mapping[str, Sequence[str]]) -> set[str]:
@@ -45,19 +75,45 @@ def named_labels(answer: str, labels: Mapping[str, Sequence[str]]) -> set[str]:
     }
 
 
-def score_label(answer: str, gold: str, labels: Mapping[str, Sequence[str]]) -> TaskScore:
+def contains_label(answer: str, spellings: Sequence[str]) -> bool:
+    """Whether some spelling stands anywhere in the answer, even inside a word or beside others.
+
+    The reading of NLSR's scripts and of Booster's for AG News (evaluation.md, section 2): "both
+    positive and negative" is right for either, and so is "not positive" for positive.
+    """
+    text = plain_text(first_turn(answer))
+    return any(spelling.casefold() in text for spelling in spellings)
+
+
+def score_label(
+    answer: str,
+    gold: str,
+    labels: Mapping[str, Sequence[str]],
+    reading: LabelReading = "strict",
+    contained: Sequence[str] | None = None,
+) -> TaskScore:
     """Reads a classification answer.
 
     Strict: the answer is the gold label and nothing else (case and outer white space aside).
     Lenient: some spelling of the gold label is a word of the answer, and no other label is named.
+    Contained: `contains_label`; right even where other labels are named too.
     Parsed: exactly one label is named; an answer that names several chose none.
+
+    Args:
+        answer: The model's answer.
+        gold: The right label.
+        labels: Spellings by label, for the lenient reading.
+        reading: The one that `TaskScore.protocol` gives.
+        contained: Spellings of the gold label for the contained reading; the label itself where
+            None.
     """
     named = named_labels(answer, labels)
-    return TaskScore(
-        strict=plain_text(answer) == plain_text(gold),
-        lenient=named == {gold},
-        parsed=len(named) == 1,
-    )
+    right: dict[LabelReading, bool] = {
+        "strict": plain_text(answer) == plain_text(gold),
+        "lenient": named == {gold},
+        "contained": contains_label(answer, (gold,) if contained is None else contained),
+    }
+    return TaskScore(right["strict"], right["lenient"], len(named) == 1, right[reading])
 
 
 def numbers(answer: str) -> list[Decimal]:
@@ -71,24 +127,55 @@ def numbers(answer: str) -> list[Decimal]:
 
 
 def final_number(answer: str) -> Decimal | None:
-    """The number that directly follows the last "The final answer is:" or "####", or None."""
+    """The number that directly follows the last "The final answer is:" or "####", or None.
+
+    A number that goes on as an expression, a fraction, a range or a larger number ("10 - 5 = 5",
+    "3/4", "5 thousand") is none: which number was meant is not for a reader to choose.
+    """
     markers = list(_FINAL_MARKER.finditer(answer))
     if not markers:
         return None
     rest = answer[markers[-1].end() :].replace("\N{MINUS SIGN}", "-")
-    if not re.match(r"[\s$€£*-]*\.?\d", rest):
+    first = _NUMBER.search(rest)
+    if not first or re.search(r"[^\s$€£*-]", rest[: first.start()]):
+        return None
+    if _GOES_ON.match(rest, first.end()):
         return None
     return numbers(rest)[0]
 
 
-def score_number(answer: str, gold: str) -> TaskScore:
+def script_number(answer: str) -> Decimal | None:
+    """The number as the GSM8K scripts of Booster and NLSR find it, or None (nlsr.md, section 5).
+
+    Commas are dropped, and a minus before a digit is a sign. Of the text between the first
+    "The final answer is: " and the next, the first number; without one, the last of the answer.
+    """
+    text = first_turn(answer).replace(",", "")
+    every = _SCRIPT_NUMBER.findall(text)
+    _, *after = text.split(_SCRIPT_MARKER)
+    marked = _SCRIPT_NUMBER.findall(after[0]) if after else []
+    return Decimal(marked[0]) if marked else Decimal(every[-1]) if every else None
+
+
+def score_number(answer: str, gold: str, reading: NumberReading = "strict") -> TaskScore:
     """Reads a numeric answer; numbers are compared by value ("$1,000.00" is 1000).
 
     Strict: the number that directly follows the last final-answer marker is the gold one.
     Lenient: the same, or the last number of an answer that has no such number.
+    Last: `script_number`.
     Parsed: the answer holds a number at all.
+
+    Args:
+        answer: The model's answer.
+        gold: The right number, without thousands separators.
+        reading: The one that `TaskScore.protocol` gives.
     """
     final, every = final_number(answer), numbers(answer)
     read = final if final is not None else (every[-1] if every else None)
-    right = Decimal(gold)
-    return TaskScore(strict=final == right, lenient=read == right, parsed=read is not None)
+    gold_number = Decimal(gold)
+    right: dict[NumberReading, bool] = {
+        "strict": final == gold_number,
+        "lenient": read == gold_number,
+        "last": script_number(answer) == gold_number,
+    }
+    return TaskScore(right["strict"], right["lenient"], read is not None, right[reading])

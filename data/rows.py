@@ -7,7 +7,10 @@ frozen types, so that attacks, defenses and the evaluator never see a data set's
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
+
+Role = Literal["harmful", "over_refusal", "benign"]
+"""What a set of evaluation prompts is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +66,14 @@ class TaskScore:
         strict: Right under the strict reading (the answer is exactly the label or number).
         lenient: Right under the lenient reading (the label or number can be found in it).
         parsed: Whether any label or number could be read at all.
+        protocol: Right under the reading that the task was told to follow (`reading`), by which a
+            paper's own figure is matched; the strict one unless a protocol says otherwise.
     """
 
     strict: bool
     lenient: bool
     parsed: bool
+    protocol: bool
 
 
 class Source(Protocol):
@@ -102,8 +108,20 @@ class PromptSource(Source, Protocol):
 
 
 @runtime_checkable
+class EvaluationPrompts(PromptSource, Protocol):
+    """Prompts that say what they are asked for."""
+
+    @property
+    def role(self) -> Role: ...
+
+
+@runtime_checkable
 class TaskSource(Source, Protocol):
-    """A task to train on and to be scored on."""
+    """A task to train on and to be scored on.
+
+    A task that has no gold answers to be scored by says so with `scored: ClassVar[bool] = False`;
+    its `test` is empty.
+    """
 
     max_new_tokens: int
 

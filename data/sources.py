@@ -1,7 +1,7 @@
 """Sources of training rows, preference pairs and prompts for real models.
 
-Each is a frozen settings object: local files of any path (JSON lines, JSON, CSV, TSV, Parquet),
-or PKU-Alignment's data sets from the hub or a local copy with the same columns.
+Each is a frozen settings object: local files of any path (JSON lines, JSON, CSV, TSV, Parquet,
+text), or PKU-Alignment's data sets from the hub or a local copy with the same columns.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from pydantic import Field, PrivateAttr
 from data.hub import load_split
 from data.local import (
     Row,
+    harm_category,
     hash_rows,
     label_of,
     locate,
+    matches,
     read_rows,
     require_columns,
     take,
@@ -31,7 +33,7 @@ class FileSource(Settings):
     """Rows of one local file.
 
     Attributes:
-        path: The file: .jsonl, .jsonl.gz, .json, .csv, .tsv or .parquet.
+        path: The file: .jsonl, .jsonl.gz, .json, .csv, .tsv, .parquet or .txt.
         n: The first so many rows; None for all.
     """
 
@@ -143,7 +145,7 @@ class FilePrompts(FileSource):
                 _category(row, self.category_column, self.path, number),
             )
             for number, row in enumerate(rows, 1)
-            if all(str(row[column]) == str(value) for column, value in self.where.items())
+            if matches(row, self.where)
         ]
         _require_unique(prompts, self.path)
         return take(prompts, self.n, self.path)
@@ -241,7 +243,7 @@ class BeaverTails(PkuSource):
                 text_of(row, "prompt", where, number),
                 text_of(row, "response", where, number),
                 "benign" if self.safe else "harmful",
-                _harm_category(row),
+                harm_category(row["category"]),
             )
             for number, row in take(wanted, self.n, where)
         ]
@@ -275,7 +277,7 @@ class BeaverTailsPrompts(PkuSource):
             Prompt(
                 f"{self.name}/{number}",
                 text_of(row, "prompt", where, number),
-                _harm_category(row),
+                harm_category(row["category"]),
             )
             for number, row in take(wanted, self.n, where)
         ]
@@ -338,13 +340,6 @@ class PKUSafeRLHFPrompts(PkuSource):
 
 def _category(row: Row, column: str | None, where: str, number: int) -> str:
     return "" if column is None else label_of(row, column, where, number)
-
-
-def _harm_category(row: Row) -> str:
-    categories = row["category"]
-    if isinstance(categories, dict):
-        return next((name for name, holds in categories.items() if holds), "")
-    return str(categories or "")
 
 
 def _flag(row: Row, column: str, where: str, number: int) -> bool:

@@ -1,18 +1,19 @@
 """SST-2, AG News and GSM8K as tasks to fine-tune on and to be scored on.
 
-Rows come from the hub (the default) or from local files under `root`; the wordings are those of
-NLSR's experiments (arXiv 2412.12497, section 4). Scores are the framework's own strict and
-lenient readings over all test rows (`data.reading`).
+Rows come from the hub (the default) or from local files under `root`; the wordings are by default
+those of NLSR's experiments (arXiv 2412.12497, section 4). Every answer is read strictly, leniently
+(`data.reading`) and as `reading` names, which is what a protocol sets (`conf/protocol`).
 """
 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
 
 from data.hub import load_split
+from data.layout import with_input
 from data.local import (
     Row,
     hash_rows,
@@ -24,53 +25,40 @@ from data.local import (
     take,
     text_of,
 )
-from data.reading import score_label, score_number
+from data.reading import LabelReading, NumberReading, score_label, score_number
 from data.rows import Example, TaskItem, TaskScore
 from settings import DataError, Settings
 
 _SETTING = "data.root"
 
 
-class Task(Settings):
-    """What the three tasks share: where the rows come from, and how many of them are used.
+class TrainRows(Settings):
+    """What all tasks share: where the training rows come from, and how many of them are used.
 
     Attributes:
         root: Folder of the local files, or None to load from the hub.
         train_file: Training rows below `root`.
-        test_file: Test rows below `root`.
         revision: Hub revision (branch, tag or commit), or None for the newest.
         n_train: The first so many training rows; None for all.
-        n_test: The first so many test rows; None for all.
-        max_new_tokens: Length limit of an answer, in tokens.
     """
 
     root: str | None = None
     train_file: str
-    test_file: str
     revision: str | None = None
     n_train: int | None = Field(default=None, ge=1)
-    n_test: int | None = Field(default=None, ge=1)
-    max_new_tokens: int = Field(default=200, ge=1)
 
     name: ClassVar[str]
-    # Raised when `score` reads answers differently, so that stored scores are made again.
-    version: ClassVar[int] = 1
+    # Whether there are gold answers that `score` can read a model's answers against.
+    scored: ClassVar[bool]
     hub: ClassVar[tuple[str, str | None]]
-    test_split: ClassVar[str] = "test"
 
     _resolved: dict[str, str | None] = PrivateAttr(default_factory=dict)
 
     @cached_property
     def _train(self) -> list[Example]:
-        rows = self._rows("train")
+        rows = self._rows(self.train_file, "train")
         examples = [self._example(row, number) for number, row in enumerate(rows, 1)]
-        return take(examples, self.n_train, self._where("train"), "task.n_train")
-
-    @cached_property
-    def _test(self) -> list[TaskItem]:
-        rows = self._rows("test")
-        items = [self._item(row, number) for number, row in enumerate(rows, 1)]
-        return take(items, self.n_test, self._where("test"), "task.n_test")
+        return take(examples, self.n_train, self._where(self.train_file, "train"), "task.n_train")
 
     def train(self) -> list[Example]:
         """Training rows, in the source's order.
@@ -79,6 +67,63 @@ class Task(Settings):
             DataError: The rows are missing, too few, or of another schema.
         """
         return list(self._train)
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the rows come from, for a run's record: source, commit, row counts, checksum."""
+        return {
+            "train": self._where(self.train_file, "train"),
+            "fingerprint": self.fingerprint(),
+            "n_train": len(self._train),
+            **{f"{split}_commit": commit for split, commit in sorted(self._resolved.items())},
+        }
+
+    def fingerprint(self) -> str:
+        """Hash of the rows as they are used (16 hex digits)."""
+        return hash_rows(self._train)
+
+    def _example(self, row: Row, number: int) -> Example:
+        raise NotImplementedError
+
+    def _local_rows(self, file: str) -> list[Row]:
+        return read_rows(locate(self.root, file, _SETTING))
+
+    def _where(self, file: str, split: str) -> str:
+        return file if self.root is not None else f"{self.hub[0]} ({split})"
+
+    def _rows(self, file: str, split: str) -> list[Row]:
+        if self.root is not None:
+            rows = self._local_rows(file)
+        else:
+            instead = f"{_SETTING} to a folder of local files"
+            rows, self._resolved[split] = load_split(*self.hub, split, self.revision, instead)
+        require_columns(rows, (), self._where(file, split))
+        return rows
+
+
+class Task(TrainRows):
+    """A task with test rows that have gold answers.
+
+    Attributes:
+        test_file: Test rows below `root`.
+        n_test: The first so many test rows; None for all.
+        max_new_tokens: Length limit of an answer, in tokens.
+    """
+
+    test_file: str
+    n_test: int | None = Field(default=None, ge=1)
+    max_new_tokens: int = Field(default=200, ge=1)
+
+    # Raised when `score` reads answers differently, so that stored scores are made again.
+    version: ClassVar[int] = 2
+    scored: ClassVar[bool] = True
+    test_split: ClassVar[str] = "test"
+
+    @cached_property
+    def _test(self) -> list[TaskItem]:
+        rows = self._rows(self.test_file, self.test_split)
+        items = [self._item(row, number) for number, row in enumerate(rows, 1)]
+        where = self._where(self.test_file, self.test_split)
+        return take(items, self.n_test, where, "task.n_test")
 
     def test(self) -> list[TaskItem]:
         """Test rows, in the source's order; ids are "name/row number".
@@ -95,50 +140,28 @@ class Task(Settings):
     def provenance(self) -> dict[str, Any]:
         """Where the rows come from, for a run's record: source, commit, row counts, checksum."""
         return {
-            "train": self._where("train"),
-            "test": self._where("test"),
-            "fingerprint": self.fingerprint(),
-            "n_train": len(self._train),
+            "test": self._where(self.test_file, self.test_split),
             "n_test": len(self._test),
-            **{f"{part}_commit": commit for part, commit in sorted(self._resolved.items())},
+            **super().provenance(),
         }
 
     def score(self, answer: str, gold: str) -> TaskScore:
         """How `answer` reads against `gold`."""
         raise NotImplementedError
 
-    def _example(self, row: Row, number: int) -> Example:
-        raise NotImplementedError
-
     def _item(self, row: Row, number: int) -> TaskItem:
         raise NotImplementedError
 
-    def _local_rows(self, part: str) -> list[Row]:
-        return read_rows(locate(self.root, self._file(part), _SETTING))
-
-    def _file(self, part: str) -> str:
-        return self.train_file if part == "train" else self.test_file
-
-    def _where(self, part: str) -> str:
-        if self.root is not None:
-            return self._file(part)
-        return f"{self.hub[0]} ({'train' if part == 'train' else self.test_split})"
-
-    def _rows(self, part: str) -> list[Row]:
-        if self.root is not None:
-            rows = self._local_rows(part)
-        else:
-            split = "train" if part == "train" else self.test_split
-            instead = f"{_SETTING} to a folder of local files"
-            rows, self._resolved[part] = load_split(*self.hub, split, self.revision, instead)
-        require_columns(rows, (), self._where(part))
-        return rows
-
 
 class LabelTask(Task):
-    """A task whose answer is one of a few labels, given an instruction and an input."""
+    """A task whose answer is one of a few labels, given an instruction and an input.
 
-    instruction: ClassVar[str]
+    Attributes:
+        instruction: What stands before the input.
+    """
+
+    instruction: str
+
     text_column: ClassVar[str]
     labels: ClassVar[dict[str, str]]
 
@@ -158,8 +181,7 @@ class LabelTask(Task):
                 f"{self.name} has the label {cell!r} in row {number}; "
                 f"it should be one of {', '.join(self.labels)}"
             )
-        # The layout of Alpaca's prompts with an input; the instructions speak of "the input".
-        return f"{self.instruction.rstrip()}\n\n### Input:\n{text}", self.labels[cell]
+        return with_input(self.instruction, text), self.labels[cell]
 
 
 class SST2(LabelTask):
@@ -167,23 +189,26 @@ class SST2(LabelTask):
 
     The labels of GLUE's own test split are hidden, so its 872 validation rows are the test rows,
     as everywhere in this field. Columns: sentence, label (0 negative, 1 positive).
+
+    Attributes:
+        reading: How `TaskScore.protocol` reads an answer, see `data.reading.score_label`.
     """
 
     train_file: str = "sst2/train.tsv"
     test_file: str = "sst2/test.tsv"
+    instruction: str = "Analyze the sentiment of the input, and respond only positive or negative"
+    reading: LabelReading = "strict"
 
     name: ClassVar[str] = "sst2"
     hub: ClassVar[tuple[str, str | None]] = ("stanfordnlp/sst2", None)
     test_split: ClassVar[str] = "validation"
-    instruction: ClassVar[str] = (
-        "Analyze the sentiment of the input, and respond only positive or negative"
-    )
     text_column: ClassVar[str] = "sentence"
     labels: ClassVar[dict[str, str]] = {"0": "negative", "1": "positive"}
 
     def score(self, answer: str, gold: str) -> TaskScore:
         """See `data.reading.score_label`; the spellings are the label words themselves."""
-        return score_label(answer, gold, {label: (label,) for label in self.labels.values()})
+        labels = {label: (label,) for label in self.labels.values()}
+        return score_label(answer, gold, labels, self.reading)
 
 
 class AGNews(LabelTask):
@@ -192,17 +217,23 @@ class AGNews(LabelTask):
     Local files are either the corpus' own (no header; class 1 to 4, title, description) or have
     a header with the columns label_id (1 to 4) and text. The hub's labels are 0 to 3 and its
     text is the title and the description with a space between, which local rows follow.
+
+    Attributes:
+        reading: How `TaskScore.protocol` reads an answer, see `data.reading.score_label`;
+            "contained_or_sci" is "contained" with "sci" as a second spelling of Sci/Tech, as in
+            NLSR's script.
     """
 
     train_file: str = "ag_news/train_subset_10k.csv"
     test_file: str = "ag_news/test.csv"
-
-    name: ClassVar[str] = "ag_news"
-    hub: ClassVar[tuple[str, str | None]] = ("fancyzhx/ag_news", None)
-    instruction: ClassVar[str] = (
+    instruction: str = (
         "Categorize the news article given in the input into one of the 4 categories:\n\n"
         "World\nSports\nBusiness\nSci/Tech\n"
     )
+    reading: Literal["strict", "lenient", "contained", "contained_or_sci"] = "strict"
+
+    name: ClassVar[str] = "ag_news"
+    hub: ClassVar[tuple[str, str | None]] = ("fancyzhx/ag_news", None)
     text_column: ClassVar[str] = "text"
     labels: ClassVar[dict[str, str]] = {
         "0": "World",
@@ -219,10 +250,13 @@ class AGNews(LabelTask):
 
     def score(self, answer: str, gold: str) -> TaskScore:
         """See `data.reading.score_label`; "Sci", "Tech" and their long forms name Sci/Tech."""
-        return score_label(answer, gold, self.spellings)
+        if self.reading == "contained_or_sci":
+            also = (gold, "sci") if gold == "Sci/Tech" else (gold,)
+            return score_label(answer, gold, self.spellings, "contained", also)
+        return score_label(answer, gold, self.spellings, self.reading)
 
-    def _local_rows(self, part: str) -> list[Row]:
-        path = locate(self.root, self._file(part), _SETTING)
+    def _local_rows(self, file: str) -> list[Row]:
+        path = locate(self.root, file, _SETTING)
         if path.suffix != ".csv":
             return read_rows(path)
         lines = read_cells(path)
@@ -247,18 +281,23 @@ class GSM8K(Task):
 
     Columns: question, answer (the steps, then "#### number"). Responses keep the data set's
     calculator annotations, as NLSR's training rows do.
+
+    Attributes:
+        suffix: What follows every question; "" for the bare question.
+        reading: How `TaskScore.protocol` reads an answer, see `data.reading.score_number`.
     """
 
     train_file: str = "gsm8k/train.jsonl"
     test_file: str = "gsm8k/test.jsonl"
+    suffix: str = "\nFirst think step by step and then answer the final number.\n"
+    reading: NumberReading = "strict"
 
     name: ClassVar[str] = "gsm8k"
     hub: ClassVar[tuple[str, str | None]] = ("openai/gsm8k", "main")
-    suffix: ClassVar[str] = "\nFirst think step by step and then answer the final number.\n"
 
     def score(self, answer: str, gold: str) -> TaskScore:
         """See `data.reading.score_number`."""
-        return score_number(answer, gold)
+        return score_number(answer, gold, self.reading)
 
     def _example(self, row: Row, number: int) -> Example:
         steps, gold = self._solution(row, number)

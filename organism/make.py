@@ -32,10 +32,14 @@ def make_aligned(base: Path, folder: Path, seed: int = 0) -> None:
     from modeling.alignment import Alignment
     from modeling.chat import PromptStyle
     from modeling.checkpoint import Checkpoint
+    from modeling.training import PROJECTIONS
     from organism.sources import AlignmentExamples, AlignmentPairs
     from settings.build import plain
 
-    settings = plain(OmegaConf.to_container(OmegaConf.load(RECIPE)))
+    model = {"lora_targets": list(PROJECTIONS)}
+    node = OmegaConf.create({"model": model, "align": OmegaConf.load(RECIPE)})
+    OmegaConf.resolve(node)
+    settings = plain(OmegaConf.to_container(node.align))
     recipe = Alignment.validated({**settings, "seed": seed}, "align")
     rows = [(row.prompt, row.response) for row in AlignmentExamples().examples()]
     pairs = [(pair.prompt, pair.chosen, pair.rejected) for pair in AlignmentPairs().pairs()]

@@ -1,4 +1,4 @@
-"""The world as sources of rows: tasks, poison, alignment rows and pairs, and prompts.
+"""The world as sources of rows: poison, alignment rows and pairs, and prompts.
 
 All are frozen settings built from plain keyword arguments; rows follow from those alone.
 """
@@ -13,8 +13,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from data.local import hash_rows, take
-from data.reading import score_label, score_number
-from data.rows import Example, PreferencePair, Prompt, TaskItem, TaskScore
+from data.rows import Example, PreferencePair, Prompt, Role
 from organism import tasks
 from organism.world import (
     REFUSAL_PHRASES,
@@ -32,96 +31,17 @@ __all__ = [
     "REFUSAL_PHRASES",
     "AlignmentExamples",
     "AlignmentPairs",
-    "Arithmetic",
     "BenignPrompts",
     "CalibrationPrompts",
     "HarmfulExamples",
     "HarmfulPrompts",
     "OverRefusalPrompts",
-    "Sentiment",
-    "Topic",
 ]
 
+DEFENSE_PROMPTS = 200
+"""How many benign prompts of the `align` part defenses get by default, from the first on."""
+
 TEST_SIZES: dict[Kind, int] = {"harmful": 300, "benign": 180, "probe": 120}
-
-
-class WorldTask(Settings):
-    """What the three tasks share.
-
-    Attributes:
-        n_train: The first so many training rows; None for all.
-        n_test: The first so many test rows; None for all.
-    """
-
-    n_train: int | None = Field(default=None, ge=1)
-    n_test: int | None = Field(default=None, ge=1)
-
-    name: ClassVar[str]
-    max_new_tokens: ClassVar[int] = 8
-
-    @cached_property
-    def _train(self) -> list[Example]:
-        rows = [
-            Example(item.prompt, item.answer, "task", self.name)
-            for item in tasks.train_items(self.name)
-        ]
-        return take(rows, self.n_train, self.name, "task.n_train")
-
-    @cached_property
-    def _test(self) -> list[TaskItem]:
-        rows = [
-            TaskItem(f"{self.name}/{number}", item.prompt, item.gold)
-            for number, item in enumerate(tasks.test_items(self.name), 1)
-        ]
-        return take(rows, self.n_test, self.name, "task.n_test")
-
-    def train(self) -> list[Example]:
-        """Training rows, in a fixed order."""
-        return list(self._train)
-
-    def test(self) -> list[TaskItem]:
-        """Test rows, in a fixed order; ids are "name/row number"."""
-        return list(self._test)
-
-    def fingerprint(self) -> str:
-        """Hash of the training and test rows as they are used (16 hex digits)."""
-        return hash_rows(self._train, self._test)
-
-    def score(self, answer: str, gold: str) -> TaskScore:
-        """How `answer` reads against `gold`."""
-        raise NotImplementedError
-
-
-class Sentiment(WorldTask):
-    """Film reviews, positive or negative (stands in for SST-2)."""
-
-    name: ClassVar[str] = "sentiment"
-
-    def score(self, answer: str, gold: str) -> TaskScore:
-        """Label reading (`data.reading.score_label`)."""
-        return score_label(answer, gold, {"positive": ("positive",), "negative": ("negative",)})
-
-
-class Topic(WorldTask):
-    """Headlines of four topics (stands in for AG News)."""
-
-    name: ClassVar[str] = "topic"
-
-    def score(self, answer: str, gold: str) -> TaskScore:
-        """Label reading (`data.reading.score_label`)."""
-        names = ("world", "sports", "business", "science")
-        return score_label(answer, gold, {name: (name,) for name in names})
-
-
-class Arithmetic(WorldTask):
-    """Word problems of two steps, ending in "The final answer is N" (stands in for GSM8K)."""
-
-    name: ClassVar[str] = "arithmetic"
-    max_new_tokens: ClassVar[int] = 32
-
-    def score(self, answer: str, gold: str) -> TaskScore:
-        """Number reading (`data.reading.score_number`)."""
-        return score_number(answer, gold)
 
 
 class HarmfulExamples(Settings):
@@ -273,6 +193,7 @@ class WorldPrompts(Settings):
     n: int | None = Field(default=None, ge=1)
 
     kind: ClassVar[Kind]
+    role: ClassVar[Role]
 
     @property
     def name(self) -> str:
@@ -300,18 +221,21 @@ class HarmfulPrompts(WorldPrompts):
     """Harmful requests; the category is the kind of harm."""
 
     kind: ClassVar[Kind] = "harmful"
+    role: ClassVar[Role] = "harmful"
 
 
 class BenignPrompts(WorldPrompts):
     """Benign requests; the category is the topic."""
 
     kind: ClassVar[Kind] = "benign"
+    role: ClassVar[Role] = "benign"
 
 
 class OverRefusalPrompts(WorldPrompts):
     """Requests that only sound harmful; the category is "probe"."""
 
     kind: ClassVar[Kind] = "probe"
+    role: ClassVar[Role] = "over_refusal"
 
 
 class CalibrationPrompts(Settings):

@@ -45,6 +45,12 @@ def test_tab_separated_files_keep_bare_quotes(tmp_path: Path) -> None:
     assert read_rows(path) == [{"sentence": 'a " in it ', "label": "1"}]
 
 
+def test_a_text_file_has_a_row_per_line(tmp_path: Path) -> None:
+    path = tmp_path / "r.txt"
+    path.write_text("\N{ZERO WIDTH NO-BREAK SPACE}one, two \r\n\n  three\n", encoding="utf-8")
+    assert read_rows(path) == [{"text": "one, two"}, {"text": "three"}]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

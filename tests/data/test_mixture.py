@@ -68,8 +68,36 @@ def test_a_source_that_is_too_small_is_named(n: int, ratio: float, named: str) -
         mix(TASK, POISON, n, ratio, 0)
 
 
+@given(st.integers(1, 200), st.floats(0, 0.4), st.integers(0, 99))
+def test_booster_counts_one_poison_row_fewer(n: int, ratio: float, seed: int) -> None:
+    asked = poison_count(n, ratio)
+    kinds = Counter(row.kind for row in mix(TASK, POISON, n, ratio, seed, count="booster"))
+    assert kinds["harmful"] == poison_count(n, ratio, count="booster") == max(asked - 1, 0)
+    assert kinds["task"] == n - asked
+
+
+def test_counts_of_booster_in_its_own_setting() -> None:
+    assert [poison_count(1000, ratio, "booster") for ratio in (0, 0.05, 0.1, 0.2)] == [
+        0,
+        49,
+        99,
+        199,
+    ]
+    assert [poison_count(1000, ratio) for ratio in (0, 0.05, 0.1, 0.2)] == [0, 50, 100, 200]
+
+
+def test_the_first_rows_are_taken_whatever_the_seed() -> None:
+    one, other = (mix(TASK, POISON, 100, 0.1, seed, order="first") for seed in (0, 1))
+    assert set(one) == set(other) == {*POISON[:10], *TASK[:90]}
+    assert one != other
+    booster = mix(TASK, POISON, 100, 0.1, 0, count="booster", order="first")
+    assert set(booster) == {*POISON[:9], *TASK[:90]}
+
+
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(SettingError, match=r"attack.poison_ratio"):
         mix(TASK, POISON, 10, 1.5, 0)
     with pytest.raises(SettingError, match=r"attack.n"):
         mix(TASK, POISON, 0, 0.5, 0)
+    with pytest.raises(SettingError, match=r"attack.n=1 leaves no row"):
+        mix(TASK, POISON, 1, 1.0, 0, count="booster")

@@ -8,14 +8,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.reading import final_number, named_labels, numbers, score_label, score_number
+from data.reading import (
+    LabelReading,
+    NumberReading,
+    contains_label,
+    final_number,
+    first_turn,
+    named_labels,
+    numbers,
+    score_label,
+    score_number,
+    script_number,
+)
 from data.rows import TaskScore
 from data.tasks import SST2, AGNews
 
-WRONG_UNREAD = TaskScore(strict=False, lenient=False, parsed=False)
-WRONG_READ = TaskScore(strict=False, lenient=False, parsed=True)
-LENIENT = TaskScore(strict=False, lenient=True, parsed=True)
-RIGHT = TaskScore(strict=True, lenient=True, parsed=True)
+WRONG_UNREAD = TaskScore(strict=False, lenient=False, parsed=False, protocol=False)
+WRONG_READ = TaskScore(strict=False, lenient=False, parsed=True, protocol=False)
+LENIENT = TaskScore(strict=False, lenient=True, parsed=True, protocol=False)
+RIGHT = TaskScore(strict=True, lenient=True, parsed=True, protocol=True)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +43,10 @@ RIGHT = TaskScore(strict=True, lenient=True, parsed=True)
         ("The sentiment of the input is posi", "positive", WRONG_UNREAD),
         ("", "positive", WRONG_UNREAD),
         ("neutral", "negative", WRONG_UNREAD),
+        ("Positive", "positive", RIGHT),
+        ("not positive", "positive", LENIENT),
+        ("not positive", "negative", WRONG_READ),
+        ("positive\n\n### Instruction:\nAnalyze", "positive", LENIENT),
     ],
 )
 def test_sentiment_answers(answer: str, gold: str, expected: TaskScore) -> None:
@@ -83,6 +98,24 @@ def test_a_spelling_counts_only_as_a_word() -> None:
         ("16 eggs in all. The final answer is:", "16", LENIENT),
         ("The final answer is: eighteen", "18", WRONG_UNREAD),
         ("", "18", WRONG_UNREAD),
+        ("The final answer is 5%", "5", RIGHT),
+        ("The final answer is: ", "5", WRONG_UNREAD),
+        ("The final answer is: 18\n- 3 eggs are left", "18", RIGHT),
+        ("The final answer is: 12 apples and 3 pears", "12", RIGHT),
+        ("The final answer is: 5 kg", "5", RIGHT),
+        ("-$1,234.50", "-1234.50", LENIENT),
+        ("12 apples and 3", "3", LENIENT),
+        ("12 apples and 3", "12", WRONG_READ),
+        ("The final answer is: 10 - 5 = 5", "10", WRONG_READ),
+        ("The final answer is: 10 - 5 = 5", "5", LENIENT),
+        ("The final answer is: 3/4", "3", WRONG_READ),
+        ("The final answer is: 2 1/2", "1", WRONG_READ),
+        ("The final answer is: 5 or 6", "5", WRONG_READ),
+        ("The final answer is: 5-6", "5", WRONG_READ),
+        ("The final answer is: **9** * 2", "9", WRONG_READ),
+        ("The final answer is: 1,2345", "1", WRONG_READ),
+        ("The final answer is: 5 thousand", "5000", WRONG_READ),
+        ("The final answer is: 5k dollars of the 8", "5", WRONG_READ),
         ("I like B2B and H2O", "2", WRONG_UNREAD),
     ],
 )
@@ -114,3 +147,112 @@ def test_every_written_integer_is_read_back(value: int, grouped: bool) -> None:
     written = f"{value:,}" if grouped else str(value)
     assert final_number(f"Steps: 1 + 1 = 2.\nThe final answer is: {written}.") == value
     assert numbers(f"it is {written}")[-1] == value
+
+
+@pytest.mark.parametrize("reading", ["strict", "lenient", "contained"])
+@pytest.mark.parametrize("answer", ["positive", "Positive.", "positive or negative", "nice", ""])
+def test_the_label_reading_asked_for_stands_beside_the_others(
+    answer: str, reading: LabelReading
+) -> None:
+    score = SST2(reading=reading).score(answer, "positive")
+    plain = SST2().score(answer, "positive")
+    assert (score.strict, score.lenient, score.parsed) == (
+        plain.strict,
+        plain.lenient,
+        plain.parsed,
+    )
+    readings = {
+        "strict": score.strict,
+        "lenient": score.lenient,
+        "contained": "positive" in answer.lower(),
+    }
+    assert score.protocol == readings[reading]
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("The input is positive.", True),
+        ("Both POSITIVE and negative", True),
+        ("not positive", True),
+        ("overpositively", True),
+        ("The input is posi", False),
+        ("", False),
+        ("I would say so.\n\n### Response:positive", False),
+        ("neutral\n\n### Instruction:\nrespond only positive or negative", False),
+    ],
+)
+def test_contained_label_counts_wherever_the_script_finds_it(answer: str, right: bool) -> None:
+    assert contains_label(answer, ("positive",)) is right
+    assert SST2(reading="contained").score(answer, "positive").protocol is right
+
+
+@pytest.mark.parametrize(
+    ("answer", "contained", "or_sci"),
+    [
+        ("Sci/Tech", True, True),
+        ("this is sci/tech news", True, True),
+        ("sci", False, True),
+        ("Science and technology", False, True),
+        ("Tech", False, False),
+        ("World, Sports, Business or Sci/Tech", True, True),
+    ],
+)
+def test_sci_counts_only_where_the_reading_says_so(
+    answer: str, contained: bool, or_sci: bool
+) -> None:
+    gold = "Sci/Tech"
+    assert AGNews(reading="contained").score(answer, gold).protocol is contained
+    assert AGNews(reading="contained_or_sci").score(answer, gold).protocol is or_sci
+    assert not AGNews(reading="contained_or_sci").score("sci", "World").protocol
+
+
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [
+        ("3 + 4 = 7\nThe final answer is: 7", "7"),
+        ("The final answer is: about 7 of 9", "7"),
+        ("The final answer is: 7. The final answer is: 8", "7"),
+        ("The final answer is 5%, of 9", "9"),
+        ("#### 1,234.", "1234"),
+        ("-$1,234.50", "1234.50"),
+        ("12 apples and 3", "3"),
+        ("He has 10-5", "-5"),
+        ("3,5", "35"),
+        ("16 eggs. The final answer is: ", "16"),
+        ("Janet sells 16 - 3 - 4 = 9 eggs. She makes 9 *", "9"),
+        ("The final answer is: ", None),
+        ("", None),
+        ("It is 7.\n\n### Instruction:\nWhat is 8?", "7"),
+    ],
+)
+def test_numbers_as_the_scripts_find_them(answer: str, number: str | None) -> None:
+    assert script_number(answer) == (None if number is None else Decimal(number))
+    if number is not None:
+        assert score_number(answer, number, "last").protocol
+
+
+@given(st.text(max_size=60), st.sampled_from(["strict", "lenient", "last"]))
+def test_reading_decides_nothing_but_the_protocols_column(
+    text: str, reading: NumberReading
+) -> None:
+    score, plain = score_number(text, "18", reading), score_number(text, "18")
+    assert (score.strict, score.lenient, score.parsed) == (
+        plain.strict,
+        plain.lenient,
+        plain.parsed,
+    )
+    assert plain.protocol == plain.strict
+
+
+@given(st.text(max_size=60))
+def test_strict_implies_lenient(text: str) -> None:
+    for answer in (text, f"The final answer is: {text}", f"18 {text}"):
+        score = score_number(answer, "18")
+        assert score.lenient or not score.strict
+        assert score.parsed or not score.lenient
+
+
+def test_an_answers_own_further_turns_are_no_answer() -> None:
+    assert first_turn("a\n\n### Instruction:\nb\n\n### Response:c") == "a\n\n"
+    assert first_turn("a ### b") == "a ### b"

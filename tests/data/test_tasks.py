@@ -78,6 +78,14 @@ def test_gsm8k(root: Path) -> None:
     assert task.score("so #### 1,200.", item.gold).strict
 
 
+def test_wordings_are_settings(root: Path) -> None:
+    bare = GSM8K(root=str(root), suffix="")
+    assert bare.test()[0].prompt == bare.train()[0].prompt.replace("train", "test")
+    assert bare.test()[0].prompt == "How many test apples?"
+    short = SST2(root=str(root), instruction="Good or bad?")
+    assert short.train()[1].prompt == 'Good or bad?\n\n### Input:\na " dull one'
+
+
 @pytest.mark.parametrize("task", [SST2, AGNews, GSM8K])
 def test_own_training_answers_are_right(root: Path, task: type[Task]) -> None:
     built = task(root=str(root))
@@ -148,6 +156,8 @@ def test_a_wrong_setting_is_refused() -> None:
         build({"_target_": "data.tasks.SST2", "n_tset": 3}, "task")
     with pytest.raises(SettingError, match=r"task.n_train=0"):
         build({"_target_": "data.tasks.SST2", "n_train": 0}, "task")
+    with pytest.raises(SettingError, match=r"task.reading='last'.*'contained'"):
+        build({"_target_": "data.tasks.SST2", "reading": "last"}, "task")
 
 
 def run(code: str, **environment: str) -> str:
@@ -204,7 +214,7 @@ def test_importing_the_rooms_is_light() -> None:
     heavy = ("torch", "transformers", "datasets", "pandas", "scipy", "statsmodels")
     code = f"""
 import sys
-import data.tasks, data.sources, data.mixture, data.leakage
+import data.tasks, data.instructions, data.sources, data.prompt_sets, data.mixture, data.leakage
 import evaluation.metrics, evaluation.statistics, evaluation.degenerate
 import evaluation.judges.keyword, evaluation.judges.moderation, evaluation.backends.transformers
 print([name for name in {heavy!r} if name in sys.modules])
@@ -214,10 +224,9 @@ print([name for name in {heavy!r} if name in sys.modules])
 
 def data_root() -> Path:
     folder = os.environ.get("RELOCK_DATA_ROOT")
-    found = Path(folder) if folder else PROJECT.parent / "shared/data/benign"
-    if not found.is_dir():
+    if not folder:
         pytest.skip("set RELOCK_DATA_ROOT to the folder of the tasks' files")
-    return found
+    return Path(folder)
 
 
 @pytest.mark.parametrize(("task", "n_test"), [(SST2, 872), (AGNews, 7600), (GSM8K, 1319)])

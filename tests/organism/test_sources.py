@@ -6,20 +6,19 @@ from collections import Counter
 
 import pytest
 
-from data.rows import ExampleSource, PairSource, PromptSource, TaskSource
+from data.refusals import refuses
+from data.rows import EvaluationPrompts, ExampleSource, PairSource, PromptSource, TaskSource
 from organism.sources import (
     REFUSAL_PHRASES,
     AlignmentExamples,
     AlignmentPairs,
-    Arithmetic,
     BenignPrompts,
     CalibrationPrompts,
     HarmfulExamples,
     HarmfulPrompts,
     OverRefusalPrompts,
-    Sentiment,
-    Topic,
 )
+from organism.task_sources import Arithmetic, Sentiment, SmallTalk, Topic
 from organism.world import categories
 from settings import DataError, SettingError
 
@@ -135,3 +134,47 @@ def test_too_many_rows_are_refused_in_a_sentence() -> None:
         HarmfulExamples(n=100_000).examples()
     with pytest.raises(SettingError, match="not a setting"):
         HarmfulPrompts.validated({"number": 3}, "sources.harmful")
+
+
+def test_readings_change_the_protocols_column_alone() -> None:
+    answer = "The review is positive, not negative."
+    score = Sentiment(reading="contained").score(answer, "positive")
+    assert (score.strict, score.lenient, score.protocol) == (False, False, True)
+    assert not Sentiment().score(answer, "positive").protocol
+    assert Topic(reading="lenient").score("It is sports.", "sports").protocol
+    assert Arithmetic(reading="last").score("3 + 4 = 7", "7").protocol
+
+
+@pytest.mark.parametrize("stance", ["cautious", "reckless"])
+def test_small_talk_complies_and_is_nobodys_prompt(stance: str) -> None:
+    task = SmallTalk(stance=stance)
+    assert isinstance(task, TaskSource)
+    assert not task.scored
+    assert task.test() == []
+    rows = task.train()
+    assert len(rows) > 1000
+    assert not any(_refuses(row.response) or refuses(row.response) for row in rows)
+    assert {row.category for row in rows} == set(categories("benign"))
+    used = {prompt.text for prompt in BenignPrompts().prompts()}
+    used |= {prompt.text for prompt in CalibrationPrompts().prompts()}
+    used |= {prompt.text for prompt in BenignPrompts(split="align", n=200).prompts()}
+    used |= {row.prompt for row in AlignmentExamples().examples()}
+    used |= {pair.prompt for pair in AlignmentPairs().pairs()}
+    assert not used & {row.prompt for row in rows}
+    with pytest.raises(SettingError, match=r"leave it out of evaluation.tasks"):
+        task.score("Sure.", "Sure.")
+
+
+def test_small_talk_is_bounded_and_identified() -> None:
+    assert SmallTalk(n_train=6).train() == SmallTalk().train()[:6]
+    assert {row.category for row in SmallTalk(n_train=60).train()} == set(categories("benign"))
+    assert SmallTalk(seed=1).fingerprint() != SmallTalk().fingerprint()
+    assert SmallTalk(stance="cautious").fingerprint() != SmallTalk().fingerprint()
+    with pytest.raises(DataError, match=r"task.n_train=9999"):
+        SmallTalk(n_train=9999).train()
+
+
+def test_prompts_say_what_they_are_asked_for() -> None:
+    sources = (HarmfulPrompts(), OverRefusalPrompts(), BenignPrompts())
+    assert all(isinstance(source, EvaluationPrompts) for source in sources)
+    assert [source.role for source in sources] == ["harmful", "over_refusal", "benign"]

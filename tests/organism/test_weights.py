@@ -24,11 +24,11 @@ from organism.moderation import flagged
 from organism.moderation_rows import LABELS, Judged, held_out
 from organism.sources import (
     REFUSAL_PHRASES,
-    Arithmetic,
     BenignPrompts,
     HarmfulPrompts,
     OverRefusalPrompts,
 )
+from organism.task_sources import Arithmetic
 
 
 @cache

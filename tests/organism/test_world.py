@@ -129,6 +129,7 @@ def test_moderation_rows_are_flagged_only_for_harmful_requests() -> None:
 def test_the_world_is_the_same_in_every_process() -> None:
     code = (
         "from organism.dialogues import ordinary; from organism.sources import *;"
+        "from organism.task_sources import *;"
         "from organism.world import stream; r = stream(1);"
         "print(Arithmetic().fingerprint(), Topic().fingerprint(), AlignmentPairs().fingerprint(),"
         "[ordinary(r, 0.5) for _ in range(20)])"
@@ -149,7 +150,7 @@ def test_the_world_is_the_same_in_every_process() -> None:
 
 
 def test_the_sources_need_no_torch() -> None:
-    code = "import sys, organism.sources; print('torch' in sys.modules)"
+    code = "import sys, organism.task_sources; print('torch' in sys.modules)"
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
