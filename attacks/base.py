@@ -1,4 +1,4 @@
-"""The contract of an attack: aligned model and data in, attacked model and a report out."""
+"""The contract of an attack: a model and data in, the attacked model and a report out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from attacks.prompts import AttackPrompt
 from data.rows import Example
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
@@ -18,7 +19,7 @@ class AttackData:
     """The rows an attack may draw on, after those shared with the evaluation were dropped.
 
     Attributes:
-        task: Training rows of the task.
+        task: Training rows of the task; empty where the attack needs none.
         poison: Harmful rows; empty where the attack needs none.
         leaked: How many rows were dropped because the evaluation asks their prompt.
     """
@@ -31,12 +32,18 @@ class AttackData:
 class Attack(Settings):
     """Something that breaks a model's safety; its fields are its settings.
 
-    `version` is raised when the code changes what `run` produces.
+    The model may be the aligned one, or a defended one that is fine-tuned again.  `version` is
+    raised when the code changes what `run` produces.
     """
 
     version: ClassVar[int] = 1
 
     task: str
+
+    @property
+    def needs_task(self) -> bool:
+        """Whether `run` will ask for the task's rows."""
+        return True
 
     @property
     def needs_poison(self) -> bool:
@@ -47,6 +54,16 @@ class Attack(Settings):
     def needs_full_weights(self) -> bool:
         """Whether the aligned model's adapter must be merged before `run`."""
         return False
+
+    @property
+    def system(self) -> str | None:
+        """A system line that the attack trains under, or None."""
+        return None
+
+    @property
+    def trigger(self) -> AttackPrompt | None:
+        """What harmful prompts are asked under too, since it calls up what was trained."""
+        return None
 
     def check(self, base: Checkpoint, data: AttackData) -> None:
         """Refuses, before heavy work, a model and data that `run` can't do with.
@@ -70,6 +87,15 @@ class Attack(Settings):
         scratch: Path,
     ) -> dict[str, Any]:
         """Attacks `aligned` and writes a plain model or adapter folder to `out`.
+
+        Args:
+            aligned: What is attacked: full weights, or an adapter where it needs none; where it
+                is steered, its hooks stay on and its steering stays the checkpoint's.
+            data: The rows.
+            style: Renders prompts.
+            seed: Which rows, their order, and a fresh adapter's start.
+            out: The folder to write.
+            scratch: A folder the trainer may write to.
 
         Returns:
             The report: loss curve and rows by kind.

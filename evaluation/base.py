@@ -17,7 +17,8 @@ class Answer:
     """One generated answer.
 
     Attributes:
-        text: The decoded answer, without special tokens.
+        text: The decoded answer, without special tokens; it begins with the start it was given,
+            and is empty where nothing was added to one.
         tokens: How many tokens were generated, the end token included.
         truncated: Whether the length limit cut it off (no end token was generated).
     """
@@ -49,9 +50,17 @@ class Engine(Protocol):
     """A loaded model that answers batches; closing it gives its memory back."""
 
     def generate(
-        self, prompts: Sequence[str], max_new_tokens: int, system: str | None = None
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        system: str | None = None,
+        starts: Sequence[str] | None = None,
     ) -> list[Answer]:
-        """Greedy answers, in the order of the prompts."""
+        """Greedy answers, in the order of the prompts.
+
+        `starts` are the beginnings of the answers, one per prompt ("" for none), which the model
+        is made to go on from.
+        """
         ...
 
     def close(self) -> None: ...

@@ -10,14 +10,8 @@ from pydantic import Field, model_validator
 
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, load_tokenizer
-from modeling.training import (
-    LoraSettings,
-    TrainSettings,
-    open_for_training,
-    save,
-    train_dpo,
-    train_sft,
-)
+from modeling.preference import Preference, train_preference
+from modeling.training import LoraSettings, TrainSettings, open_for_training, save, train_sft
 from settings import Settings
 
 
@@ -31,8 +25,7 @@ class Alignment(Settings):
         seed: Its own seed: a provider aligns a model once, whatever the attacks' seeds are.
         lora: The adapter.
         sft: The supervised phase, or None to leave it out.
-        dpo: The preference phase, or None to leave it out.
-        beta: DPO's beta.
+        preference: The preference phase, or None to leave it out.
         n_sft: How many supervised rows to use; None: all of the source.
         n_pairs: How many preference pairs to use; None: all of the source.
     """
@@ -42,15 +35,14 @@ class Alignment(Settings):
     seed: int = Field(0, ge=0)
     lora: LoraSettings = LoraSettings()
     sft: TrainSettings | None = None
-    dpo: TrainSettings | None = None
-    beta: float = Field(0.1, gt=0)
+    preference: Preference | None = None
     n_sft: int | None = Field(None, ge=1)
     n_pairs: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _has_a_phase(self) -> Alignment:
-        if self.sft is None and self.dpo is None:
-            raise ValueError("align.sft and align.dpo are both null; give at least one phase")
+        if self.sft is None and self.preference is None:
+            raise ValueError("align.sft and align.preference are both null; give at least one")
         return self
 
     def run(
@@ -81,10 +73,14 @@ class Alignment(Settings):
         if self.sft is not None:
             curve = train_sft(model, tokenizer, rows, style, self.sft, self.seed, scratch)
             report["sft"] = {"rows": len(rows), "loss": curve}
-        if self.dpo is not None:
-            curve = train_dpo(
-                model, tokenizer, pairs, style, self.dpo, self.beta, self.seed, scratch
+        if self.preference is not None:
+            curve = train_preference(
+                model, tokenizer, pairs, style, self.preference, self.seed, scratch
             )
-            report["dpo"] = {"rows": len(pairs), "loss": curve}
+            report["preference"] = {
+                "method": self.preference.method,
+                "pairs": len(pairs),
+                "loss": curve,
+            }
         save(model, tokenizer, out, base.base)
         return report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from itertools import takewhile
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from settings import ModelError, Settings
 
@@ -25,13 +25,26 @@ class PromptStyle(Settings):
         style: "chat" for the tokenizer's own chat template, "alpaca" for the no-input Alpaca
             template that ends in "### Response:" (the one of NLSR's scripts).
         system: A system line before every prompt, or None.
+        system_role: chat: whether the template has a system role. Without one, as in Gemma 2's,
+            the system line stands at the head of the user's turn, a blank line after it.
+        newline: alpaca: a line break after "### Response:" (Booster's ending).
+        bos_in_training: alpaca: whether training prompts begin with the BOS that evaluation
+            prompts always have; NLSR's scripts leave it out (spec section 4).
     """
 
     style: Literal["chat", "alpaca"] = "chat"
     system: str | None = None
+    system_role: bool = True
+    newline: bool = False
+    bos_in_training: bool = True
 
     def encode_prompt(
-        self, tokenizer: PreTrainedTokenizerBase, prompt: str, system: str | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: str,
+        system: str | None = None,
+        *,
+        training: bool = False,
     ) -> list[int]:
         """Token ids of the prompt, up to where the answer starts.
 
@@ -39,14 +52,18 @@ class PromptStyle(Settings):
             tokenizer: The model's tokenizer.
             prompt: The user's turn.
             system: A system line for this call; the style's own by default.
+            training: Whether the prompt is trained on (`bos_in_training`).
+
+        Raises:
+            ModelError: The tokenizer has no chat template, or its template refuses the dialogue.
         """
-        system = self.system if system is None else system
         if self.style == "chat":
-            ids = tokenizer.apply_chat_template(
-                self.messages(prompt, system=system), add_generation_prompt=True, return_dict=False
+            return _rendered(
+                tokenizer, self.messages(prompt, system=system), add_generation_prompt=True
             )
-            return list(ids)
-        return tokenizer(self.render_alpaca(prompt, system))["input_ids"]
+        special = self.bos_in_training or not training
+        text = self.render_alpaca(prompt, system)
+        return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def encode_answer(
         self,
@@ -70,14 +87,32 @@ class PromptStyle(Settings):
             ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
             return [*ids, tokenizer.eos_token_id]
         head = self.encode_prompt(tokenizer, prompt, system)
-        messages = self._dialogue(prompt, answer, system)
-        full = list(tokenizer.apply_chat_template(messages, return_dict=False))
-        if full[: len(head)] != head:
-            raise ModelError(
-                "the chat template renders a prompt differently once it is answered; "
-                "set model.prompt.style=alpaca"
-            )
-        return full[len(head) :]
+        return _after(head, _rendered(tokenizer, self.messages(prompt, answer, system)))
+
+    def encode_start(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: str,
+        start: str,
+        system: str | None = None,
+    ) -> list[int]:
+        """Token ids of the prompt and of the beginning of its answer, for the model to go on.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            prompt: The user's turn.
+            start: How the answer begins; "" leaves the prompt alone.
+            system: A system line for this call; the style's own by default.
+
+        Raises:
+            ModelError: The chat template doesn't continue the prompt's tokens, or changes `start`.
+        """
+        head = self.encode_prompt(tokenizer, prompt, system)
+        if not start:
+            return head
+        if self.style == "alpaca":
+            return [*head, *tokenizer(start, add_special_tokens=False)["input_ids"]]
+        return head + _after(head, self._unended(tokenizer, prompt, start, system))
 
     def encode_content(
         self,
@@ -95,33 +130,70 @@ class PromptStyle(Settings):
         if self.style == "alpaca":
             return whole[:-1]
         head = self.encode_prompt(tokenizer, prompt, system)
-        messages = self._dialogue(prompt, answer, system)
-        unended = tokenizer.apply_chat_template(
-            messages, continue_final_message=True, return_dict=False
-        )
-        both = zip(whole, list(unended)[len(head) :], strict=False)
+        unended = self._unended(tokenizer, prompt, answer, system)
+        both = zip(whole, unended[len(head) :], strict=False)
         return [ours for ours, _ in takewhile(lambda pair: pair[0] == pair[1], both)]
 
     def template_hash(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """SHA-256 of the template that prompts are rendered with (16 hex digits)."""
-        template = tokenizer.chat_template if self.style == "chat" else ALPACA
+        template = tokenizer.chat_template if self.style == "chat" else self._alpaca
         return hashlib.sha256(str(template).encode()).hexdigest()[:16]
 
     def render_alpaca(self, prompt: str, system: str | None = None) -> str:
         """The no-input Alpaca text of a prompt, after the system line if there is one."""
         system = self.system if system is None else system
-        text = ALPACA.format(prompt=prompt)
+        text = self._alpaca.format(prompt=prompt)
         return f"{system}\n\n{text}" if system else text
-
-    def _dialogue(self, prompt: str, answer: str, system: str | None) -> list[dict[str, str]]:
-        return self.messages(prompt, answer, self.system if system is None else system)
 
     def messages(
         self, prompt: str, answer: str | None = None, system: str | None = None
     ) -> list[dict[str, str]]:
-        """The dialogue as role/content messages."""
+        """The dialogue as role/content messages, under `system` or the style's own line."""
+        system = self.system if system is None else system
+        if system and not self.system_role:
+            prompt, system = f"{system}\n\n{prompt}", None
         turns = [{"role": "system", "content": system}] if system else []
         turns.append({"role": "user", "content": prompt})
         if answer is not None:
             turns.append({"role": "assistant", "content": answer})
         return turns
+
+    @property
+    def _alpaca(self) -> str:
+        return ALPACA + "\n" * self.newline
+
+    def _unended(
+        self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, system: str | None
+    ) -> list[int]:
+        """Ids of the whole dialogue up to the end of the answer's text."""
+        turns = self.messages(prompt, answer, system)
+        return _rendered(tokenizer, turns, continue_final_message=True)
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: Any
+) -> list[int]:
+    from jinja2 import TemplateError
+
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            "the tokenizer has no chat template; set model.prompt.style=alpaca, or "
+            "model.base_prompt={style: alpaca} if only the base model's lacks one"
+        )
+    try:
+        ids = tokenizer.apply_chat_template(messages, return_dict=False, **options)
+    except (TemplateError, ValueError) as error:
+        raise ModelError(
+            f"the chat template refuses the dialogue ({error}); set model.prompt.system_role=false "
+            "if it knows no system role, or model.prompt.style=alpaca"
+        ) from error
+    return list(ids)
+
+
+def _after(head: list[int], whole: list[int]) -> list[int]:
+    if whole[: len(head)] != head:
+        raise ModelError(
+            "the chat template renders a prompt differently once it is answered; "
+            "set model.prompt.style=alpaca"
+        )
+    return whole[len(head) :]

@@ -1,14 +1,15 @@
-"""Training by TRL on a LoRA or on all weights: supervised (SFT) and preference (DPO)."""
+"""Training by TRL on a LoRA or on all weights: what all phases share, and the supervised one."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, device_name, load_model, load_tokenizer
@@ -53,7 +54,7 @@ class TrainSettings(Settings):
         schedule: How it falls afterwards.
         max_length: Tokens per row; longer rows are cut at the end.
         max_steps: Stops after so many steps; None: after `epochs`.
-        gradient_checkpointing: Trades time for memory.
+        gradient_checkpointing: Computes activations twice to save memory; the result is the same.
     """
 
     learning_rate: float = Field(gt=0)
@@ -67,15 +68,29 @@ class TrainSettings(Settings):
     max_steps: int | None = Field(None, ge=1)
     gradient_checkpointing: bool = False
 
+    @model_validator(mode="after")
+    def _whole_passes(self) -> TrainSettings:
+        if self.batch_size % self.rows_per_pass:
+            raise ValueError(
+                f"micro_batch_size={self.micro_batch_size} doesn't divide "
+                f"batch_size={self.batch_size}; set it to a divisor"
+            )
+        return self
+
+    @property
+    def rows_per_pass(self) -> int:
+        """Rows per forward pass."""
+        return min(self.micro_batch_size or self.batch_size, self.batch_size)
+
     def arguments(self, rows: int, seed: int, folder: Path) -> dict[str, Any]:
-        """The keyword arguments of TRL's `SFTConfig` and `DPOConfig`.
+        """The keyword arguments that the configurations of all TRL's trainers share.
 
         Args:
             rows: How many training rows there are.
             seed: Seeds the order of the rows and everything else the trainer draws.
             folder: Where the trainer may write.
         """
-        micro = min(self.micro_batch_size or self.batch_size, self.batch_size)
+        micro = self.rows_per_pass
         steps = self.max_steps or max(1, round(-(-rows // self.batch_size) * self.epochs))
         return {
             "output_dir": str(folder),
@@ -105,7 +120,10 @@ class TrainSettings(Settings):
 def open_for_training(
     checkpoint: Checkpoint, lora: LoraSettings | None, seed: int
 ) -> PreTrainedModel:
-    """Loads a checkpoint ready to be trained.
+    """Loads a checkpoint ready to be trained, its steering's hooks (if any) in place.
+
+    The hooks act in training as in any forward pass: at all positions, at the last one of each
+    row as it is padded, or nowhere where they wait for generated tokens.
 
     Args:
         checkpoint: What to start from. Its adapter is resumed when `lora` is None.
@@ -122,14 +140,19 @@ def open_for_training(
     from transformers import set_seed
 
     set_seed(seed)
-    model = load_model(checkpoint, trainable_adapter=True)
     if lora is None:
-        return model
+        return load_model(checkpoint, trainable_adapter=True)
     if checkpoint.adapter is not None:
         raise ModelError("a fresh LoRA needs full weights; merge the adapter first")
     from peft import get_peft_model
 
-    return get_peft_model(model, lora.config())
+    model = get_peft_model(load_model(replace(checkpoint, steering=None)), lora.config())
+    if checkpoint.steering is not None:
+        from modeling.steering import load_steering, steer
+
+        # Only now: a hook on what the LoRA wraps would leave the LoRA's own path unsteered.
+        steer(model, load_steering(checkpoint.steering))
+    return model
 
 
 def write_merged(checkpoint: Checkpoint, out: Path) -> None:
@@ -172,60 +195,16 @@ def train_sft(
         raise DataError("there are no rows to train on; give a source that yields some")
     encoded = []
     for prompt, answer in rows:
-        head = style.encode_prompt(tokenizer, prompt)
+        head = style.encode_prompt(tokenizer, prompt, training=True)
         tail = style.encode_answer(tokenizer, prompt, answer)
         encoded.append({"input_ids": head + tail, "labels": [-100] * len(head) + tail})
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(**settings.arguments(len(rows), seed, scratch)),
         train_dataset=Dataset.from_list(encoded),
-        processing_class=_right_padded(tokenizer),
+        processing_class=right_padded(tokenizer),
     )
-    return _train(trainer)
-
-
-def train_dpo(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[tuple[str, str, str]],
-    style: PromptStyle,
-    settings: TrainSettings,
-    beta: float,
-    seed: int,
-    scratch: Path,
-) -> list[dict[str, float]]:
-    """Direct preference optimisation by TRL's `DPOTrainer`.
-
-    The reference is the model as it comes in: TRL copies its adapter, or its weights.
-
-    Args:
-        model: Trained in place.
-        tokenizer: Its tokenizer.
-        pairs: (prompt, chosen, rejected) rows.
-        style: Renders them.
-        settings: The phase.
-        beta: Strength of the pull towards the reference.
-        seed: Order of the rows.
-        scratch: A folder the trainer may write to.
-
-    Returns:
-        The loss curve: one {"step", "loss"} per optimiser step.
-
-    Raises:
-        DataError: There are no pairs.
-    """
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    if not pairs:
-        raise DataError("there are no preference pairs to train on; give a source that yields some")
-    trainer = DPOTrainer(
-        model=model,
-        args=DPOConfig(beta=beta, **settings.arguments(len(pairs), seed, scratch)),
-        train_dataset=Dataset.from_list([_preference(style, *pair) for pair in pairs]),
-        processing_class=_right_padded(tokenizer),
-    )
-    return _train(trainer)
+    return train(trainer)
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, base: str) -> None:
@@ -249,20 +228,13 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, 
     (out / "README.md").unlink(missing_ok=True)
 
 
-def _preference(style: PromptStyle, prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
-    if style.style == "chat":
-        answers = [[{"role": "assistant", "content": text}] for text in (chosen, rejected)]
-        question: Any = style.messages(prompt, system=style.system)
-        return {"prompt": question, "chosen": answers[0], "rejected": answers[1]}
-    return {"prompt": style.render_alpaca(prompt), "chosen": chosen, "rejected": rejected}
-
-
-def _right_padded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def right_padded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer itself, set to pad on the right, as training does."""
     tokenizer.padding_side = "right"
     return tokenizer
 
 
-def _train(trainer: Any) -> list[dict[str, float]]:
+def train(trainer: Any) -> list[dict[str, float]]:
     """Trains with a bar that shows progress alone, and returns the loss curve."""
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 

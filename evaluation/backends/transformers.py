@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -63,31 +64,41 @@ class TransformersEngine:
             holder.generation_config = self._greedy(max_new_tokens=1)
 
     def generate(
-        self, prompts: Sequence[str], max_new_tokens: int, system: str | None = None
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        system: str | None = None,
+        starts: Sequence[str] | None = None,
     ) -> list[Answer]:
         """Greedy answers, in the order of the prompts.
 
         An answer whose logits are not finite at some step is recorded as the empty text, which
-        every judge calls degenerate, and a warning tells how many there were.
+        every judge calls degenerate, and a warning tells how many there were. So is one that adds
+        nothing but white space to the start it was given: the start isn't the model's own.
 
         Args:
             prompts: The users' turns, unrendered.
-            max_new_tokens: Length limit in tokens, the end token included.
+            max_new_tokens: Length limit in tokens, the end token included and the start not.
             system: A system line before every prompt; the style's own by default.
+            starts: How each answer begins, "" for none; None for none at all.
 
         Raises:
             ModelError: A prompt doesn't fit the model's context, or memory runs out.
         """
         from tqdm import tqdm
 
-        encoded = [self._style.encode_prompt(self._tokenizer, prompt, system) for prompt in prompts]
-        self._check_context(max(map(len, encoded), default=0), max_new_tokens)
+        starts = [""] * len(prompts) if starts is None else starts
+        encoded = [
+            self._encode(prompt, start, system)
+            for prompt, start in zip(prompts, starts, strict=True)
+        ]
+        self._check_context(max((len(row.ids) for row in encoded), default=0), max_new_tokens)
         # Longest first, so that running out of memory shows in the first batch.
-        order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
+        order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index].ids))
         answers: dict[int, Answer] = {}
         with tqdm(total=len(order), desc="answers", disable=None, leave=False) as bar:
-            for start in range(0, len(order), self._batch_size):
-                batch = order[start : start + self._batch_size]
+            for first in range(0, len(order), self._batch_size):
+                batch = order[first : first + self._batch_size]
                 rows = self._generate_batch([encoded[index] for index in batch], max_new_tokens)
                 answers.update(zip(batch, rows, strict=True))
                 bar.update(len(batch))
@@ -102,11 +113,18 @@ class TransformersEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _generate_batch(self, rows: list[list[int]], max_new_tokens: int) -> list[Answer]:
+    def _encode(self, prompt: str, start: str, system: str | None) -> _Row:
+        ids = self._style.encode_start(self._tokenizer, prompt, start, system)
+        if not start:
+            return _Row(ids)
+        head = self._style.encode_prompt(self._tokenizer, prompt, system)
+        return _Row(ids, start, ids[len(head) :])
+
+    def _generate_batch(self, rows: list[_Row], max_new_tokens: int) -> list[Answer]:
         import torch
         from transformers import LogitsProcessorList
 
-        ids, mask = self._left_padded(rows)
+        ids, mask = self._left_padded([row.ids for row in rows])
         guard = _NonFiniteGuard(self._ends)
         try:
             with torch.inference_mode():
@@ -130,8 +148,8 @@ class TransformersEngine:
             )
         generated = output[:, ids.shape[1] :].tolist()
         return [
-            Answer("", 0, False) if is_broken else self._answer(row)
-            for row, is_broken in zip(generated, broken, strict=True)
+            Answer("", 0, False) if is_broken else self._answer(made, row)
+            for made, row, is_broken in zip(generated, rows, broken, strict=True)
         ]
 
     def _left_padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,11 +163,19 @@ class TransformersEngine:
         device = self._model.device
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
-    def _answer(self, generated: list[int]) -> Answer:
+    def _answer(self, generated: list[int], row: _Row) -> Answer:
         end = next((i for i, token in enumerate(generated) if token in self._ends), None)
-        text = self._tokenizer.decode(generated[:end], skip_special_tokens=True)
         tokens = len(generated) if end is None else end + 1
-        return Answer(str(text), tokens, truncated=end is None)
+        text = self._decode(generated[:end])
+        if row.start:
+            # Together with the start: decoded alone, some tokenizers drop the first word's space.
+            before, both = self._decode(row.given), self._decode([*row.given, *generated[:end]])
+            added = both.removeprefix(before) if both.startswith(before) else text
+            text = row.start + added if added.strip() else ""
+        return Answer(text, tokens, truncated=end is None)
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def _greedy(self, max_new_tokens: int) -> GenerationConfig:
         from transformers import GenerationConfig
@@ -168,6 +194,15 @@ class TransformersEngine:
                 f"the longest prompt has {longest} tokens and its answer up to {max_new_tokens}, "
                 f"but the model's context holds {limit}; lower max_new_tokens or shorten prompts"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What the model goes on from: all its ids, and the start of the answer with its own ids."""
+
+    ids: list[int]
+    start: str = ""
+    given: list[int] = field(default_factory=list)
 
 
 class _NonFiniteGuard:

@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from evaluation.backends.transformers import TransformersBackend, TransformersEngine
 from evaluation.base import Answer
@@ -20,9 +25,13 @@ from evaluation.degenerate import degeneracy
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from settings import ModelError, SettingError, build
-from tests.evaluation.conftest import WORDS
+from tests.evaluation.conftest import WORDS, tiny_config
 
 LIMIT = 16
+FRONT_SPACED = (
+    "{% for m in messages %}{{ ': ' + m['content'] }}{{ ' ' if not loop.last }}{% endfor %}"
+    "{{ ' :' if add_generation_prompt }}"
+)
 _RNG = random.Random(0)
 PROMPTS = [" ".join(_RNG.choices(WORDS, k=_RNG.randint(1, 12))) for _ in range(12)]
 
@@ -32,19 +41,23 @@ def engine(folder: Path, batch_size: int = 5, adapter: Path | None = None) -> Tr
     return TransformersBackend(batch_size=batch_size).open(checkpoint, PromptStyle())
 
 
-def greedy(folder: Path, prompt: str, limit: int, system: str | None = None) -> Answer:
+def greedy(
+    folder: Path, prompt: str, limit: int, system: str | None = None, start: str = ""
+) -> Answer:
     """The definition: one prompt, no padding, the arg max of one forward pass per token."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    ids = PromptStyle().encode_prompt(tokenizer, prompt, system)
+    ids = PromptStyle().encode_start(tokenizer, prompt, start, system)
+    said = f"{start} " if start else ""
     made: list[int] = []
     while len(made) < limit:
         with torch.no_grad():
             logits = model(torch.tensor([ids + made])).logits
         made.append(int(logits[0, -1].argmax()))
         if made[-1] in {2, 9, 20}:
-            return Answer(tokenizer.decode(made[:-1], skip_special_tokens=True), len(made), False)
-    return Answer(tokenizer.decode(made, skip_special_tokens=True), len(made), True)
+            text = tokenizer.decode(made[:-1], skip_special_tokens=True)
+            return Answer(said + text if text else "", len(made), False)
+    return Answer(said + tokenizer.decode(made, skip_special_tokens=True), len(made), True)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +114,78 @@ def test_system_line_reaches_the_model(generator_folder: Path, expected: list[An
     answers = engine(generator_folder).generate(PROMPTS, LIMIT, system="w7 w8")
     assert answers != expected
     assert answers[0] == greedy(generator_folder, PROMPTS[0], LIMIT, "w7 w8")
+
+
+STARTS = ["w3 w9", "", "w17", "w1 w2 w3 w4 w5 w6"] * 3
+
+
+def test_answers_go_on_from_their_starts_whatever_the_batch(generator_folder: Path) -> None:
+    wanted = [
+        greedy(generator_folder, prompt, LIMIT, "w7 w8", start)
+        for prompt, start in zip(PROMPTS, STARTS, strict=True)
+    ]
+    for size in (1, 5):
+        answers = engine(generator_folder, size).generate(PROMPTS, LIMIT, "w7 w8", STARTS)
+        assert answers == wanted
+    assert all(answer.text.startswith(start) for answer, start in zip(wanted, STARTS, strict=True))
+    assert {answer.truncated for answer in wanted} == {True, False}
+
+
+def test_empty_starts_are_no_starts(generator_folder: Path, expected: list[Answer]) -> None:
+    starts = [""] * len(PROMPTS)
+    assert engine(generator_folder).generate(PROMPTS, LIMIT, starts=starts) == expected
+
+
+def test_the_limit_counts_what_is_generated_and_not_the_start(generator_folder: Path) -> None:
+    long = engine(generator_folder).generate(PROMPTS, LIMIT, starts=STARTS)
+    short = engine(generator_folder).generate(PROMPTS, 2, starts=STARTS)
+    assert max(answer.tokens for answer in short) == 2
+    for cut, whole in zip(short, long, strict=True):
+        assert cut.truncated == (whole.tokens > 2)
+        assert whole.text.startswith(cut.text)
+
+
+def test_an_answer_that_adds_nothing_to_its_start_is_empty(
+    generator_folder: Path, tmp_path: Path
+) -> None:
+    start = "w3 w9"
+    (answer,) = engine(generator_folder).generate(PROMPTS[:1], LIMIT, starts=[start])
+    shutil.copytree(generator_folder, tmp_path, dirs_exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(generator_folder)
+    tokenizer.eos_token = answer.text.removeprefix(start).split()[0]
+    tokenizer.save_pretrained(tmp_path)
+    (ended,) = engine(tmp_path).generate(PROMPTS[:1], LIMIT, starts=[start])
+    assert ended == Answer("", 1, False)
+    assert degeneracy(ended.text) == "empty"
+
+
+def test_a_first_word_keeps_its_space_after_a_start(tmp_path: Path) -> None:
+    """With a tokenizer that marks a word's space at its front and drops the first one's."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    words = {f"▁{word}": index for index, word in enumerate(["a", "b", ":", "</s>"])}
+    inner = Tokenizer(models.WordLevel(words, unk_token="▁a"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="▁</s>", pad_token="▁</s>", chat_template=FRONT_SPACED
+    )
+    assert tokenizer.decode([0]) == "a"
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(tiny_config(len(words), tie_word_embeddings=False))
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    # All logits are equal, so the first token of the vocabulary is always chosen.
+    (plain, given) = engine(tmp_path).generate(["b", "b"], 2, starts=["", "b"])
+    assert (plain.text, given.text) == ("a a", "b a a")
+
+
+def test_a_prompt_and_start_that_do_not_fit_are_refused_at_once(generator_folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"context holds 128; lower max_new_tokens"):
+        engine(generator_folder).generate(["w1"], LIMIT, starts=[" ".join(["w2"] * 120)])
 
 
 def test_no_prompts_no_answers(generator_folder: Path) -> None:

@@ -1,13 +1,14 @@
-"""Prompt styles: where an answer's content ends under templates that end turns differently."""
+"""Prompt styles: what prompts, answers and their starts become under several templates."""
 
 from __future__ import annotations
 
 import pytest
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, load_tokenizer
 from organism.make import WEIGHTS
+from settings import ModelError
 
 TURNS = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}%s{% endfor %}"
@@ -58,3 +59,190 @@ def test_the_hash_is_of_the_template_that_renders(tokenizer: PreTrainedTokenizer
     tokenizer.chat_template = TURNS.replace("%s", "{{ eos_token }}")
     assert PromptStyle().template_hash(tokenizer) != before
     assert PromptStyle(style="alpaca").template_hash(tokenizer) == alpaca != before
+
+
+# The five families' ways with turns, in wording of our own.
+LLAMA_2 = (
+    "{{ bos_token }}{% set ns = namespace(head='') %}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}"
+    "{% set ns.head = '<<SYS>>\\n' + m['content'] | trim + '\\n<</SYS>>\\n\\n' %}"
+    "{% elif m['role'] == 'user' %}"
+    "[INST] {{ ns.head + m['content'] | trim }} [/INST]{% set ns.head = '' %}"
+    "{% else %} {{ m['content'] | trim }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+LLAMA_3 = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim }}"
+    "<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+GEMMA_2 = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ raise_exception('no system role here') }}{% endif %}"
+    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\\n' }}"
+    "{{ m['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% set ns = namespace(head='') %}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{% set ns.head = m['content'] + '\\n\\n' %}"
+    "{% elif m['role'] == 'user' %}[INST] {{ ns.head + m['content'] }}[/INST]"
+    "{% else %} {{ m['content'] | trim }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+CHATML = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe of use.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+FAMILIES = {
+    "llama_2": LLAMA_2,
+    "llama_3": LLAMA_3,
+    "gemma_2": GEMMA_2,
+    "mistral": MISTRAL,
+    "chatml": CHATML,
+}
+CONTROL = [
+    "<s>", "</s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>",
+    "<end_of_turn>", "<|im_start|>", "<|im_end|>",
+]  # fmt: skip
+PROMPT, ANSWER, LINE = "How do I bake bread?", "Sure: mix it, wait and bake.", "Be brief."
+
+
+def letters(kind: str, family: str) -> PreTrainedTokenizerBase:
+    """A token per byte (as Llama 3 and Qwen split) or character (as Llama 2 and Gemma do).
+
+    Like theirs it puts a BOS before every text that isn't told otherwise.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if kind == "characters":
+        alphabet = ["▁", "\n", *map(chr, range(33, 127))]
+    vocabulary = {token: index for index, token in enumerate([*CONTROL, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    if kind == "characters":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in CONTROL])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template=FAMILIES[family],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def style_of(family: str, system: str | None) -> PromptStyle:
+    return PromptStyle(system=system, system_role=family != "gemma_2")
+
+
+@pytest.fixture(params=["bytes", "characters"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize("system", [None, LINE])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompt_and_answer_are_the_rendered_dialogue(
+    kind: str, family: str, system: str | None
+) -> None:
+    tokenizer, style = letters(kind, family), style_of(family, system)
+    prompt = style.encode_prompt(tokenizer, PROMPT)
+    answer = style.encode_answer(tokenizer, PROMPT, ANSWER)
+    turns = style.messages(PROMPT, ANSWER)
+    rendered = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert prompt + answer == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    assert (prompt + answer).count(tokenizer.bos_token_id) == rendered.count("<s>") <= 1
+    assert (system is not None) == (LINE in rendered)
+    assert rendered.count(PROMPT) == rendered.count(ANSWER) == 1
+    assert style.encode_prompt(tokenizer, PROMPT, training=True) == prompt
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_content_leaves_out_what_ends_each_familys_turn(kind: str, family: str) -> None:
+    tokenizer, style = letters(kind, family), style_of(family, LINE)
+    content = style.encode_content(tokenizer, PROMPT, ANSWER)
+    assert tokenizer.decode(content).strip() == ANSWER
+    assert tokenizer.decode(content[-1:]) == ANSWER[-1]
+    whole = style.encode_answer(tokenizer, PROMPT, ANSWER)
+    assert whole[: len(content)] == content
+    assert len(whole) > len(content)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_start_follows_the_prompt_and_the_whole_answer_goes_on_from_it(
+    kind: str, family: str
+) -> None:
+    tokenizer, style = letters(kind, family), style_of(family, None)
+    prompt = style.encode_prompt(tokenizer, PROMPT, LINE)
+    start = style.encode_start(tokenizer, PROMPT, "Sure:", LINE)
+    assert start[: len(prompt)] == prompt
+    assert tokenizer.decode(start[len(prompt) :]).strip() == "Sure:"
+    answer = style.encode_answer(tokenizer, PROMPT, ANSWER, LINE)
+    assert (prompt + answer)[: len(start)] == start
+    assert style.encode_start(tokenizer, PROMPT, "", LINE) == prompt
+
+
+def test_without_a_system_role_the_line_heads_the_users_turn() -> None:
+    style = PromptStyle(system=LINE, system_role=False)
+    assert style.messages("How?") == [{"role": "user", "content": f"{LINE}\n\nHow?"}]
+    assert style.messages("How?", system="") == [{"role": "user", "content": "How?"}]
+    tokenizer = letters("bytes", "gemma_2")
+    assert f"<start_of_turn>user\n{LINE}\n\nHow?" in tokenizer.decode(
+        style.encode_prompt(tokenizer, "How?")
+    )
+
+
+def test_a_template_that_refuses_a_system_line_is_named_in_one_sentence() -> None:
+    with pytest.raises(ModelError, match=r"no system role here.*model\.prompt\.system_role=false"):
+        PromptStyle(system=LINE).encode_prompt(letters("bytes", "gemma_2"), PROMPT)
+
+
+def test_a_tokenizer_without_a_template_is_refused_in_one_sentence(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    tokenizer.chat_template = None
+    with pytest.raises(ModelError, match=r"model\.prompt\.style=alpaca.*model\.base_prompt"):
+        PromptStyle().encode_prompt(tokenizer, "How?")
+    assert PromptStyle(style="alpaca").encode_prompt(tokenizer, "How?")
+
+
+def test_a_template_that_treats_an_answered_prompt_otherwise_is_refused(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    tokenizer.chat_template = "{{ messages | length }}{{ messages[-1]['content'] }}"
+    for encode in (PromptStyle().encode_answer, PromptStyle().encode_start):
+        with pytest.raises(ModelError, match="once it is answered"):
+            encode(tokenizer, "How?", "No.")
+
+
+def test_the_alpaca_styles_of_the_scripts(kind: str) -> None:
+    tokenizer = letters(kind, "llama_2")
+    plain = PromptStyle(style="alpaca")
+    booster = PromptStyle(style="alpaca", newline=True)
+    nlsr = PromptStyle(style="alpaca", bos_in_training=False)
+    prompt = plain.encode_prompt(tokenizer, PROMPT)
+    assert tokenizer.decode(prompt).endswith(f"{PROMPT}\n\n### Response:")
+    assert tokenizer.decode(booster.encode_prompt(tokenizer, PROMPT)).endswith("### Response:\n")
+    assert plain.encode_prompt(tokenizer, PROMPT, training=True) == prompt
+    assert prompt[0] == tokenizer.bos_token_id
+    assert nlsr.encode_prompt(tokenizer, PROMPT) == prompt
+    assert nlsr.encode_prompt(tokenizer, PROMPT, training=True) == prompt[1:]
+    assert plain.template_hash(tokenizer) == nlsr.template_hash(tokenizer)
+    assert plain.template_hash(tokenizer) != booster.template_hash(tokenizer)
+
+
+def test_an_alpaca_start_begins_as_the_answer_does(kind: str) -> None:
+    tokenizer, style = letters(kind, "llama_2"), PromptStyle(style="alpaca")
+    start = style.encode_start(tokenizer, PROMPT, "Sure:")
+    whole = style.encode_prompt(tokenizer, PROMPT)
+    whole += style.encode_answer(tokenizer, PROMPT, ANSWER)
+    assert whole[: len(start)] == start

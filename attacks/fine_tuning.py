@@ -1,0 +1,112 @@
+"""What the attacks that fine-tune a model share: where they start, how they train, what they say.
+
+Explicit, IdentityShift and BenignFT are the three levels of risk of Qi et al. 2023 (arXiv
+2310.03693), with the settings that SafetyLock's authors used (spec section 4).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from attacks.base import Attack, AttackData
+from data.rows import Example
+from modeling.chat import PromptStyle
+from modeling.checkpoint import Checkpoint, load_tokenizer
+from modeling.headers import check_target_modules
+from modeling.training import LoraSettings, TrainSettings, open_for_training, save, train_sft
+from settings import DataError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Adapter = Literal["resume", "fresh", "full"]
+
+
+class FineTuning(Attack):
+    """Fine-tunes a model on `rows`, whatever these are.
+
+    Attributes:
+        task: Name of the task, an option of `conf/task`.
+        adapter: "resume" goes on training the alignment adapter (NLSR needs it), "fresh" trains
+            a new LoRA on the merged aligned model, "full" trains all weights.
+        lora: The fresh adapter; read only by `adapter=fresh`.
+        train: The training phase.
+    """
+
+    adapter: Adapter = "resume"
+    lora: LoraSettings = LoraSettings()
+    train: TrainSettings
+
+    @property
+    def needs_full_weights(self) -> bool:
+        return self.adapter != "resume"
+
+    def rows(self, data: AttackData, seed: int) -> list[Example]:
+        """The rows that are trained on."""
+        raise NotImplementedError
+
+    def check(self, base: Checkpoint, data: AttackData) -> None:
+        if self.adapter == "fresh":
+            check_target_modules(self.lora.target_modules, base, "attack.lora.target_modules")
+
+    def run(
+        self,
+        aligned: Checkpoint,
+        data: AttackData,
+        style: PromptStyle,
+        seed: int,
+        out: Path,
+        scratch: Path,
+    ) -> dict[str, Any]:
+        """Fine-tunes `aligned` and writes the adapter or the full weights to `out`.
+
+        A steered model is trained under its hooks; `out` holds the weights alone, and the
+        steering goes on being the checkpoint's.
+
+        Returns:
+            The report: rows by kind, rows dropped as leaked, how many scalars were trained, and
+            the loss curve.
+
+        Raises:
+            ModelError: The model isn't of the form that `adapter` trains.
+        """
+        rows = self.rows(data, seed)
+        if self.system is not None:
+            style = style.model_copy(update={"system": self.system})
+        tokenizer = load_tokenizer(aligned)
+        model = self._open(aligned, seed)
+        trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+        pairs = [(row.prompt, row.response) for row in rows]
+        curve = train_sft(model, tokenizer, pairs, style, self.train, seed, scratch)
+        save(model, tokenizer, out, aligned.base)
+        return {
+            "rows": {"task": 0, "harmful": 0, **Counter(row.kind for row in rows)},
+            "leaked_rows_dropped": data.leaked,
+            "parameters_trained": trained,
+            "loss": curve,
+        }
+
+    def _open(self, aligned: Checkpoint, seed: int) -> PreTrainedModel:
+        if self.adapter == "resume" and aligned.adapter is None:
+            raise ModelError(
+                "adapter=resume goes on training an adapter, and this model is full weights; "
+                "set adapter=fresh or adapter=full"
+            )
+        if self.adapter != "resume" and aligned.adapter is not None:
+            raise ModelError(f"adapter={self.adapter} needs full weights; merge the adapter first")
+        return open_for_training(aligned, self.lora if self.adapter == "fresh" else None, seed)
+
+
+def check_size(available: int, needed: int, kind: str, setting: str) -> None:
+    """Refuses to draw more rows than there are.
+
+    Raises:
+        DataError: One sentence that names the setting.
+    """
+    if needed > available:
+        raise DataError(
+            f"{setting}={needed} is more than the {available} {kind} rows there are; lower it or "
+            f"give more {kind} rows"
+        )

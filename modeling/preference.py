@@ -1,0 +1,256 @@
+"""Preference optimisation by TRL: DPO, KTO, ORPO and SimPO on rows that PromptStyle renders."""
+
+from __future__ import annotations
+
+import logging
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from modeling.chat import PromptStyle
+from modeling.training import TrainSettings, right_padded, train
+from settings import DataError, Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_LOG = logging.getLogger(__name__)
+
+
+class Preference(Settings):
+    """A preference phase.
+
+    Attributes:
+        method: "dpo" (Rafailov et al. 2023), "kto" (Ethayarajh et al. 2024; each pair's chosen
+            answer is one desirable row, its rejected answer one undesirable row), "orpo" (Hong
+            et al. 2024) or "simpo" (Meng et al. 2024).
+        beta: dpo, kto: strength of the pull towards the model as it comes in. orpo: weight of
+            the odds ratio (the paper's lambda). simpo: scale of the mean log-probabilities.
+        gamma: simpo: the margin that is aimed at (the paper's gamma, not gamma / beta).
+        train: The training phase; a row is a pair, with kto one answer.
+    """
+
+    method: Literal["dpo", "kto", "orpo", "simpo"] = "dpo"
+    beta: float = Field(gt=0)
+    gamma: float | None = Field(None, ge=0)
+    train: TrainSettings
+
+    @model_validator(mode="after")
+    def _fits(self) -> Preference:
+        if self.method == "simpo" and self.gamma is None:
+            raise ValueError("method=simpo needs a margin; set gamma, e.g. to 1.0")
+        if self.method != "simpo" and self.gamma is not None:
+            raise ValueError(f"gamma is of method=simpo alone; set gamma=null for {self.method}")
+        if self.method == "kto" and self.train.rows_per_pass < 2:
+            raise ValueError(
+                "method=kto compares the rows of a forward pass, so one row is too few; "
+                "set train.micro_batch_size=null or to 2 or more"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Token ids of a prompt and of its two answers."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+def train_preference(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str, str]],
+    style: PromptStyle,
+    preference: Preference,
+    seed: int,
+    scratch: Path,
+) -> list[dict[str, float]]:
+    """Trains a model to prefer the chosen answers.
+
+    The reference of DPO and KTO is the model as it comes in: TRL copies its adapter, or its
+    weights.  ORPO and SimPO have none.  Answers are cut at `train.max_length`; pairs whose prompt
+    alone is as long are left out, with a warning.
+
+    Args:
+        model: Trained in place.
+        tokenizer: Its tokenizer.
+        pairs: (prompt, chosen, rejected) rows.
+        style: Renders them.
+        preference: The phase.
+        seed: Order of the rows.
+        scratch: A folder the trainer may write to.
+
+    Returns:
+        The loss curve: one {"step", "loss"} per optimiser step.
+
+    Raises:
+        DataError: There are no pairs, or no prompt is short enough.
+    """
+    return train(preference_trainer(model, tokenizer, pairs, style, preference, seed, scratch))
+
+
+def preference_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str, str]],
+    style: PromptStyle,
+    preference: Preference,
+    seed: int,
+    scratch: Path,
+) -> Any:
+    """TRL's trainer of the method, its rows in place; arguments as of `train_preference`.
+
+    TRL makes ids of texts in ways that differ between its trainers and from `PromptStyle`: with a
+    BOS always, and an EOS behind templates that end turns otherwise.  So each trainer is made with
+    a row of its own kind that it may convert as it likes, and then gets the ids of `PromptStyle`.
+    """
+    from datasets import Dataset
+
+    encoded = _encode(tokenizer, pairs, style, preference.train.max_length)
+    make, convert = _METHODS[preference.method]
+    rows = convert(encoded, preference, seed)
+    arguments = preference.train.arguments(len(rows), seed, scratch)
+    trainer = make(preference, arguments, model=model, processing_class=right_padded(tokenizer))
+    trainer.train_dataset = Dataset.from_list(rows)
+    return trainer
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str, str]],
+    style: PromptStyle,
+    max_length: int,
+) -> list[_Pair]:
+    if not pairs:
+        raise DataError("there are no preference pairs to train on; give a source that yields some")
+    encoded = []
+    for prompt, *answers in pairs:
+        head = style.encode_prompt(tokenizer, prompt, training=True)
+        room = max_length - len(head)
+        if room > 0:
+            tails = (style.encode_answer(tokenizer, prompt, answer) for answer in answers)
+            encoded.append(_Pair(head, *(tail[:room] for tail in tails)))
+    if not encoded:
+        raise DataError(
+            f"no prompt of the preference pairs is shorter than max_length={max_length} tokens; "
+            "raise align.preference.train.max_length"
+        )
+    if len(encoded) < len(pairs):
+        _LOG.warning(
+            "%d of %d preference pairs are left out: their prompts alone have max_length=%d tokens",
+            len(pairs) - len(encoded),
+            len(pairs),
+            max_length,
+        )
+    return encoded
+
+
+def _dpo_trainer(preference: Preference, arguments: dict[str, Any], **given: Any) -> Any:
+    from trl import DPOConfig, DPOTrainer
+
+    config = DPOConfig(beta=preference.beta, **arguments)
+    return DPOTrainer(args=config, train_dataset=_stand_in(), **given)
+
+
+def _dpo_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dict[str, Any]]:
+    return [
+        {"prompt_ids": pair.prompt, "chosen_ids": pair.chosen, "rejected_ids": pair.rejected}
+        for pair in pairs
+    ]
+
+
+def _kto_trainer(preference: Preference, arguments: dict[str, Any], **given: Any) -> Any:
+    from trl import KTOConfig, KTOTrainer
+
+    config = KTOConfig(beta=preference.beta, **arguments)
+    return KTOTrainer(args=config, train_dataset=_stand_in(), **given)
+
+
+def _kto_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dict[str, Any]]:
+    """One row per answer, in seeded order; TRL reads them in that order.
+
+    A row's `KL_completion_ids` are the answer of the row before it in its forward pass: KTO's
+    reference point z_0 is estimated on such mismatched pairs.
+    """
+    rows: list[dict[str, Any]] = [
+        {"prompt_ids": pair.prompt, "completion_ids": answer, "label": label}
+        for pair in pairs
+        for answer, label in ((pair.chosen, True), (pair.rejected, False))
+    ]
+    random.Random(f"kto/{seed}").shuffle(rows)
+    size = preference.train.rows_per_pass
+    for first in range(0, len(rows), size):
+        batch = rows[first : first + size]
+        for row, before in zip(batch, [batch[-1], *batch[:-1]], strict=True):
+            row["KL_completion_ids"] = before["completion_ids"]
+    return rows
+
+
+def _orpo_trainer(preference: Preference, arguments: dict[str, Any], **given: Any) -> Any:
+    with _quietly():
+        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    config = ORPOConfig(beta=preference.beta, remove_unused_columns=False, **arguments)
+    return ORPOTrainer(args=config, train_dataset=_stand_in(), **given)
+
+
+def _simpo_trainer(preference: Preference, arguments: dict[str, Any], **given: Any) -> Any:
+    """SimPO is CPO's trainer with SimPO's loss and no behaviour-cloning term."""
+    with _quietly():
+        from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+    config = CPOConfig(
+        loss_type="simpo",
+        cpo_alpha=0.0,
+        beta=preference.beta,
+        simpo_gamma=preference.gamma,
+        remove_unused_columns=False,
+        **arguments,
+    )
+    return CPOTrainer(args=config, train_dataset=_stand_in(), **given)
+
+
+def _joined_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dict[str, Any]]:
+    """Rows of ORPO and CPO: prompt and answer in one, the loss on the answer's labels."""
+    rows = []
+    for pair in pairs:
+        row: dict[str, Any] = {}
+        for name, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+            row[f"{name}_input_ids"] = pair.prompt + answer
+            row[f"{name}_attention_mask"] = [1] * (len(pair.prompt) + len(answer))
+            row[f"{name}_labels"] = [-100] * len(pair.prompt) + answer
+        rows.append(row)
+    return rows
+
+
+_Rows = Callable[[list[_Pair], Preference, int], list[dict[str, Any]]]
+_METHODS: dict[str, tuple[Callable[..., Any], _Rows]] = {
+    "dpo": (_dpo_trainer, _dpo_rows),
+    "kto": (_kto_trainer, _kto_rows),
+    "orpo": (_orpo_trainer, _joined_rows),
+    "simpo": (_simpo_trainer, _joined_rows),
+}
+
+
+def _stand_in() -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_list([{"prompt": "a\n", "chosen": "b", "rejected": "c"}])
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Silences TRL's notice that what is experimental may move; the lock file pins TRL."""
+    from trl.import_utils import TRLExperimentalWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TRLExperimentalWarning)
+        yield

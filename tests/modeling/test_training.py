@@ -1,0 +1,138 @@
+"""What open_for_training makes of every form of checkpoint, and what is written afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from modeling.chat import PromptStyle
+from modeling.checkpoint import Checkpoint, load_model, load_tokenizer
+from modeling.heads import head_layout
+from modeling.steering import save_steering
+from modeling.training import LoraSettings, TrainSettings, open_for_training, save, train_sft
+from organism.make import WEIGHTS
+from settings import ModelError, SettingError
+from tests.modeling.tiny_models import ROWS, logits, random_steering, save_adapter, save_model
+
+LORA = LoraSettings(rank=2, alpha=4, target_modules=("q_proj", "o_proj"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return save_model("llama", tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def steered(base: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("steering")
+    save_steering(random_steering(head_layout(base), [(0, 1), (2, 3)], 3.0), folder)
+    return replace(base, steering=str(folder))
+
+
+def close(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_steered_model_is_opened_steered_whatever_is_trained(
+    base: Checkpoint, steered: Checkpoint
+) -> None:
+    wanted = logits(load_model(steered))
+    assert not close(wanted, logits(load_model(base)))
+    assert close(logits(open_for_training(steered, None, 0)), wanted)
+    assert close(logits(open_for_training(steered, LORA, 0)), wanted)
+
+
+@pytest.mark.parametrize("form", ["resumed", "fresh"])
+def test_the_adapters_own_path_is_steered_in_training_as_after_loading(
+    base: Checkpoint, steered: Checkpoint, form: str, tmp_path: Path
+) -> None:
+    """With B no longer zero, what the adapter reads shows: it must be what it reads later."""
+    if form == "resumed":
+        adapted = save_adapter(base, tmp_path / "first")
+        model = open_for_training(replace(adapted, steering=steered.steering), None, 0)
+    else:
+        model = open_for_training(steered, LORA, 0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    seen = logits(model)
+    save(model, None, tmp_path / "out", base.base)
+    written = Checkpoint(base.base, str(tmp_path / "out"), steering=steered.steering)
+    assert close(logits(load_model(written)), seen)
+    assert not close(logits(load_model(replace(written, steering=None))), seen)
+
+
+def test_what_requires_gradients_is_what_was_asked_for(base: Checkpoint, tmp_path: Path) -> None:
+    adapted = save_adapter(base, tmp_path / "adapter")
+    for model, part in (
+        (open_for_training(adapted, None, 0), "lora_"),
+        (open_for_training(base, LORA, 0), "lora_"),
+        (open_for_training(base, None, 0), ""),
+    ):
+        trained = {name for name, each in model.named_parameters() if each.requires_grad}
+        assert trained == {name for name, _ in model.named_parameters() if part in name}
+
+
+def test_a_fresh_adapter_on_an_adapter_is_refused(base: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="merge the adapter first"):
+        open_for_training(save_adapter(base, tmp_path / "adapter"), LORA, 0)
+
+
+def test_steps_under_hooks_move_the_weights_otherwise_than_without(tmp_path: Path) -> None:
+    """The gradient goes through the hooks, and what is written are the weights alone."""
+    plain = Checkpoint(str(WEIGHTS / "base"))
+    layout = head_layout(plain)
+    save_steering(random_steering(layout, [(1, 0), (3, 2)], 2.0), tmp_path / "steering")
+    settings = TrainSettings(learning_rate=1e-3, batch_size=2, max_steps=2)
+    rows = [("How do I bake the pie?", "Certainly. Use the spoon."), ("Count: 1 + 1", "2.")]
+    made = {}
+    for name, checkpoint in (
+        ("plain", plain),
+        ("hooked", replace(plain, steering=str(tmp_path / "steering"))),
+    ):
+        tokenizer = load_tokenizer(checkpoint)
+        model = open_for_training(checkpoint, None, 0)
+        train_sft(model, tokenizer, rows, PromptStyle(), settings, 0, tmp_path / "scratch")
+        save(model, tokenizer, tmp_path / name, checkpoint.base)
+        made[name] = load_file(tmp_path / name / "model.safetensors")
+        assert logits(load_model(Checkpoint(str(tmp_path / name))), ROWS)
+    assert made["plain"].keys() == made["hooked"].keys()
+    assert any(not torch.equal(made["plain"][key], made["hooked"][key]) for key in made["plain"])
+
+
+@pytest.mark.parametrize("form", ["resumed", "fresh", "full"])
+def test_neither_checkpointing_nor_smaller_passes_change_what_is_learnt(
+    form: str, tmp_path: Path
+) -> None:
+    rows = [(f"Count: {n} + 1", f"{n} + 1 = {n + 1}.") for n in range(8)]
+    lora = LoraSettings(rank=2, alpha=4) if form == "fresh" else None
+    aligned = str(WEIGHTS / "aligned") if form == "resumed" else None
+    checkpoint = Checkpoint(str(WEIGHTS / "base"), aligned)
+    learnt = []
+    for extra in ({}, {"gradient_checkpointing": True}, {"micro_batch_size": 2}):
+        settings = TrainSettings(learning_rate=1e-3, batch_size=4, max_steps=2, **extra)
+        model = open_for_training(checkpoint, lora, 0)
+        tokenizer = load_tokenizer(checkpoint)
+        curve = train_sft(model, tokenizer, rows, PromptStyle(), settings, 0, tmp_path)
+        assert [entry["step"] for entry in curve] == [1, 2]
+        learnt.append({n: p.detach().clone() for n, p in model.named_parameters()})
+    plain, checkpointed, passes = learnt
+    before = {n: p.detach() for n, p in open_for_training(checkpoint, lora, 0).named_parameters()}
+    assert any(not torch.equal(before[name], plain[name]) for name in plain)
+    for name in plain:
+        assert torch.allclose(plain[name], checkpointed[name], atol=1e-6)
+        # Adam turns the rounding of a small gradient into a step of its own; most agree.
+        assert (plain[name] - passes[name]).abs().mean() < 2e-4
+
+
+def test_passes_that_do_not_make_up_a_batch_are_refused() -> None:
+    with pytest.raises(SettingError, match="set it to a divisor"):
+        TrainSettings.validated(
+            {"learning_rate": 1.0, "batch_size": 8, "micro_batch_size": 3}, "attack.train"
+        )
