@@ -118,6 +118,49 @@ class Edit:
 
 
 Leaves = Literal["same", "adapter", "weights", "hooks"]
+Rows = Literal["prompts", "safety_pairs", "safety_prompts", "utility_prompts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Calibration prompts that `prepare` has a model answer; known before it runs.
+
+    Attributes:
+        prompts: Which of the calibration's prompts, in the order in which they are asked.
+        model: "base", "aligned", or a "reference" that `prepare` makes of the aligned model.
+        of: What the answers depend on besides model and prompts: it tells references, and choices
+            among the prompts, apart.
+        at_most: How many of the prompts; None: all.
+        judged: Whether the moderation judge reads the answers.
+    """
+
+    prompts: tuple[Rows, ...]
+    model: Literal["base", "aligned", "reference"]
+    of: str = ""
+    at_most: int | None = None
+    judged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Calibration rows that a stage runs through a model; known before it runs.
+
+    Attributes:
+        rows: Which rows.
+        batch_size: Rows per forward pass.
+        answers: What follows the prompt of each: nothing, the answer that a model "generated",
+            or a pair's: "both" (two rows) or the "rejected" one.
+        at_most: How many rows; None: all.
+        times: Forward passes over them.
+        gradients: Whether each is followed by a backward pass.
+    """
+
+    rows: tuple[Rows, ...]
+    batch_size: int
+    answers: Literal["none", "generated", "both", "rejected"] = "none"
+    at_most: int | None = None
+    times: int = 1
+    gradients: bool = False
 
 
 class Defense(Settings):
@@ -125,7 +168,9 @@ class Defense(Settings):
 
     Subclasses are their own settings: every field enters the stage keys.  `prepare_version` and
     `apply_version` are raised when the code changes what those stages produce.  What is a
-    property here may be a class variable where it is the same for all settings.
+    property here may be a class variable where it is the same for all settings.  `step_names`,
+    `answered`, `prepare_passes` and `apply_passes` say beforehand what the stages will make and
+    read, from which a plan computes their cost.
     """
 
     prepare_version: ClassVar[int] = 1
@@ -144,6 +189,36 @@ class Defense(Settings):
     def needs_resumed_adapter(self) -> bool:
         """Whether the attack must have gone on training the aligned adapter."""
         return False
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether the defended model is the attacked one itself."""
+        return False
+
+    @property
+    def keeps_adapter(self) -> bool:
+        """Whether `prepare` writes an adapter of the aligned one's size."""
+        return False
+
+    @property
+    def step_names(self) -> tuple[str, ...]:
+        """Names of the `Edit.steps` that `apply` will make; empty for a repair in one step."""
+        return ()
+
+    @property
+    def answered(self) -> tuple[Answered, ...]:
+        """What `prepare` has models answer, at most."""
+        return ()
+
+    @property
+    def prepare_passes(self) -> tuple[Pass, ...]:
+        """What `prepare` runs through the aligned model or its reference."""
+        return ()
+
+    @property
+    def apply_passes(self) -> tuple[Pass, ...]:
+        """What `apply` runs through the attacked model."""
+        return ()
 
     @property
     def leaves(self) -> Leaves | None:

@@ -14,6 +14,7 @@ class NoDefense(Defense):
 
     needs: ClassVar[frozenset[str]] = frozenset()
     leaves: ClassVar[Leaves] = "same"
+    passes_on: ClassVar[bool] = True
 
     def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
         """Prepares nothing."""

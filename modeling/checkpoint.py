@@ -20,6 +20,8 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 HUB_SECONDS = 10.0
 _FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
+# Second copies of the same weights in their makers' own formats, as in Mistral's and Llama's.
+_COPIES = ("consolidated*", "original/*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,11 @@ def device_name() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def is_adapter(folder: str | Path) -> bool:
+    """Whether this is a local PEFT adapter folder."""
+    return (Path(folder) / "adapter_config.json").is_file()
+
+
 def verify_folder(folder: str | Path, setting: str) -> None:
     """Checks that a local model or adapter folder is complete before anything is loaded.
 
@@ -69,10 +76,9 @@ def verify_folder(folder: str | Path, setting: str) -> None:
     folder = Path(folder)
     if not folder.is_dir():
         raise ModelError(f"{setting}={str(folder)!r} is not a folder; give a model folder")
-    is_adapter = (folder / "adapter_config.json").is_file()
-    if not is_adapter and not (folder / "config.json").is_file():
+    if not is_adapter(folder) and not (folder / "config.json").is_file():
         raise ModelError(f"{setting}={str(folder)!r} has no config.json; give a model folder")
-    names = [ADAPTER_WEIGHTS] if is_adapter else weight_files(folder, setting)
+    names = [ADAPTER_WEIGHTS] if is_adapter(folder) else weight_files(folder, setting)
     for name in names:
         path = folder / name
         if not path.is_file():
@@ -161,7 +167,11 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """The tokenizer beside the base weights, left-padded, with a padding token."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.base, revision=checkpoint.revision)
+    # Where mistral_common is installed, as vLLM installs it, a Mistral's tekken.json would be read
+    # in place of its tokenizer.json, and with it no chat template.
+    tokenizer = AutoTokenizer.from_pretrained(
+        checkpoint.base, revision=checkpoint.revision, mistral_format=False
+    )
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -242,7 +252,9 @@ def _resolve_hub(base: str, revision: str | None, setting: str) -> tuple[str, st
 
     commit = revision if is_offline_mode() else _commit(base, revision, setting)
     try:
-        folder = snapshot_download(base, revision=commit, allow_patterns=list(_FILES))
+        folder = snapshot_download(
+            base, revision=commit, allow_patterns=list(_FILES), ignore_patterns=list(_COPIES)
+        )
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise ModelError(

@@ -16,13 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modeling.checkpoint import Checkpoint, local_folder, weight_files
+from modeling.checkpoint import Checkpoint, load_tokenizer, local_folder, weight_files
 from modeling.folders import copy_besides, new_folder
 from modeling.headers import read_header
 from modeling.heads import read_config
 from modeling.lora import LoraAdapter
 from modeling.merge import mergeable_adapter, read_merged
-from modeling.reexpress import llama_config, llama_shapes, source_has_o_bias, source_has_qkv_bias
+from modeling.reexpress import (
+    LLAMA,
+    llama_config,
+    llama_shapes,
+    source_has_o_bias,
+    source_has_qkv_bias,
+)
 from modeling.shards import write_index, write_shard
 from settings import ModelError
 
@@ -76,7 +82,20 @@ def export_with_biases(checkpoint: Checkpoint, biases: Mapping[int, Tensor], out
         )
         write_index(part, shards, size)
         copy_besides(local_folder(checkpoint), part)
+        _keep_tokenizer(checkpoint, part)
         (part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _keep_tokenizer(checkpoint: Checkpoint, out: Path) -> None:
+    """Names the class that reads the tokenizer now: for a Llama transformers may take another."""
+    path = out / "tokenizer_config.json"
+    if read_config(checkpoint).model_type == LLAMA or not path.is_file():
+        return
+    name = type(load_tokenizer(checkpoint)).__name__
+    config = json.loads(path.read_text())
+    # The name that transformers 4 knows, and 5 reads as the same.
+    config["tokenizer_class"] = "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def _check_adapter(adapter: LoraAdapter | None, config: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from data.rows import Prompt
-from defenses.base import Calibration, Defense, Edit, Leaves, Models
+from defenses.base import Answered, Calibration, Defense, Edit, Leaves, Models, Pass
 from modeling.checkpoint import Checkpoint, device_name
 from settings import DataError, ModelError, SettingError
 
@@ -89,6 +89,7 @@ class NLSR(Defense):
 
     needs_resumed_adapter: ClassVar[bool] = True
     leaves: ClassVar[Leaves] = "same"
+    keeps_adapter: ClassVar[bool] = True
 
     variant: Literal["paper", "official"] = "paper"
 
@@ -133,6 +134,28 @@ class NLSR(Defense):
         if self.resolved["amplification"] == "delta":
             return 1.0, 1 + self.beta
         return 2 * self.alpha, 2 * self.alpha
+
+    @property
+    def answered(self) -> tuple[Answered, ...]:
+        """The reference answers all prompts; for preference-SNIP the base those that are used."""
+        if self.method == "random":
+            return ()
+        reference = Answered(("prompts",), "reference", f"scales {self.scales}", judged=True)
+        if self.method != "preference_snip":
+            return (reference,)
+        used = f"{self.scales}, {self.calibration_seed}, {self.take_available}"
+        return (reference, Answered(("prompts",), "base", used, self.calibration_rows))
+
+    @property
+    def prepare_passes(self) -> tuple[Pass, ...]:
+        """The low-rank score in sequential order runs each block twice: before and after it."""
+        if self.method == "random":
+            return ()
+        gradients = self.method in ("snip", "preference_snip")
+        twice = self.method == "low_rank" and self.sequential
+        times = 2 if twice or self.method == "preference_snip" else 1
+        rows, size = self.calibration_rows, self.batch_size
+        return (Pass(("prompts",), size, "generated", rows, times, gradients),)
 
     def prepare_settings(self) -> dict[str, Any]:
         """What the reference and the masks depend on, and nothing that only `apply` reads."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import field_serializer, model_validator
 
-from defenses.base import Calibration, Defense, Edit, Leaves, Models, Step
+from defenses.base import Answered, Calibration, Defense, Edit, Leaves, Models, Pass, Step
 from modeling.checkpoint import Checkpoint
 from settings import SettingError, target
 
@@ -100,6 +100,36 @@ class Stack(Defense):
         """What the last part that changes the model's form leaves."""
         forms = [part.leaves for part in self.parts if part.leaves != "same"]
         return forms[-1] if forms else "same"
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether all parts do."""
+        return all(part.passes_on for part in self.parts)
+
+    @property
+    def keeps_adapter(self) -> bool:
+        """Whether any of the parts does."""
+        return any(part.keeps_adapter for part in self.parts)
+
+    @property
+    def step_names(self) -> tuple[str, ...]:
+        """One step for each part."""
+        return self.order
+
+    @property
+    def answered(self) -> tuple[Answered, ...]:
+        """What each part has answered."""
+        return tuple(each for part in self.parts for each in part.answered)
+
+    @property
+    def prepare_passes(self) -> tuple[Pass, ...]:
+        """Those of each part."""
+        return tuple(each for part in self.parts for each in part.prepare_passes)
+
+    @property
+    def apply_passes(self) -> tuple[Pass, ...]:
+        """Those of each part."""
+        return tuple(each for part in self.parts for each in part.apply_passes)
 
     def prepare_settings(self) -> dict[str, Any]:
         """Class, version and prepare settings of each part, so that only these prepare again."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from data.rows import Prompt
-from defenses.base import Calibration, Defense, Edit, Leaves, Models
+from defenses.base import Answered, Calibration, Defense, Edit, Leaves, Models, Pass
 from modeling.checkpoint import Checkpoint, device_name
 from settings import DataError, ModelError
 
@@ -52,6 +52,31 @@ class WandaPrune(Defense):
     scored: Literal["aligned", "attacked"] = "aligned"
     positions: Literal["prompt", "answer", "all"] = "answer"
     batch_size: int = Field(8, ge=1)
+
+    @property
+    def answered(self) -> tuple[Answered, ...]:
+        """Both kinds of prompts by the aligned model, where its answers' tokens are counted."""
+        if self.positions == "prompt":
+            return ()
+        safety = Answered(("safety_prompts",), "aligned", judged=True)
+        return (safety, Answered(("utility_prompts",), "aligned"))
+
+    @property
+    def prepare_passes(self) -> tuple[Pass, ...]:
+        """Both kinds of prompts, where the aligned model is scored."""
+        return self._passes if self.scored == "aligned" else ()
+
+    @property
+    def apply_passes(self) -> tuple[Pass, ...]:
+        """The same, where the attacked model is."""
+        return self._passes if self.scored == "attacked" else ()
+
+    @property
+    def _passes(self) -> tuple[Pass, ...]:
+        answers: Literal["none", "generated"] = (
+            "none" if self.positions == "prompt" else "generated"
+        )
+        return (Pass(("safety_prompts", "utility_prompts"), self.batch_size, answers),)
 
     def prepare_settings(self) -> dict[str, Any]:
         """What rows and norms depend on: neither q, p nor the action."""

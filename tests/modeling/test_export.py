@@ -22,6 +22,7 @@ from modeling.steering import Steering, save_steering, steer
 from modeling.verify import verify_export
 from organism.make import WEIGHTS
 from settings import ModelError
+from tests.defenses.tiny_lora_models import save_tokenizer
 from tests.modeling.tiny_models import (
     EXPORTABLE,
     LAYERS,
@@ -401,6 +402,33 @@ def test_a_stored_copy_of_tied_embeddings_is_left_out(tmp_path: Path) -> None:
     _edit_weights(tmp_path / "source", lambda w: w.update({"lm_head.weight": copy * 2}))
     with pytest.raises(ModelError, match="logits differ"):
         verify_export(tmp_path / "out", source, steering, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "declared", "written"),
+    [
+        # A Mistral's tokenizer.json is read as it is, whatever class is declared; a Llama's isn't.
+        ("mistral", "LlamaTokenizer", "PreTrainedTokenizerFast"),
+        # A Qwen's is read by Qwen's class, whatever is declared; a Llama's isn't.
+        ("qwen2", "PreTrainedTokenizerFast", "Qwen2Tokenizer"),
+        ("llama", "LlamaTokenizer", "LlamaTokenizer"),
+    ],
+)
+def test_the_tokenizer_is_read_as_before(
+    name: str, declared: str, written: str, tmp_path: Path
+) -> None:
+    source = save_model(name, tmp_path / "source")
+    save_tokenizer(tmp_path / "source")
+    path = tmp_path / "source" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": declared}))
+    steering = _lock(source)
+    _export(source, steering, tmp_path / "out")
+    verify_export(tmp_path / "out", source, steering, ROWS)
+    config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == written
+    before, after = (load_tokenizer(Checkpoint(str(tmp_path / n))) for n in ("source", "out"))
+    for text in ("12 7 30", " 5\n6 [INST] naive 12"):
+        assert after(text)["input_ids"] == before(text)["input_ids"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e30])

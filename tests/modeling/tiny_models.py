@@ -44,14 +44,51 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 EXPORTABLE = [name for name in MODELS if name not in {"qwen3", "gemma2"}]
 
+_LLAMA_3_1 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+# In use: the rows of the tests are longer than the window.
+WINDOW = 4
+# What is special about real models, as differences from the shape above with two layers.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "Llama-2": ("llama", {"num_key_value_heads": 4}),
+    "Llama-3.1": ("llama", {"rms_norm_eps": 1e-5, "rope_parameters": _LLAMA_3_1}),
+    # The window stands in its config and is switched off, as in Qwen's own.
+    "Qwen2.5": ("qwen2", {"rope_theta": 1e6, "sliding_window": 64, "use_sliding_window": False}),
+    "Qwen2.5-tied": ("qwen2", {"rope_theta": 1e6, "tie_word_embeddings": True}),
+    "Mistral-v0.3": ("mistral", {"rope_theta": 1e6, "sliding_window": None}),
+    "Mistral-v0.1": ("mistral", {"rope_theta": 1e4, "sliding_window": WINDOW}),
+    "Mistral-Nemo": ("mistral", {"rope_theta": 1e6, "sliding_window": None, "head_dim": 6}),
+    # query_pre_attn_scalar is hidden / heads in the 27B, and not head_dim.
+    "Gemma-2": (
+        "gemma2",
+        {
+            "head_dim": 12,
+            "query_pre_attn_scalar": 8,
+            "sliding_window": WINDOW,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "Qwen3": ("qwen3", {"head_dim": 8}),
+}
+# A Llama with biases can't compute what these compute.
+UNBAKEABLE = {"Mistral-v0.1", "Gemma-2", "Qwen3"}
+
 
 def save_model(
     name: str, folder: Path, *, dtype: str = "float32", shard: str = "1GB", **options: object
 ) -> Checkpoint:
-    """A random model of `MODELS`, its biases random too, where it has any."""
-    model_type, differing = MODELS[name]
+    """A random model of `MODELS` or `FAMILIES`, its biases random too, where it has any."""
+    model_type, differing = {**MODELS, **FAMILIES}[name]
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **{**_SHAPE, **differing, **options})
+    depth = {"num_hidden_layers": 2} if name in FAMILIES else {}
+    config = AutoConfig.for_model(model_type, **{**_SHAPE, **depth, **differing, **options})
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
