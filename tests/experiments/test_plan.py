@@ -1,0 +1,292 @@
+"""The plan: what it foretells is what a run makes; its arithmetic against autograd and PEFT."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.configuration import PROJECT
+from experiments.plan import memory
+from experiments.plan.__main__ import main
+from experiments.plan.effort import FORWARD, Rates, arithmetic, training_passes
+from experiments.plan.memory import Loaded
+from experiments.plan.shape import read_shape
+from experiments.store import Store
+from modeling.training import LoraSettings
+from tests.experiments.conftest import TOY, Command
+
+ORGANISM = PROJECT / "organism" / "weights" / "base"
+
+Planned = dict[str, dict[str, Any]]
+REFINE = ("attack@refine=harmful_ft", "refine.n=16", "refine.train.epochs=1")
+
+
+@pytest.fixture
+def plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Planned]:
+    """`python -m experiments.plan ... --json` at toy size: its stages by kind."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def call(*arguments: str) -> Planned:
+        file = tmp_path / "plan.json"
+        flags = [argument for argument in arguments if argument.startswith("-")]
+        overrides = [argument for argument in arguments if not argument.startswith("-")]
+        code = main([*flags, "--json", str(file), "tracker=none", *TOY, *overrides])
+        assert code == 0, capfd.readouterr().err
+        return {line["kind"]: line for line in json.loads(file.read_text())["stages"]}
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(("-m", "defense=none,reset,nlsr,safetylock"), id="sweep"),
+        pytest.param(
+            ("defense=fgsn", "defense.dimensions=[theft,malware,fraud]", *REFINE), id="fgsn-steps"
+        ),
+        pytest.param(
+            (
+                "defense=stack",
+                "defense.order=[none,nlsr,safetylock]",
+                "+defense.settings.safetylock.form=hooked",
+                "model.alignment=own",
+                "align.n_sft=16",
+                "+defense.settings.nlsr.take_available=true",
+                "align.n_pairs=16",
+                "refine.adapter=fresh",
+                *REFINE,
+            ),
+            id="stack-refined",
+        ),
+        pytest.param(
+            (
+                "-m",
+                "defense=wanda_prune,antidote,fgsn",
+                "attack.adapter=resume,full",
+                "evaluation.attack_prompts=[prefill]",
+            ),
+            id="answers-and-full-weights",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_it_foretells_the_stages_that_a_run_then_makes(
+    command: Command, plan: Callable[..., Planned], tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    store = tmp_path / "store"
+    line = (*arguments, f"store.root={store}")
+    planned = plan(*line)
+    assert all(kind["reused"] == 0 for kind in planned.values())
+    assert not store.exists()
+    run = command(*line)
+    made = Counter(entry.name for entry in Store(store).entries())
+    assert {name: kind["to_run"] for name, kind in planned.items()} == dict(made), run.err
+
+    again = plan(*line)
+    assert all(kind["to_run"] == 0 for kind in again.values())
+    assert sum(kind["disk_bytes"] for kind in again.values()) == 0
+    assert again["attack"]["measured_tokens_per_second"] > 0
+
+
+def test_a_papers_grid_is_counted(plan: Callable[..., Planned]) -> None:
+    store = "store.root=/nowhere"
+    planned = plan("experiment=nlsr_table1", "+scale=toy", store)
+    counted = {kind: line["to_run"] for kind, line in planned.items()}
+    assert (counted["attack"], counted["apply"]) == (5, 15)
+    assert counted["prepare"] == 3
+    fewer = plan("experiment=nlsr_table1", "+scale=toy", "defense=reset,none", store)
+    assert fewer["prepare"]["to_run"] == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("defense=nslr",),
+        ("attack.poison_ratio=1.5",),
+        ("-m", "defense.sparsity=2"),
+        ("attack.n=4800000",),
+        ("attack.adapter=fresh", "attack.lora.target_modules=[w_proj]", "defense=none"),
+        ("model.base=no/such/model",),
+        ("evaluation.harm_judge.model=/nowhere",),
+    ],
+)
+def test_what_a_run_refuses_the_plan_refuses_in_the_same_sentence(
+    command: Command, capfd: pytest.CaptureFixture[str], wrong: tuple[str, ...]
+) -> None:
+    run = command(*[part for part in wrong if part != "-m"])
+    assert run.code == 1
+    assert main(["tracker=none", *TOY, *wrong]) == 1
+    said = capfd.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    if wrong[0] != "model.base=no/such/model":
+        assert said == run.err
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Path:
+    """The organism's folder without its weights."""
+    folder = tmp_path / "shell"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (ORGANISM / name).is_file():
+            shutil.copy(ORGANISM / name, folder)
+    return folder
+
+
+def test_a_folder_with_only_a_config_is_enough(
+    plan: Callable[..., Planned], shell: Path, tmp_path: Path
+) -> None:
+    line = ("defense=nlsr", "model.alignment=own", f"store.root={tmp_path / 'store'}")
+    whole, bare = plan(*line), plan(*line, f"model.base={shell}")
+    assert bare == whole
+    (shell / "tokenizer.json").unlink()
+    guessed = plan(*line, f"model.base={shell}")
+    assert guessed["generate"]["answer_tokens"] == whole["generate"]["answer_tokens"]
+    assert 0.5 < guessed["attack"]["prompt_tokens"] / whole["attack"]["prompt_tokens"] < 2
+
+
+def test_checks_of_headers_are_made_without_weights(
+    shell: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = (f"model.base={shell}", "model.alignment=own", "tracker=none", *TOY)
+    assert main([*line, "align.lora.target_modules=[w_proj]"]) == 1
+    said = capfd.readouterr().err
+    assert f"w_proj is no projection of {str(shell)!r}; choose from down_proj" in said
+    assert main([*line, "defense=safetylock", "defense.k=4000"]) == 1
+    assert "defense.k=4000 is more than the model's" in capfd.readouterr().err
+
+
+def test_without_a_config_it_says_what_to_give(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["model.base=nobody/nothing", "tracker=none", *TOY]) == 1
+    assert "set model.base to a folder that holds the model's config.json" in capfd.readouterr().err
+
+
+SIZES = {"hidden_size": 32, "intermediate_size": 96, "num_attention_heads": 4}
+SIZES |= {"num_key_value_heads": 2, "vocab_size": 64}
+ROWS, LENGTH = 2, 16
+
+
+def tiny(folder: Path, dtype: str, *, lora: bool, layers: int = 2) -> tuple[Any, Loaded]:
+    """A small Llama, a real one and as a plan sees it."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    LlamaConfig(**SIZES, num_hidden_layers=layers).save_pretrained(folder)
+    shape = read_shape(folder)
+    config = LlamaConfig.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype))
+    if not lora:
+        return model.train(), Loaded(shape, dtype)
+    from peft import get_peft_model
+
+    settings = LoraSettings(rank=8)
+    made = get_peft_model(model, settings.config())
+    return made.train(), Loaded(shape, dtype, shape.lora(settings.rank, settings.target_modules))
+
+
+def kept_bytes(model: Any) -> int:
+    """Bytes that autograd keeps of a forward pass, besides the parameters."""
+    import torch
+
+    parameters = {each.untyped_storage().data_ptr() for each in model.parameters()}
+    kept: dict[int, Any] = {}
+
+    def pack(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage  # Held, so that no other takes its place.
+        return tensor
+
+    ids = torch.zeros(ROWS, LENGTH, dtype=torch.long)
+    mask = torch.ones_like(ids)
+    mask[0, -3:] = 0
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    assert output.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("lora", [True, False])
+def test_activations_are_what_autograd_keeps(tmp_path: Path, dtype: str, lora: bool) -> None:
+    one, _ = tiny(tmp_path, dtype, lora=lora, layers=1)
+    three, planned = tiny(tmp_path, dtype, lora=lora, layers=3)
+    block = (kept_bytes(three) - kept_bytes(one)) / 2
+    assert memory.activations(planned, ROWS * LENGTH, LENGTH) == pytest.approx(block, rel=0.03)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_weights_gradients_and_moments_are_what_adamw_holds(tmp_path: Path, lora: bool) -> None:
+    import torch
+
+    model, planned = tiny(tmp_path, "bfloat16", lora=lora)
+    trained = [each for each in model.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+    model(input_ids=torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
+    optimizer.step()
+    held = [*model.parameters(), *(each.grad for each in trained)]
+    held += [value for state in optimizer.state.values() for value in state.values()]
+    real = sum(tensor.nbytes for tensor in held)
+    of_pass = memory.training(planned, 0, 0, checkpointing=False, reference=False, fused=True)
+    assert of_pass == pytest.approx(real, rel=0.01)
+
+
+def test_the_cache_and_the_parameters_are_the_real_ones(tmp_path: Path) -> None:
+    import torch
+
+    model, planned = tiny(tmp_path, "bfloat16", lora=True)
+    ids = torch.zeros(ROWS, LENGTH, dtype=torch.long)
+    cache = model(input_ids=ids, use_cache=True).past_key_values
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert memory.cache(planned, ROWS * LENGTH) == held
+    trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    assert planned.lora is not None
+    assert planned.lora.parameters == trained
+    whole = sum(each.numel() for each in model.parameters())
+    assert planned.shape.parameters + planned.lora.parameters == whole
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("trained", [True, False])
+def test_arithmetic_is_what_torch_counts(tmp_path: Path, lora: bool, trained: bool) -> None:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, planned = tiny(tmp_path, "float32", lora=lora, layers=6)
+    ids = torch.zeros(ROWS, LENGTH, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        loss = model(input_ids=ids, use_cache=False).logits.sum()
+        if trained:
+            loss.backward()
+    passes = training_passes(lora=lora, checkpointing=False, references=0) if trained else FORWARD
+    counted = arithmetic(planned, [LENGTH] * ROWS, passes)
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+@given(
+    rows=st.lists(st.integers(1, 400), min_size=1, max_size=40),
+    batch=st.integers(1, 16),
+    answer=st.integers(1, 64),
+)
+def test_a_faster_machine_never_takes_longer_and_a_longer_answer_never_less(
+    rows: list[int], batch: int, answer: int
+) -> None:
+    shape = read_shape(ORGANISM)
+    model, slow, fast = Loaded(shape, "float32"), Rates(1, 0.1, 1), Rates(2, 0.2, 1)
+    assert fast.decoding(model, rows, answer, batch) <= slow.decoding(model, rows, answer, batch)
+    more = slow.decoding(model, rows, answer + 1, batch)
+    assert slow.decoding(model, rows, answer, batch) < more
