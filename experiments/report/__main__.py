@@ -28,10 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
 def report(paths: list[Path], output: Path) -> None:
     """Prints the table of the runs under `paths`; writes CSV, Markdown and PNG to `output`.
 
+    Runs of a paper's experiment are printed and written beside the paper's own figures.
+
     Raises:
         RelockError: A path doesn't exist or holds no record.
     """
-    from experiments.report import figures, steps, tables
+    from experiments.report import figures, published, steps, tables
     from experiments.report.collect import collect
 
     for path in paths:
@@ -43,7 +45,10 @@ def report(paths: list[Path], output: Path) -> None:
         raise RelockError(f"no record.json under {names}; give a folder of finished runs")
     console = tables.terminal()
     console.print(tables.terminal_table(collected))
+    comparisons = published.comparisons(collected)
+    published.show(comparisons, console)
     written = [*tables.write(collected, output), *steps.write(collected.rows, output)]
+    written += published.write(comparisons, output)
     for path in [*written, *figures.write(collected, output)]:
         console.print(str(path), soft_wrap=True, highlight=False)
 

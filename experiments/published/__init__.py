@@ -1,0 +1,117 @@
+"""The papers' own figures (NAME.csv) and set-ups (NAME.yaml), by the experiment they belong to.
+
+A CSV holds one figure per line:
+
+| column | meaning |
+|---|---|
+| table | the paper's table, or the part of the paper |
+| method | what the paper calls the repair |
+| defense | our option of `conf/defense`; empty where we have none |
+| where | space-separated SETTING=VALUE that our run must have; A=1\\|2 is the mean over both |
+| metric | our metric; empty where we measure nothing like it |
+| unit | "%" (of a share), "s", "min" or "score" |
+| value | as the paper writes it |
+| note | what else to know; the reason, where defense or metric is empty |
+
+A YAML holds `paper`, `arxiv`, `table`, what the paper states of its set-up under our dotted names
+(`settings`, and `cases` that hold where a run fits a condition, written as `where` is), what is
+`unknown` of it, and `notes` on known departures.  A stated value A|B is either of them.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+FOLDER = Path(__file__).resolve().parent
+UNITS = ("%", "s", "min", "score")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure of a paper; the fields are the columns that the module's docstring lists.
+
+    Attributes:
+        where: By setting, the values that a run may have; the figure is the mean over several.
+    """
+
+    table: str
+    method: str
+    defense: str
+    where: dict[str, tuple[str, ...]]
+    metric: str
+    unit: str
+    value: str
+    note: str
+
+    @property
+    def number(self) -> float | None:
+        """The value in the paper's unit; None where it is a range or a bound."""
+        try:
+            return float(self.value)
+        except ValueError:
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A paper's table and set-up.
+
+    Attributes:
+        name: The experiment's, an option of `conf/experiment`.
+        paper: Authors, title, venue.
+        arxiv: Its number.
+        table: Which table or part of the paper.
+        settings: The paper's set-up by dotted setting.
+        cases: What it states besides of the runs that fit a condition, by condition.
+        unknown: What of its set-up isn't known.
+        notes: Departures known beforehand.
+        figures: Its figures.
+    """
+
+    name: str
+    paper: str
+    arxiv: str
+    table: str
+    settings: dict[str, Any]
+    cases: dict[str, dict[str, Any]]
+    unknown: tuple[str, ...]
+    notes: tuple[str, ...]
+    figures: tuple[Figure, ...]
+
+
+def names() -> list[str]:
+    """The experiments that have published figures."""
+    return sorted(path.stem for path in FOLDER.glob("*.csv"))
+
+
+def load(name: str) -> Published:
+    """Reads the figures and the set-up that an experiment is held against."""
+    setup: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml"))
+    with (FOLDER / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        figures = tuple(_figure(line) for line in csv.DictReader(file, strict=True))
+    return Published(
+        name=name,
+        paper=setup["paper"],
+        arxiv=setup["arxiv"],
+        table=setup["table"],
+        settings=setup["settings"],
+        cases=setup.get("cases", {}),
+        unknown=tuple(setup["unknown"]),
+        notes=tuple(setup["notes"]),
+        figures=figures,
+    )
+
+
+def conditions(text: str) -> dict[str, tuple[str, ...]]:
+    """Reads "A=1 B=2|3": by setting, the values that it may have."""
+    pairs = (condition.partition("=") for condition in text.split())
+    return {name: tuple(values.split("|")) for name, _, values in pairs}
+
+
+def _figure(line: dict[str, str]) -> Figure:
+    return Figure(**{**line, "where": conditions(line["where"])})  # type: ignore[arg-type]

@@ -1,0 +1,365 @@
+"""Our figures beside the papers' own, and what differs between the two set-ups.
+
+Every number of ours is computed from stored rows; what differs is computed from the runs' resolved
+settings and `experiments/published`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluation.statistics import Estimate
+from experiments import published
+from experiments.published import Figure, Published, conditions
+from experiments.report.collect import Collected, Row, Run, collect
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FILES = ("published.md", "published.csv")
+
+_HEAD = ("method", "where", "figure", "paper", "ours", "95 %", "n", "difference", "remark")
+# What a share, a time and a mean score are multiplied with to be in a figure's unit.
+_SCALE = {"%": 100.0, "s": 1.0, "min": 1 / 60, "score": 1.0}
+_ABSENT = "not there"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One figure of a paper with our counterpart.
+
+    Attributes:
+        figure: The paper's.
+        ours: Ours in the figure's unit; None where there is none.
+        remark: Why there is none, or what else to know of it.
+    """
+
+    figure: Figure
+    ours: Estimate | None
+    remark: str
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the paper's, in the figure's unit (points for shares)."""
+        number = self.figure.number
+        return None if self.ours is None or number is None else self.ours.value - number
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A setting that the paper states otherwise.
+
+    Attributes:
+        setting: Dotted name.
+        case: The condition under which the paper states it; "" for all runs.
+        paper: The paper's value.
+        ours: The values of our runs.
+    """
+
+    setting: str
+    case: str
+    paper: str
+    ours: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A published table against the runs of its experiment.
+
+    Attributes:
+        published: The paper's side.
+        lines: Its figures, in its order, each with ours.
+        differences: The settings that aren't the paper's.
+        stated: How many settings the paper states of such runs.
+    """
+
+    published: Published
+    lines: tuple[Line, ...]
+    differences: tuple[Difference, ...]
+    stated: int
+
+
+def comparisons(collected: Collected) -> list[Comparison]:
+    """One comparison per published table whose experiment is among the runs."""
+    found = []
+    for name in published.names():
+        runs = [run for run in collected.runs if run.record.labels.get("experiment") == name]
+        if not runs:
+            continue
+        mine = collected if len(runs) == len(collected.runs) else collect(r.folder for r in runs)
+        paper = published.load(name)
+        lines = tuple(_line(figure, mine.rows) for figure in paper.figures)
+        found.append(Comparison(paper, lines, *differences(paper, runs)))
+    return found
+
+
+def differences(paper: Published, runs: Sequence[Run]) -> tuple[tuple[Difference, ...], int]:
+    """What the runs' resolved settings have otherwise than the paper states.
+
+    Returns:
+        The settings that differ, and of how many that the paper states of such runs.
+    """
+    stated, differing = 0, []
+    for case, settings in {"": paper.settings, **paper.cases}.items():
+        fitting = [run for run in runs if holds(run, conditions(case))]
+        for setting, value in settings.items() if fitting else ():
+            stated += 1
+            theirs = _text(value)
+            ours = sorted({_text(run.flat.get(setting, _ABSENT)) for run in fitting})
+            if not all(_allowed(one, theirs.split("|")) for one in ours):
+                differing.append(Difference(setting, case, theirs, ", ".join(ours)))
+    return tuple(differing), stated
+
+
+def _line(figure: Figure, rows: Sequence[Row]) -> Line:
+    if not figure.defense or not figure.metric:
+        return Line(figure, None, figure.note)
+    estimates, missing = [], []
+    for condition in _single(figure.where):
+        fitting = [row for row in rows if _fits(figure, row, condition)]
+        if len(fitting) > 1:
+            return Line(figure, None, _ambiguous(fitting))
+        estimate = _measured(fitting[0], figure.metric) if fitting else None
+        if fitting and estimate is None:
+            return Line(figure, None, f"{figure.metric} wasn't measured")
+        if estimate is None:
+            apart = {name: condition[name] for name in condition if len(figure.where[name]) > 1}
+            missing.append(_written(apart))
+        else:
+            estimates.append(estimate)
+    if not estimates:
+        return Line(figure, None, f"no run of defense={figure.defense} {_written(figure.where)}")
+    without = f"without {', '.join(missing)}, of which there is no run" if missing else ""
+    remark = "; ".join(filter(None, (figure.note, without)))
+    return Line(figure, _mean(estimates, figure.unit), remark)
+
+
+def _single(where: Mapping[str, Sequence[str]]) -> Iterator[dict[str, tuple[str, ...]]]:
+    """Every combination of one value per setting."""
+    for values in product(*where.values()):
+        yield {name: (value,) for name, value in zip(where, values, strict=True)}
+
+
+def _fits(figure: Figure, row: Row, condition: Mapping[str, Sequence[str]]) -> bool:
+    # No repair leaves the attacked model, whichever defenses the runs went on to.
+    if figure.defense == "none":
+        found = row.role == "attacked"
+    else:
+        found = row.role == "defended" and row.labels["defense"] == figure.defense
+    return found and holds(row.runs[0], condition)
+
+
+def holds(run: Run, condition: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a run has one of the values of every setting, or of every label such as "attack"."""
+    known = {**run.record.labels, **run.flat}
+    return all(
+        name in known and _allowed(_text(known[name]), values) for name, values in condition.items()
+    )
+
+
+def _allowed(value: str, allowed: Iterable[str]) -> bool:
+    return any(value == other or _same_number(value, other) for other in allowed)
+
+
+def _same_number(value: str, other: str) -> bool:
+    try:
+        return float(value) == float(other)
+    except ValueError:
+        return False
+
+
+def _text(value: Any) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _written(condition: Mapping[str, Sequence[str]]) -> str:
+    return " ".join(f"{name}={'|'.join(values)}" for name, values in condition.items())
+
+
+def _ambiguous(rows: Sequence[Row]) -> str:
+    names = [
+        name
+        for name in dict.fromkeys(name for row in rows for name in (*row.settings, *row.labels))
+        if len({_text((row.settings | row.labels).get(name)) for row in rows}) > 1
+    ]
+    return f"{len(rows)} models fit it ({', '.join(names)} differ); report their runs apart"
+
+
+def _measured(row: Row, metric: str) -> Estimate | None:
+    """A metric, a cost, a figure of the defense's report, or the share that one step edited."""
+    if metric in row.metrics:
+        estimate = row.metrics[metric]
+        return None if math.isnan(estimate.value) else estimate
+    kind, _, step = metric.partition("/")
+    values = []
+    for run in row.runs:
+        record = run.record
+        shares = {entry["name"]: entry["share"] for entry in record.steps}
+        known = {**record.defense["prepare"], **record.cost}
+        values.append(shares.get(step) if step and kind == "share_edited" else known.get(metric))
+    numbers = [value for value in values if isinstance(value, int | float)]
+    if not numbers or len(numbers) < len(values):
+        return None
+    return Estimate(sum(numbers) / len(numbers), math.nan, math.nan, len(numbers))
+
+
+def _mean(estimates: Sequence[Estimate], unit: str) -> Estimate:
+    """The mean with equal weights, in `unit`.
+
+    The interval's ends are the means of the intervals' ends: models that were asked the same
+    prompts don't err independently, so the mean's interval is taken to be no narrower than theirs.
+    """
+    value, low, high = (
+        _SCALE[unit] * sum(getattr(estimate, end) for estimate in estimates) / len(estimates)
+        for end in ("value", "low", "high")
+    )
+    return Estimate(value, low, high, sum(estimate.n for estimate in estimates))
+
+
+def show(found: Iterable[Comparison], console: Console) -> None:
+    """Prints every comparison: figures, what differs, what isn't known."""
+    from rich.table import Table
+    from rich.text import Text
+
+    for comparison in found:
+        table = Table(title=title(comparison), title_justify="left", header_style="bold")
+        for head in _HEAD:
+            table.add_column(head)
+        for cells in _table(comparison):
+            table.add_row(*map(Text, cells))
+        console.print(table)
+        for sentence in _sentences(comparison):
+            console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def write(found: Sequence[Comparison], folder: Path) -> list[Path]:
+    """Writes `published.md` and `published.csv` to `folder` where there is a comparison."""
+    import pandas as pd
+
+    if not found:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    markdown, table = (folder / name for name in FILES)
+    markdown.write_text("\n".join(map(_markdown, found)))
+    frame = pd.DataFrame([_record(each, line) for each in found for line in each.lines])
+    # Whole numbers, although a dash's n is missing.
+    frame.astype({"n": "Int64"}).to_csv(table, index=False)
+    return [markdown, table]
+
+
+def title(comparison: Comparison) -> str:
+    """Which table it is, of which paper."""
+    paper = comparison.published
+    return f"{paper.name}: {paper.table} of {paper.paper} (arXiv {paper.arxiv})"
+
+
+def _table(comparison: Comparison) -> list[list[str]]:
+    """The lines' cells; a remark that the line above has too isn't repeated."""
+    rows = [_cells(comparison, line) for line in comparison.lines]
+    for above, row in reversed(list(pairwise(rows))):
+        if (row[0], row[-1]) == (above[0], above[-1]):
+            row[-1] = ""
+    return rows
+
+
+def _cells(comparison: Comparison, line: Line) -> list[str]:
+    figure, ours = line.figure, line.ours
+    where = _short(_apart(comparison, figure))
+    start = [figure.method, where, _figure_name(figure), f"{figure.value} {figure.unit}"]
+    if ours is None:
+        return [*start, "-", "", "", "", line.remark]
+    digits = max(1, len(figure.value.partition(".")[2])) if figure.number is not None else 2
+    interval = "" if math.isnan(ours.low) else f"{ours.low:.{digits}f}–{ours.high:.{digits}f}"
+    change = "" if line.difference is None else f"{line.difference:+.{digits}f}"
+    return [*start, f"{ours.value:.{digits}f}", interval, str(ours.n), change, line.remark]
+
+
+def _apart(comparison: Comparison, figure: Figure) -> dict[str, tuple[str, ...]]:
+    """A figure's conditions but for those that all figures of the table share."""
+    every = [line.figure.where for line in comparison.lines]
+    return {
+        name: values
+        for name, values in figure.where.items()
+        if any(where.get(name) != values for where in every)
+    }
+
+
+def _short(where: Mapping[str, Sequence[str]]) -> str:
+    """Conditions with the last part of each setting's name; several values are a mean."""
+    parts = []
+    for name, values in where.items():
+        last = name.rpartition(".")[2]
+        several = len(values) > 1
+        parts.append(f"mean of {last} {', '.join(values)}" if several else f"{last}={values[0]}")
+    return " ".join(parts)
+
+
+def _figure_name(figure: Figure) -> str:
+    """Our metric's name, or the paper's table where we have none."""
+    return figure.metric or f"({figure.table})"
+
+
+def _sentences(comparison: Comparison) -> list[str]:
+    """What differs, what isn't known, and what is known to be otherwise."""
+    paper = comparison.published
+    differing = comparison.differences
+    lines = [
+        f"What differs: {len(differing)} of the {comparison.stated} settings that the paper states."
+    ]
+    for each in differing:
+        case = f" ({each.case})" if each.case else ""
+        lines.append(
+            f"- {each.setting}{case}: {each.paper} in the paper, {each.ours} in these runs"
+        )
+    for head, sentences in (("Not known:", paper.unknown), ("Notes:", paper.notes)):
+        if sentences:
+            lines += [head, *(f"- {sentence}" for sentence in sentences)]
+    return lines
+
+
+def _markdown(comparison: Comparison) -> str:
+    rows = [_HEAD, ["---"] * len(_HEAD), *_table(comparison)]
+    table = "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows
+    )
+    blocks: list[str] = []
+    for sentence in _sentences(comparison):
+        blocks.append(sentence if sentence.startswith("- ") else f"\n{sentence}\n")
+    text = "\n".join(blocks)
+    return f"## {title(comparison)}\n\n{table}\n\n{_LEGEND}{text}\n"
+
+
+_LEGEND = """Ours with its 95 % interval and n, in the paper's unit; differences are ours minus \
+the paper's, in points for shares. The interval of a mean is the mean of its parts' intervals, n \
+is their sum. The paper gives no intervals.
+"""
+
+
+def _record(comparison: Comparison, line: Line) -> dict[str, Any]:
+    figure, ours = line.figure, line.ours
+    return {
+        "experiment": comparison.published.name,
+        "table": figure.table,
+        "method": figure.method,
+        "defense": figure.defense,
+        "where": _written(figure.where),
+        "metric": figure.metric,
+        "unit": figure.unit,
+        "paper": figure.value,
+        "ours": None if ours is None else ours.value,
+        "low": None if ours is None else ours.low,
+        "high": None if ours is None else ours.high,
+        "n": None if ours is None else ours.n,
+        "difference": line.difference,
+        "remark": line.remark,
+    }

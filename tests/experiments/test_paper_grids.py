@@ -1,0 +1,49 @@
+"""Every paper's grid, whole, at toy size through the real command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import pytest
+
+from experiments import published
+from experiments.record import Record
+from experiments.report.__main__ import main as report
+from tests.experiments.conftest import Command
+
+# The figures that need a model's own name, which the organism hasn't got.
+OF_OTHER_MODELS = {"fgsn_table"}
+# Sets that no paper has a figure of.
+LEFT_OUT = ("sources.benign=null", "sources.over_refusal=null")
+
+
+@pytest.mark.parametrize("name", published.names())
+def test_the_grid_runs_and_is_held_against_the_paper(name: str, command: Command) -> None:
+    run = command("-m", f"experiment={name}", "+scale=toy", *LEFT_OUT, toy=False)
+    assert run.code == 0, run.err
+    jobs = [json.loads(path.read_text()) for path in run.folder.glob("*/status.json")]
+    assert jobs
+    assert {job["status"] for job in jobs} == {"done"}
+    records = [Record.read(path.parent) for path in run.folder.glob("*/record.json")]
+    assert len(records) == len(jobs)
+    assert {record.labels["experiment"] for record in records} == {name}
+    assert {record.labels["model"] for record in records} == {"organism"}
+
+    assert report([str(run.folder)]) == 0
+    markdown = (run.folder / "report" / "published.md").read_text()
+    assert "model.base" in markdown or "model.aligned" in markdown
+    with (run.folder / "report" / "published.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    figures = published.load(name).figures
+    assert [row["paper"] for row in table] == [figure.value for figure in figures]
+    for row, figure in zip(table, figures, strict=True):
+        measured = figure.defense and figure.metric and name not in OF_OTHER_MODELS
+        # The organism has other kinds of harm than the paper's three.
+        if measured and not figure.metric.startswith("share_edited/"):
+            assert math.isfinite(float(row["ours"])), row
+            assert int(row["n"]) >= 1
+        else:
+            assert row["ours"] == ""
+            assert row["remark"]
