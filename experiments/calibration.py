@@ -10,6 +10,7 @@ from data.local import hash_rows
 from data.rows import PreferencePair, Prompt
 from evaluation.base import Backend, Judge
 from experiments import stages
+from experiments.inputs import PromptSet
 from experiments.store import Store
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, fingerprint_folder, load_tokenizer
@@ -59,15 +60,10 @@ class StoredCalibration:
 
     def respond(self, model: Checkpoint, prompts: Sequence[str]) -> list[str]:
         """Greedy answers of `model`, in order, from the store where they are there already."""
-        asked = [Prompt(str(index), text) for index, text in enumerate(prompts)]
+        rows = tuple(Prompt(str(index), text) for index, text in enumerate(prompts))
+        asked = PromptSet("calibration", rows, self.max_new_tokens)
         stage, make = stages.generation(
-            self.backend,
-            model,
-            self.style,
-            asked,
-            self.max_new_tokens,
-            None,
-            self._identity(model),
+            self.backend, model, self.style, asked, self._identity(model)
         )
         result = self.store.run(stage, make)
         stages.close_engines()

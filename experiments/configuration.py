@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import Field
 
 from attacks.base import Attack
-from data.rows import ExampleSource, PairSource, PromptSource, TaskSource
+from attacks.prompts import AttackPrompt
+from data.rows import EvaluationPrompts, ExampleSource, PairSource, PromptSource, TaskSource
 from defenses.base import Defense
-from defenses.stack import Stack
 from evaluation.base import Backend, Judge
+from experiments.options import Options, names
 from modeling.alignment import Alignment
 from modeling.chat import PromptStyle
-from settings import SettingError, Settings, build, plain, target
+from modeling.checkpoint import is_adapter
+from modeling.training import PROJECTIONS
+from settings import SettingError, Settings, build, plain
 from settings.base import closest
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -31,11 +34,21 @@ class ModelSettings(Settings):
     Attributes:
         name: A short name for tables.
         base: Local folder or hub id of the model before alignment (W_0).
-        aligned: The aligned model: an adapter folder on `base`, a full model (folder or hub
-            id), or None to make it by the `align` stage.
-        revision: Hub revision of `base` and `aligned`; None for the newest.
+        aligned: The published aligned model: an adapter folder on `base`, a full model (folder
+            or hub id), or None where there is none.
+        revision: Hub revision of `base`; None for the newest.
+        aligned_revision: Hub revision of `aligned`; likewise.
+        alignment: "published" takes `aligned`, "own" makes the aligned model by the `align`
+            stage, "auto" does so where there is no published one, or where the attack goes on
+            training the alignment's adapter and the published one is no adapter.
         dtype: Precision of the weights.
-        prompt: How prompts are rendered.
+        prompt: How prompts of the published aligned model are rendered.
+        base_prompt: How those of the base model are, and of what our own alignment makes of it;
+            None: as `prompt` says.
+        lora_targets: The projections that a fresh LoRA adapts, read by the YAML files of attacks
+            and alignments.
+        gradient_checkpointing: Whether training computes activations twice to save memory, read
+            likewise.
         task: The attack's task by default.
         max_new_tokens: Length limit of answers to instructions.
         moderation: Folder or hub id of the moderation classifier.
@@ -47,13 +60,46 @@ class ModelSettings(Settings):
     base: str
     aligned: str | None = None
     revision: str | None = None
+    aligned_revision: str | None = None
+    alignment: Literal["auto", "published", "own"] = "auto"
     dtype: str = Field("float32", pattern="^(float32|float16|bfloat16)$")
     prompt: PromptStyle = PromptStyle()
+    base_prompt: PromptStyle | None = None
+    lora_targets: tuple[str, ...] = PROJECTIONS
+    gradient_checkpointing: bool = False
     task: str
     max_new_tokens: int = Field(512, ge=1)
     moderation: str
     safe_system: str | None = None
     presets: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def base_style(self) -> PromptStyle:
+        """How the base model's prompts are rendered."""
+        return self.base_prompt or self.prompt
+
+    @property
+    def style(self) -> PromptStyle:
+        """How those of the aligned model are, and of all that is made from it."""
+        return self.base_style if self.alignment == "own" else self.prompt
+
+    def resolved(self, resumes: bool) -> ModelSettings:
+        """These settings with `alignment` decided.
+
+        Args:
+            resumes: Whether the attack goes on training the alignment's adapter.
+
+        Raises:
+            SettingError: A published model was asked for and there is none.
+        """
+        if self.alignment == "published" and self.aligned is None:
+            raise SettingError(
+                "model.alignment=published needs model.aligned; set it, or model.alignment=own"
+            )
+        if self.alignment != "auto":
+            return self
+        own = self.aligned is None or (resumes and not is_adapter(self.aligned))
+        return self.model_copy(update={"alignment": "own" if own else "published"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +136,8 @@ class Evaluation:
         harm_judge: Gives HS.
         refusal_judge: Gives ASR, over-refusal and benign compliance.
         tasks: The tasks scored; the attack's own by default.
+        prompt_sets: Further sets of prompts, by "ROLE:NAME".
+        attack_prompts: What the harmful prompts are asked under besides plainly.
         limits: How many prompts of each set.
         safe_system: A system line under which the harmful prompts are asked once more, or None.
     """
@@ -98,18 +146,28 @@ class Evaluation:
     harm_judge: Judge
     refusal_judge: Judge
     tasks: tuple[str, ...]
+    prompt_sets: dict[str, EvaluationPrompts]
+    attack_prompts: tuple[AttackPrompt, ...]
     limits: Limits
     safe_system: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """A validated experiment, ready to run."""
+    """A validated experiment, ready to run.
+
+    Attributes:
+        refine: The fine-tuning that the defended model goes through, or None.
+        labels: Names of what was chosen, for tables; "" where nothing was.
+        tasks: By name, the attack's, those scored, and that of `refine`.
+        resolved: The whole configuration as the objects were built from it.
+    """
 
     seed: int
     model: ModelSettings
     align: Alignment
     attack: Attack
+    refine: Attack | None
     defense: Defense
     labels: dict[str, str]
     evaluation: Evaluation
@@ -143,32 +201,39 @@ def validate(
     """
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise SettingError(f"{error.full_key} is missing; set it") from None
     except OmegaConfBaseException as error:
         raise SettingError(_first_line(error)) from None
     if not isinstance(resolved, dict):
         raise SettingError("the configuration is empty; start from conf/config.yaml")
     values: dict[str, Any] = {str(key): value for key, value in resolved.items()}
     plugins = tuple(values["plugins"])
-    model = ModelSettings.validated(plain(values["model"]), "model")
+    options = Options(values, plugins, conf)
     attack = build(values["attack"], "attack", plugins, Attack)
-    defense = _defense(values, plugins, conf)
-    evaluation = _evaluation(values["evaluation"], model, attack, plugins)
-    names = dict.fromkeys((attack.task, *evaluation.tasks))
+    again = values.get("refine")
+    refine = build(again, "refine", plugins, Attack) if again else None
+    model = ModelSettings.validated(plain(values["model"]), "model")
+    model = model.resolved(resumes=not attack.needs_full_weights)
+    values["model"]["alignment"] = model.alignment
+    defense = options.defense()
+    _check_refine(refine, defense)
+    trained = dict.fromkeys([attack.task, *([refine.task] if refine else [])])
+    tasks = {name: options.task(name) for name in trained}
+    evaluation = _evaluation(values["evaluation"], model, attack, tasks, options)
+    tasks |= {name: options.task(name) for name in evaluation.tasks if name not in tasks}
+    _check_scored(tasks, evaluation.tasks)
     return Experiment(
         seed=_seed(values["seed"]),
         model=model,
         align=Alignment.validated(plain(values["align"]), "align"),
         attack=attack,
+        refine=refine,
         defense=defense,
-        labels={
-            "model": model.name,
-            "attack": choices.get("attack", type(attack).__name__),
-            "task": attack.task,
-            "defense": choices.get("defense", type(defense).__name__),
-        },
+        labels=_labels(values, choices, model, attack, defense),
         evaluation=evaluation,
         sources=_sources(values["sources"], plugins),
-        tasks={name: _task(name, values, plugins, conf) for name in names},
+        tasks=tasks,
         tracker=build(values["tracker"], "tracker", plugins),
         store=Path(_text(values["store"], "root", "store.root")),
         isolate=_flag(values["runtime"], "isolate", "runtime.isolate"),
@@ -176,22 +241,69 @@ def validate(
     )
 
 
+def _labels(
+    values: Mapping[str, Any],
+    choices: Mapping[str, str],
+    model: ModelSettings,
+    attack: Attack,
+    defense: Defense,
+) -> dict[str, str]:
+    """What the tables call the choices; a choice that nothing depends on is ""."""
+    own = model.alignment == "own"
+    return {
+        "model": model.name,
+        "align": choices.get("align", "own") if own else "",
+        "attack": choices.get("attack", type(attack).__name__),
+        "task": attack.task,
+        "defense": choices.get("defense", type(defense).__name__),
+        "refine": choices.get("attack@refine") or "",
+        "protocol": values["protocol"]["name"],
+        "experiment": choices.get("experiment") or "",
+    }
+
+
+def _check_refine(refine: Attack | None, defense: Defense) -> None:
+    resumes = refine is not None and not refine.needs_full_weights
+    if resumes and defense.leaves in ("weights", "hooks"):
+        raise SettingError(
+            "refine.adapter=resume goes on training an adapter, and this defense leaves none; "
+            "set refine.adapter=fresh"
+        )
+
+
+def _check_scored(tasks: Mapping[str, TaskSource], scored: Sequence[str]) -> None:
+    for name in scored:
+        if not getattr(tasks[name], "scored", True):
+            raise SettingError(
+                f"evaluation.tasks: {name} has no answers to be scored by; leave it out"
+            )
+
+
 def _evaluation(
-    node: dict[str, Any], model: ModelSettings, attack: Attack, plugins: Sequence[str]
+    node: dict[str, Any],
+    model: ModelSettings,
+    attack: Attack,
+    tasks: Mapping[str, TaskSource],
+    options: Options,
 ) -> Evaluation:
-    tasks = node["tasks"]
-    if tasks is not None and (isinstance(tasks, str) or not isinstance(tasks, list | tuple)):
-        raise SettingError(f"evaluation.tasks={tasks!r} is not a list; write [sst2,gsm8k] or null")
+    scored = node["tasks"]
+    if scored is None:
+        scored = [attack.task] if getattr(tasks[attack.task], "scored", True) else []
     safe_system = _flag(node, "safe_system", "evaluation.safe_system")
     if safe_system and model.safe_system is None:
         raise SettingError(
             "evaluation.safe_system=true needs a system line; set model.safe_system to one"
         )
+    prompt_sets = names(node["prompt_sets"], "evaluation.prompt_sets", "[advbench,xstest]")
+    asked = names(node["attack_prompts"], "evaluation.attack_prompts", "[prefill,roleplay]")
+    plugins = options.plugins
     return Evaluation(
         backend=build(node["backend"], "evaluation.backend", plugins, Backend),
         harm_judge=build(node["harm_judge"], "evaluation.harm_judge", plugins, Judge),
         refusal_judge=build(node["refusal_judge"], "evaluation.refusal_judge", plugins, Judge),
-        tasks=tuple(tasks) if tasks is not None else (attack.task,),
+        tasks=names(scored, "evaluation.tasks", "[sst2,gsm8k]"),
+        prompt_sets=dict(options.prompt_set(name) for name in prompt_sets),
+        attack_prompts=tuple(options.attack_prompt(name) for name in asked),
         limits=Limits.validated(plain(node["limits"]), "evaluation.limits"),
         safe_system=model.safe_system if safe_system else None,
     )
@@ -209,72 +321,6 @@ def _sources(node: dict[str, Any], plugins: Sequence[str]) -> Sources:
     if built["harmful"] is None:
         raise SettingError("sources.harmful is null; set it to a source of harmful prompts")
     return Sources(**built)
-
-
-def _task(
-    name: str, values: dict[str, Any], plugins: Sequence[str], conf: Sequence[Path]
-) -> TaskSource:
-    options = _options("task", conf)
-    if name not in options:
-        raise SettingError(f"attack.task={name!r} is unknown; known: {', '.join(sorted(options))}")
-    node = OmegaConf.create({"data": values["data"], "task": OmegaConf.load(options[name])})
-    OmegaConf.resolve(node)
-    task = build(plain(OmegaConf.to_container(node.task)), f"task.{name}", plugins)
-    if not isinstance(task, TaskSource):
-        raise SettingError(f"conf/task/{name}.yaml builds no task; its class needs train and test")
-    return task
-
-
-def _defense(values: dict[str, Any], plugins: Sequence[str], conf: Sequence[Path]) -> Defense:
-    """The defense; of a stack the parts, whose settings then stand among the resolved ones."""
-    node = values["defense"]
-    if node.get("_target_") != target(Stack):
-        return build(node, "defense", plugins, Defense)
-    order, given = node.get("order"), node.get("settings") or {}
-    if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
-        raise SettingError(
-            f"defense.order={order!r} is no list of defenses; write defense.order=[nlsr,safetylock]"
-        )
-    for name in [key for key in node if key not in ("_target_", "order", "settings")]:
-        raise SettingError(
-            f"defense.{name} is no setting of a stack; {closest(name, ['order', 'settings'])} "
-            f"(a part's own: +defense.settings.NAME.{name}=...)"
-        )
-    for name in [name for name in given if name not in order]:
-        raise SettingError(
-            f"defense.settings.{name} is for a defense that defense.order doesn't name; "
-            f"{closest(name, order)}"
-        )
-    node["settings"] = {name: _part(name, values, given.get(name) or {}, conf) for name in order}
-    built = {
-        name: build(settings, f"defense.settings.{name}", plugins, Defense)
-        for name, settings in node["settings"].items()
-    }
-    parts = tuple(built[name] for name in order)
-    return Stack.validated({"order": tuple(order), "parts": parts}, "defense")
-
-
-def _part(
-    name: str, values: dict[str, Any], given: dict[str, Any], conf: Sequence[Path]
-) -> dict[str, Any]:
-    """A stacked defense's settings: its own file's, with those given in their place."""
-    options = _options("defense", conf)
-    if name not in options:
-        raise SettingError(f"defense.order: {name!r} is unknown; {closest(name, list(options))}")
-    option = OmegaConf.merge(OmegaConf.load(options[name]), given)
-    if OmegaConf.select(option, "_target_") == target(Stack):
-        raise SettingError(
-            f"defense.order can't hold a stack ({name}); write its own defenses in its place"
-        )
-    node = OmegaConf.create({**values, "defense": option})
-    OmegaConf.resolve(node)
-    resolved: dict[str, Any] = OmegaConf.to_container(node.defense)  # type: ignore[assignment]
-    return resolved
-
-
-def _options(group: str, conf: Sequence[Path]) -> dict[str, Path]:
-    """The files of a configuration group by name."""
-    return {path.stem: path for folder in conf for path in folder.glob(f"{group}/*.yaml")}
 
 
 def _seed(value: Any) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from attacks.base import AttackData
+from attacks.base import Attack, AttackData
+from attacks.prompts import Asked, AttackPrompt
 from data.leakage import drop_leaked
 from data.local import take
 from data.rows import Example, PreferencePair, Prompt, TaskItem
@@ -16,22 +17,46 @@ from settings import SettingError
 HARMFUL, HARMFUL_SAFE_SYSTEM = "harmful", "harmful_safe_system"
 BENIGN, OVER_REFUSAL, TASK = "benign", "over_refusal", "task"
 
+# Where what a defense needs comes from.
+_CALIBRATION = {
+    "prompts": "calibration",
+    "safety_pairs": "safety_pairs",
+    "safety_prompts": "safety_prompts",
+    "utility_prompts": "utility_prompts",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
     """Prompts that every model answers.
 
     Attributes:
-        name: "harmful", "benign", "over_refusal", "harmful_safe_system", or "task:NAME".
-        prompts: The prompts.
+        name: "harmful", "benign", "over_refusal", "harmful_safe_system", one of the further sets
+            as "ROLE:NAME", the harmful prompts under an attack prompt as "harmful+NAME", or
+            "task:NAME".
+        prompts: The prompts, as judges see them.
         max_new_tokens: Length limit of the answers.
         system: A system line, or None.
+        asked: What the model is asked in their place, and how its answers start; None: the
+            prompts as they are.
     """
 
     name: str
     prompts: tuple[Prompt, ...]
     max_new_tokens: int
     system: str | None = None
+    asked: tuple[Asked, ...] | None = None
+
+    @property
+    def task(self) -> str | None:
+        """The task's name, or None for prompts that no task has."""
+        kind, _, name = self.name.partition(":")
+        return name if kind == TASK else None
+
+    @property
+    def is_harmful(self) -> bool:
+        """Whether an answer that complies is a harmful one."""
+        return self.name.startswith(HARMFUL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +65,11 @@ class Inputs:
 
     Attributes:
         attack: Rows the attack may draw on.
+        refine: Rows that the fine-tuning of the defended model may draw on; None without one.
         sft: Alignment's supervised rows; empty if the aligned model is given.
         pairs: Alignment's preference pairs; likewise.
-        calibration: Prompts for the defense.
-        safety_pairs: Pairs of a safe and an unsafe answer for the defense; empty if it needs none.
+        calibration: Prompts for the defense; empty if it needs none.
+        safety_pairs: Pairs of a safe and an unsafe answer for the defense; likewise.
         safety_prompts: Harmful prompts by category for the defense; likewise.
         utility_prompts: Benign prompts for the defense; likewise.
         sets: What every model is asked.
@@ -52,6 +78,7 @@ class Inputs:
     """
 
     attack: AttackData
+    refine: AttackData | None
     sft: tuple[Example, ...]
     pairs: tuple[PreferencePair, ...]
     calibration: tuple[Prompt, ...]
@@ -74,30 +101,29 @@ def read_inputs(experiment: Experiment) -> Inputs:
         SettingError: A source that is needed isn't set.
     """
     sources, tasks = experiment.sources, experiment.tasks
-    asked = {
-        HARMFUL: _prompts(sources.harmful),
-        BENIGN: _prompts(sources.benign),
-        OVER_REFUSAL: _prompts(sources.over_refusal),
-    }
+    asked = _asked(experiment)
     items = {name: tuple(tasks[name].test()) for name in experiment.evaluation.tasks}
     texts = [prompt.text for prompts in asked.values() for prompt in prompts]
     texts += [item.prompt for tested in items.values() for item in tested]
     cleaner = _Cleaner(texts)
-    poison = _examples(experiment, "poison") if experiment.attack.needs_poison else ()
-    task = cleaner("task", tasks[experiment.attack.task].train())
-    poison = cleaner("poison", poison)
-    aligns, align = experiment.model.aligned is None, experiment.align
+    attack = _attack_data(experiment, experiment.attack, cleaner, "")
+    refine = None
+    if experiment.refine is not None:
+        refine = _attack_data(experiment, experiment.refine, cleaner, "refine ")
+    aligns, align = experiment.model.alignment == "own", experiment.align
     sft: Sequence[Example] = ()
     if aligns and align.sft:
         sft = cleaner("sft", _examples(experiment, "sft"))
         sft = take(sft, align.n_sft, "sources.sft", "align.n_sft")
     pairs: Sequence[PreferencePair] = ()
-    if aligns and align.dpo:
-        pairs = cleaner("pairs", _pairs(experiment, "pairs", "align.dpo needs preference pairs"))
+    if aligns and align.preference:
+        need = "align.preference needs preference pairs"
+        pairs = cleaner("pairs", _pairs(experiment, "pairs", need))
         pairs = take(pairs, align.n_pairs, "sources.pairs", "align.n_pairs")
-    calibration = cleaner("calibration", _prompts(sources.calibration))
-    safety_pairs: Sequence[PreferencePair] = ()
     needs, chosen = experiment.defense.needs, f"defense={experiment.labels['defense']}"
+    calibration = _prompts(sources.calibration) if "prompts" in needs else ()
+    calibration = cleaner("calibration", calibration)
+    safety_pairs: Sequence[PreferencePair] = ()
     if "safety_pairs" in needs:
         need = f"{chosen} needs pairs of a safe and an unsafe answer"
         safety_pairs = cleaner("safety_pairs", _pairs(experiment, "safety_pairs", need))
@@ -106,9 +132,9 @@ def read_inputs(experiment: Experiment) -> Inputs:
         for name, kind in (("safety_prompts", "harmful"), ("utility_prompts", "benign"))
         if name in needs
     }
-    leaked = cleaner.dropped
     return Inputs(
-        attack=AttackData(task, poison, leaked["task"] + leaked["poison"]),
+        attack=attack,
+        refine=refine,
         sft=tuple(sft),
         pairs=tuple(pairs),
         calibration=calibration,
@@ -117,7 +143,7 @@ def read_inputs(experiment: Experiment) -> Inputs:
         utility_prompts=prompts.get("utility_prompts", ()),
         sets=_sets(experiment, asked, items),
         items=items,
-        provenance={"sources": _provenance(experiment), "leaked_rows_dropped": leaked},
+        provenance={"sources": _provenance(experiment), "leaked_rows_dropped": cleaner.dropped},
     )
 
 
@@ -131,6 +157,30 @@ class _Cleaner:
     def __call__(self, name: str, rows: Iterable[Any]) -> tuple[Any, ...]:
         kept, self.dropped[name] = drop_leaked(list(rows), self.asked)
         return tuple(kept)
+
+
+def _asked(experiment: Experiment) -> dict[str, tuple[Prompt, ...]]:
+    """The prompts of every set, by its name; the harmful ones first."""
+    sources = experiment.sources
+    asked = {
+        HARMFUL: _prompts(sources.harmful),
+        BENIGN: _prompts(sources.benign),
+        OVER_REFUSAL: _prompts(sources.over_refusal),
+    }
+    for name, source in experiment.evaluation.prompt_sets.items():
+        asked[name] = _prompts(source)
+    return {name: prompts for name, prompts in asked.items() if prompts}
+
+
+def _attack_data(
+    experiment: Experiment, attack: Attack, cleaner: _Cleaner, prefix: str
+) -> AttackData:
+    """The rows of an attack, without those that the evaluation asks; counted by name."""
+    task = experiment.tasks[attack.task].train() if attack.needs_task else ()
+    poison = _examples(experiment, "poison") if attack.needs_poison else ()
+    names = [f"{prefix}{kind}" for kind in ("task", "poison")]
+    kept = AttackData(cleaner(names[0], task), cleaner(names[1], poison))
+    return replace(kept, leaked=sum(cleaner.dropped[name] for name in names))
 
 
 def _prompts(source: Any) -> tuple[Prompt, ...]:
@@ -173,24 +223,40 @@ def _sets(
     items: dict[str, tuple[TaskItem, ...]],
 ) -> tuple[PromptSet, ...]:
     limits, length = experiment.evaluation.limits, experiment.model.max_new_tokens
-    sets = [
-        PromptSet(
-            name, _limited(prompts, getattr(limits, name), f"evaluation.limits.{name}"), length
-        )
-        for name, prompts in asked.items()
-        if prompts
-    ]
-    if experiment.evaluation.safe_system is not None:
-        sets.append(
-            PromptSet(
-                HARMFUL_SAFE_SYSTEM, sets[0].prompts, length, experiment.evaluation.safe_system
-            )
-        )
+    sets = []
+    for name, prompts in asked.items():
+        kind, _, further = name.partition(":")
+        limit, setting = getattr(limits, kind), f"evaluation.limits.{kind}"
+        # The limits are meant for the main sets; a further one may well be smaller.
+        kept = prompts[:limit] if further else _limited(prompts, limit, setting)
+        sets.append(PromptSet(name, kept, length))
+    harmful = sets[0].prompts
+    system = experiment.evaluation.safe_system
+    if system is not None:
+        sets.append(PromptSet(HARMFUL_SAFE_SYSTEM, harmful, length, system))
+    for prompt in attack_prompts(experiment):
+        sets.append(_under(prompt, harmful, length))
     for name, tested in items.items():
         prompts = tuple(Prompt(item.id, item.prompt) for item in tested)
         limited = _limited(prompts, limits.task, "evaluation.limits.task")
         sets.append(PromptSet(f"{TASK}:{name}", limited, experiment.tasks[name].max_new_tokens))
     return tuple(sets)
+
+
+def attack_prompts(experiment: Experiment) -> tuple[AttackPrompt, ...]:
+    """What the harmful prompts are asked under: what was named, and the attacks' own triggers."""
+    attacks = [attack for attack in (experiment.attack, experiment.refine) if attack]
+    own = [attack.trigger for attack in attacks if attack.trigger]
+    named = {prompt.name: prompt for prompt in (*experiment.evaluation.attack_prompts, *own)}
+    return tuple(named.values())
+
+
+def _under(prompt: AttackPrompt, harmful: tuple[Prompt, ...], length: int) -> PromptSet:
+    asked = tuple(prompt.render(harmful))
+    by_id = {entry.id: entry for entry in asked}
+    kept = tuple(entry for entry in harmful if entry.id in by_id)
+    in_order = tuple(by_id[entry.id] for entry in kept)
+    return PromptSet(f"{HARMFUL}+{prompt.name}", kept, length, prompt.system, in_order)
 
 
 def _limited(prompts: tuple[Prompt, ...], limit: int | None, setting: str) -> tuple[Prompt, ...]:
@@ -201,18 +267,23 @@ def _limited(prompts: tuple[Prompt, ...], limit: int | None, setting: str) -> tu
     return prompts[:limit]
 
 
+def _needs_poison(experiment: Experiment) -> bool:
+    attacks = (experiment.attack, experiment.refine)
+    return any(attack is not None and attack.needs_poison for attack in attacks)
+
+
 def _provenance(experiment: Experiment) -> dict[str, Any]:
     sources: dict[str, Any] = {
         "harmful": experiment.sources.harmful,
         "benign": experiment.sources.benign,
         "over_refusal": experiment.sources.over_refusal,
-        "calibration": experiment.sources.calibration,
         **{
-            name: getattr(experiment.sources, name)
-            for name in ("safety_pairs", "safety_prompts", "utility_prompts")
-            if name in experiment.defense.needs
+            role: getattr(experiment.sources, role)
+            for need, role in _CALIBRATION.items()
+            if need in experiment.defense.needs
         },
-        "poison": experiment.sources.poison if experiment.attack.needs_poison else None,
+        "poison": experiment.sources.poison if _needs_poison(experiment) else None,
+        **experiment.evaluation.prompt_sets,
         **{f"{TASK}:{name}": task for name, task in experiment.tasks.items()},
     }
     return {

@@ -7,6 +7,7 @@ import math
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,19 +38,25 @@ class Record:
         created: When the run ended, UTC.
         seconds: How long it took.
         overrides: The command line's overrides.
-        labels: Names of the model, attack, defense and task.
+        labels: Names of what was chosen: model, align, attack, task, defense, refine, protocol,
+            experiment; "" where nothing was.
         seed: The run's seed.
         settings: The whole resolved configuration.
-        models: Content key of base, aligned, attacked and defended model, and of those between
-            the steps of a repair.
+        models: Content key of base, aligned, attacked and defended model, of those between the
+            steps of a repair, and of the refined model where there is one. That of a hub model is
+            "id@commit", the revision that was resolved when it ran.
         metrics: Per model and metric: value, low, high (95 %), n; None where there were no rows.
         paired: Per metric, McNemar's test of the defended against the attacked model: difference,
             p-value, prompts on which only one of them says yes, n.
         cost: The defense's cost: seconds and peak bytes to prepare and to apply, scalars edited.
+        paired_refined: The same tests of the refined against the defended model; empty without.
         attack: The attack's report: rows by kind, loss curve.
+        refine: The report of the fine-tuning of the defended model; empty without one.
         defense: The defense's diagnostics of both of its stages.
         stages: Every stage with its key, its seconds and whether it was reused.
         data: Sources with fingerprints and leakage counts.
+        judges: What each judge's verdicts depend on, by role: settings, and the content hash or
+            "id@commit" of its weights.
         environment: Package versions, commit, machine.
         steps: The steps of a repair that was made in several: name, label of the model after it
             in `metrics` and rows ("defended" for the last), parameters_edited (scalars that this
@@ -72,6 +79,9 @@ class Record:
     data: dict[str, Any]
     environment: dict[str, Any]
     steps: list[dict[str, Any]] = field(default_factory=list)
+    refine: dict[str, Any] = field(default_factory=dict)
+    paired_refined: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    judges: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -84,7 +94,7 @@ class Record:
         seconds: float,
     ) -> Record:
         """Puts a run's record together from what it was given and what came out."""
-        from evaluation.metrics import compare, summarise
+        from evaluation.metrics import summarise
 
         by_model = {str(model): rows for model, rows in outcome.rows.groupby("model", sort=False)}
         return cls(
@@ -99,12 +109,15 @@ class Record:
                 model: {name: _plain(value) for name, value in summarise(rows).items()}
                 for model, rows in by_model.items()
             },
-            paired={
-                metric: _plain(compare(by_model["defended"], by_model["attacked"], metric))
-                for metric in PAIRED
-            },
+            paired=_paired(by_model, "defended", "attacked"),
+            paired_refined=_paired(by_model, "refined", "defended"),
             cost=_cost(outcome),
             attack=outcome.attack,
+            refine=outcome.refine or {},
+            judges={
+                "harm": experiment.evaluation.harm_judge.identity(),
+                "refusal": experiment.evaluation.refusal_judge.identity(),
+            },
             defense={
                 "prepare": outcome.prepare["diagnostics"],
                 "apply": outcome.apply["diagnostics"],
@@ -134,6 +147,16 @@ class Record:
     def read(cls, folder: Path) -> Record:
         """Reads the record that lies in `folder`."""
         return cls(**json.loads((folder / RECORD).read_text()))
+
+
+def _paired(
+    by_model: Mapping[str, pd.DataFrame], model: str, other: str
+) -> dict[str, dict[str, float | None]]:
+    from evaluation.metrics import compare
+
+    if model not in by_model:
+        return {}
+    return {metric: _plain(compare(by_model[model], by_model[other], metric)) for metric in PAIRED}
 
 
 def _plain(estimate: Estimate | PairedTest) -> dict[str, float | None]:

@@ -80,6 +80,7 @@ def main() -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     register_resolvers()
+    sweep.forget()
     try:
         _job()
     except (RelockError, HydraException, OmegaConfBaseException) as error:

@@ -8,20 +8,21 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attacks.base import Attack, AttackData
 from data.local import hash_rows
-from data.rows import Example, PreferencePair, Prompt, TaskItem, TaskSource
+from data.rows import Example, PreferencePair, TaskItem, TaskSource
 from defenses.base import Calibration, Defense, Models
 from evaluation.base import Backend, Engine, Judge
+from experiments.inputs import PromptSet
 from experiments.store import Stage
 from modeling.alignment import Alignment
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint
+from modeling.checkpoint import Checkpoint, is_adapter
 from modeling.measure import measured
 from settings import ModelError, Settings, target
 
@@ -186,13 +187,16 @@ def checkpoint_at(
     return Checkpoint(str(found["base"]), found["adapter"], revision, dtype, found["steering"])
 
 
+def identity(settings: Settings) -> dict[str, Any]:
+    """Class and settings of an object, for the keys of the stages that depend on it."""
+    return {"_target_": target(settings), **settings.model_dump(mode="json")}
+
+
 def generation(
     backend: Backend,
     model: Checkpoint,
     style: PromptStyle,
-    prompts: Sequence[Prompt],
-    max_new_tokens: int,
-    system: str | None,
+    prompts: PromptSet,
     inputs: tuple[str, ...],
 ) -> tuple[Stage, Callable[[Path], dict[str, Any]]]:
     """The `generate` stage of a model on prompts, and what makes it.
@@ -202,59 +206,49 @@ def generation(
         model: Answers.
         style: Renders prompts.
         prompts: What is asked.
-        max_new_tokens: Length limit of the answers.
-        system: A system line, or None.
         inputs: What identifies the model's content.
     """
     settings = {
         "backend": identity(backend),
         "style": style.model_dump(),
         "dtype": model.dtype,
-        "max_new_tokens": max_new_tokens,
-        "system": system,
-        "prompts": hash_rows(prompts),
+        "max_new_tokens": prompts.max_new_tokens,
+        "system": prompts.system,
+        "prompts": hash_rows(prompts.prompts),
     }
-    make = partial(
-        generate,
-        backend=backend,
-        model=model,
-        style=style,
-        prompts=prompts,
-        max_new_tokens=max_new_tokens,
-        system=system,
-    )
+    if prompts.asked is not None:
+        settings["asked"] = hash_rows(prompts.asked)
+    make = partial(generate, backend=backend, model=model, style=style, prompts=prompts)
     return Stage("generate", backend.version, settings, inputs), make
 
 
-def identity(settings: Settings) -> dict[str, Any]:
-    """Class and settings of an object, for the keys of the stages that depend on it."""
-    return {"_target_": target(settings), **settings.model_dump(mode="json")}
-
-
 def generate(
-    out: Path,
-    backend: Backend,
-    model: Checkpoint,
-    style: PromptStyle,
-    prompts: Sequence[Prompt],
-    max_new_tokens: int,
-    system: str | None,
+    out: Path, backend: Backend, model: Checkpoint, style: PromptStyle, prompts: PromptSet
 ) -> dict[str, Any]:
-    """Writes one row per prompt: id, category, prompt, answer, tokens, truncated."""
+    """Writes one row per prompt: id, category, prompt, asked, answer, tokens, truncated.
+
+    `prompt` is what judges see; `asked` is what the model got.
+    """
     import pandas as pd
 
     engine = _open(backend, model, style)
-    answers = engine.generate([prompt.text for prompt in prompts], max_new_tokens, system)
+    asked = [prompt.text for prompt in prompts.prompts]
+    starts = None
+    if prompts.asked is not None:
+        asked = [entry.text for entry in prompts.asked]
+        starts = [entry.start for entry in prompts.asked]
+    answers = engine.generate(asked, prompts.max_new_tokens, prompts.system, starts)
     rows = [
         {
             "id": prompt.id,
             "category": prompt.category,
             "prompt": prompt.text,
+            "asked": text,
             "answer": answer.text,
             "tokens": answer.tokens,
             "truncated": answer.truncated,
         }
-        for prompt, answer in zip(prompts, answers, strict=True)
+        for prompt, text, answer in zip(prompts.prompts, asked, answers, strict=True)
     ]
     pd.DataFrame(rows).to_parquet(out / ROWS, index=False)
     return {"rows": len(rows), "tokens": sum(answer.tokens for answer in answers)}
@@ -278,7 +272,7 @@ def judge(out: Path, method: Judge, answers: Path) -> dict[str, Any]:
 
 
 def score_task(out: Path, task: TaskSource, items: Sequence[TaskItem], answers: Path) -> None:
-    """Writes one row per task item: id, gold, strict, lenient, parsed."""
+    """Writes one row per task item: id, gold, strict, lenient, parsed, protocol."""
     import pandas as pd
 
     rows = pd.read_parquet(answers / ROWS)
@@ -298,11 +292,16 @@ def read_rows(folder: Path) -> pd.DataFrame:
 
 
 def checkpoint_in(folder: Path, parent: Checkpoint) -> Checkpoint:
-    """The model that a stage wrote to `folder/model`: an adapter on `parent`, or full weights."""
-    path = folder / MODEL
-    if (path / "adapter_config.json").is_file():
-        return Checkpoint(parent.base, str(path), parent.revision, parent.dtype)
-    return Checkpoint(str(path), None, None, parent.dtype)
+    """The model in `folder/model` that a stage made of `parent`, whose steering goes on."""
+    return made(folder, parent, is_adapter(folder / MODEL))
+
+
+def made(folder: Path, parent: Checkpoint, adapter: bool) -> Checkpoint:
+    """The same, there or not: an adapter on the parent's full weights, or full weights."""
+    path = str(folder / MODEL)
+    if adapter:
+        return replace(parent, adapter=path)
+    return Checkpoint(path, dtype=parent.dtype, steering=parent.steering)
 
 
 _engines: dict[str, Engine] = {}

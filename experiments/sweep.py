@@ -14,15 +14,20 @@ _failures: list[str] = []
 
 
 def failures() -> list[str]:
-    """The failed jobs of the multirun that ended in this process."""
+    """The failed jobs of the multirun that ended in this process last."""
     return _failures
+
+
+def forget() -> None:
+    """Forgets an earlier multirun of this process."""
+    _failures.clear()
 
 
 class SweepSummary(Callback):
     """Hydra callback: prints the sweep's outcome when its last job has ended."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _failures.clear()
+        forget()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)

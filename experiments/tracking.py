@@ -86,7 +86,7 @@ class WandbTracker(Settings):
             mode="online" if online else "offline",
             group=self.group or group,
             name="-".join(labels[name] for name in ("model", "attack", "defense")),
-            tags=[f"{name}:{value}" for name, value in labels.items()],
+            tags=[f"{name}:{value}" for name, value in labels.items() if value],
             config={**record.settings, "labels": labels, "environment": record.environment},
             settings=wandb.Settings(silent=True, console="off"),
         ) as run:
@@ -103,8 +103,9 @@ class WandbTracker(Settings):
         from experiments.report.collect import collect
 
         run.summary.update(summary(record))
-        for point in record.attack.get("loss", []):
-            run.log({"attack/step": point["step"], "attack/loss": point["loss"]})
+        for name, report in (("attack", record.attack), ("refine", record.refine)):
+            for point in report.get("loss", []):
+                run.log({f"{name}/step": point["step"], f"{name}/loss": point["loss"]})
         collected = collect([folder])
         media: dict[str, Any] = {"results": wandb.Table(dataframe=tables.frame(collected))}
         for path in figures.write(collected, folder / "figures"):

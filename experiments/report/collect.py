@@ -22,13 +22,17 @@ _SECTIONS = {
     "aligned": ("model", "align", "evaluation"),
     "attacked": ("model", "align", "attack", "evaluation"),
     "defended": ("model", "align", "attack", "defense", "evaluation"),
+    "refined": ("model", "align", "attack", "defense", "refine", "evaluation"),
 }
 _LABELS = {
-    "base": ("model", "task"),
-    "aligned": ("model", "task"),
-    "attacked": ("model", "attack", "task"),
-    "defended": ("model", "attack", "task", "defense"),
+    "base": ("model", "task", "protocol"),
+    "aligned": ("model", "align", "task", "protocol"),
+    "attacked": ("model", "align", "attack", "task", "protocol"),
+    "defended": ("model", "align", "attack", "task", "defense", "protocol"),
+    "refined": ("model", "align", "attack", "task", "defense", "refine", "protocol"),
 }
+# The model that a row's differences are to.
+_AGAINST = {"defended": "attacked", "refined": "defended"}
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,15 @@ class Row:
     """One line of a table: a model, pooled over seeds.
 
     Attributes:
-        role: "base", "aligned", "attacked" or "defended".
+        role: "base", "aligned", "attacked", "defended" or "refined".
         labels: Names of model, attack, task and defense, as far as they apply.
         settings: The settings that vary among the runs and that this row depends on.
         metrics: Metric name to estimate, over the rows of all seeds.
         seeds: Seeds pooled.
         runs: One run for each model that is pooled.
         cost: The defense's mean cost; empty for other roles.
-        paired: By metric, McNemar's test against the attacked models over the same prompts of
-            the same seeds; empty for other roles.
+        paired: By metric, McNemar's test over the same prompts of the same seeds: of defended
+            against attacked models, and of refined against defended ones; empty for other roles.
     """
 
     role: str
@@ -97,7 +101,8 @@ def collect(paths: Iterable[Path]) -> Collected:
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for role in _SECTIONS:
         for run in runs:
-            groups.setdefault(_group(run, role, varying), []).append(run)
+            if role in run.record.models:
+                groups.setdefault(_group(run, role, varying), []).append(run)
     ordered = sorted(groups.items(), key=lambda item: _place(item[0]))
     return Collected(runs, [_row(group, members) for group, members in ordered])
 
@@ -133,19 +138,19 @@ def _varying(runs: Sequence[Run]) -> tuple[str, ...]:
         for key, value in run.flat.items():
             owner = run.record.labels.get(key.partition(".")[0], "")
             values.setdefault(key, {}).setdefault(owner, set()).add(value)
-    sections = _SECTIONS["defended"]
+    sections = _SECTIONS["refined"]
     return tuple(
         key
         for key, owned in values.items()
         if key.partition(".")[0] in sections
         and not key.endswith("_target_")
-        and key not in ("model.name", "attack.task")
+        and key not in ("model.name", "model.alignment", "attack.task", "refine.task")
         and max(map(len, owned.values())) > 1
     )
 
 
 def _group(run: Run, role: str, varying: Sequence[str]) -> tuple[Any, ...]:
-    labels = tuple((name, run.record.labels[name]) for name in _LABELS[role])
+    labels = tuple((name, run.record.labels.get(name, "")) for name in _LABELS[role])
     settings = tuple(
         (key, run.flat[key])
         for key in varying
@@ -165,7 +170,7 @@ def _row(group: tuple[Any, ...], members: Sequence[Run]) -> Row:
         seeds=tuple(sorted({run.record.seed for run in runs})),
         runs=runs,
         cost=_mean_cost(members) if role == "defended" else {},
-        paired=_paired(runs) if role == "defended" else {},
+        paired=_paired(runs, role, _AGAINST[role]) if role in _AGAINST else {},
     )
 
 
@@ -180,9 +185,9 @@ def pooled(runs: Sequence[Run], model: str) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _paired(runs: Sequence[Run]) -> dict[str, PairedTest]:
-    defended, attacked = pooled(runs, "defended"), pooled(runs, "attacked")
-    return {metric: compare(defended, attacked, metric) for metric in PAIRED}
+def _paired(runs: Sequence[Run], role: str, other: str) -> dict[str, PairedTest]:
+    rows, others = pooled(runs, role), pooled(runs, other)
+    return {metric: compare(rows, others, metric) for metric in PAIRED}
 
 
 def _mean_cost(members: Sequence[Run]) -> dict[str, float]:

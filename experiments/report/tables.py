@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ COLUMNS = {
 }
 # Columns that are shown where there are rows for them.
 OPTIONAL = {"asr_safe_system": "ASR, asked to be safe", "benign_compliance": "benign answered"}
+# Of further sets of prompts ("asr@advbench") and attack prompts ("asr+prefill") likewise.
+FURTHER = {"hs": "HS", "asr": "ASR", "over_refusal": "over-refusal"}
 # Of these the differences to the attacked model are tested in the Markdown.
 PAIRED = {"hs": "HS", "asr": "ASR", "accuracy_strict": "accuracy"}
 COST = {
@@ -54,7 +57,7 @@ def terminal_table(collected: Collected, costs: bool = True) -> Table:
         table.add_row(
             label(row),
             *(_setting(row, name) for name in names.values()),
-            *(cell(row.metrics[name], "\n") for name in columns),
+            *(cell(row.metrics.get(name), "\n") for name in columns),
             *(cost_cell(row, name) for name in shown),
         )
     return table
@@ -75,18 +78,22 @@ def print_run(collected: Collected, record: Record) -> None:
         f"({record.cost['parameters_edited']:,} of {record.cost['parameters_total']:,})",
         highlight=False,
     )
-    console.print(
-        f"{record.labels['defense']} against attacked: {_paired(record)}", highlight=False
-    )
+    name, refine = record.labels["defense"], record.labels["refine"]
+    console.print(f"{name} against attacked: {_paired(record.paired)}", highlight=False)
+    if record.paired_refined:
+        console.print(
+            f"{name}, then {refine} against {name}: {_paired(record.paired_refined)}",
+            highlight=False,
+        )
     for course in steps.courses([defended]):
         console.print(steps.terminal_table(course))
 
 
-def _paired(record: Record) -> str:
-    """Differences in points of defended to attacked, with McNemar's p-value."""
+def _paired(tests: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Differences in points, with McNemar's p-value."""
     parts = []
     for metric, head in COLUMNS.items():
-        difference, p = (record.paired[metric][key] for key in ("difference", "p_value"))
+        difference, p = (tests[metric][key] for key in ("difference", "p_value"))
         if difference is not None and p is not None:
             parts.append(f"{head} {100 * difference:+.1f} ({_p_value(p)})")
     return ", ".join(parts)
@@ -149,24 +156,30 @@ def markdown(collected: Collected) -> str:
     lines = [_line(head), _line(["---"] * len(head))]
     for row in collected.rows:
         cells = [label(row), *(_setting(row, name) for name in names.values())]
-        cells += [cell(row.metrics[name], " ") for name in columns]
+        cells += [cell(row.metrics.get(name), " ") for name in columns]
         cells += [cost_cell(row, name) for name in COST]
         lines.append(_line([*cells, str(len(row.seeds))]))
     return "\n".join(lines) + "\n\n" + _LEGEND + _tests(collected.rows, names)
 
 
 def _tests(rows: Sequence[Row], names: Mapping[str, str]) -> str:
-    """The defenses that edited something, compared with the attacked models, as Markdown."""
-    tested = [row for row in rows if row.cost.get("parameters_edited")]
-    if not tested:
+    """Defended models compared with the attacked ones, refined with defended, as Markdown."""
+    edited = [row for row in rows if row.cost.get("parameters_edited")]
+    refined = [row for row in rows if row.role == "refined"]
+    tested = _tested(edited, names, "Against the attacked model:")
+    return tested + _tested(refined, names, "Against the model before it was fine-tuned again:")
+
+
+def _tested(rows: Sequence[Row], names: Mapping[str, str], title: str) -> str:
+    if not rows:
         return ""
     head = ["defense", *names, *PAIRED.values(), "seeds"]
     lines = [_line(head), _line(["---"] * len(head))]
-    for row in tested:
+    for row in rows:
         cells = [label(row), *(_setting(row, name) for name in names.values())]
         cells += [paired_cell(row.paired[metric]) for metric in PAIRED]
         lines.append(_line([*cells, str(len(row.seeds))]))
-    return "\nAgainst the attacked model:\n\n" + "\n".join(lines) + "\n\n" + _TESTS_LEGEND
+    return f"\n{title}\n\n" + "\n".join(lines) + "\n\n" + _TESTS_LEGEND
 
 
 def paired_cell(test: PairedTest) -> str:
@@ -190,13 +203,15 @@ def write(collected: Collected, folder: Path) -> list[Path]:
 
 
 def label(row: Row) -> str:
-    """What a row is called: its role, or the defense that made it."""
+    """What a row is called: its role, or the defense that made it and what came after."""
+    if row.role == "refined":
+        return f"{row.labels['defense']}, then {row.labels['refine']}"
     return row.labels["defense"] if row.role == "defended" else row.role
 
 
-def cell(estimate: Estimate, separator: str) -> str:
+def cell(estimate: Estimate | None, separator: str) -> str:
     """An estimate in per cent with its interval and n; a dash where there were no rows."""
-    if estimate.n == 0 or math.isnan(estimate.value):
+    if estimate is None or estimate.n == 0 or math.isnan(estimate.value):
         return "-"
     low, high = 100 * estimate.low, 100 * estimate.high
     parts = (f"{100 * estimate.value:.1f}", f"{low:.1f}–{high:.1f}", f"n={estimate.n}")
@@ -230,10 +245,18 @@ answered, of the same seed; seeds are pooled as if their prompts were independen
 
 def _columns(rows: Sequence[Row], wide: bool) -> dict[str, str]:
     """The metrics to show; `wide` adds the optional ones that have rows."""
-    present = {
-        name: head for name, head in OPTIONAL.items() if any(r.metrics[name].n for r in rows)
-    }
-    return COLUMNS | present if wide else COLUMNS
+    if not wide:
+        return COLUMNS
+    columns = dict(COLUMNS)
+    protocols = {row.labels.get("protocol", "") for row in rows} - {"", "default"}
+    if protocols:
+        columns["accuracy_protocol"] = f"accuracy as {', '.join(sorted(protocols))} reads it"
+    for name in dict.fromkeys(name for row in rows for name in row.metrics):
+        metric, sign, of = re.fullmatch("([^@+]*)([@+]?)(.*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
+        head = OPTIONAL.get(name) or (sign and FURTHER.get(metric))
+        if head and any(name in row.metrics and row.metrics[name].n for row in rows):
+            columns[name] = f"{head}, {of}" if sign else head
+    return columns
 
 
 def _setting_names(rows: Sequence[Row]) -> dict[str, str]:
@@ -244,7 +267,7 @@ def _setting_names(rows: Sequence[Row]) -> dict[str, str]:
         short = key.rpartition(".")[2]
         ambiguous = sum(other.rpartition(".")[2] == short for other in keys) > 1
         names[key if ambiguous else short] = key
-    for name in ("model", "attack", "task"):
+    for name in ("model", "align", "attack", "task", "protocol"):
         if len({row.labels[name] for row in rows if name in row.labels}) > 1:
             names[name] = name
     return names

@@ -48,9 +48,14 @@ PROBES = [
     for number, label in enumerate(["safe", "unsafe", "degenerate"])
 ]
 TASK = [
-    row("task:sst2", number, strict=strict, lenient=lenient, parsed=parsed)
-    for number, (strict, lenient, parsed) in enumerate(
-        [(True, True, True), (False, True, True), (False, False, True), (False, False, False)]
+    row("task:sst2", number, strict=strict, lenient=lenient, parsed=parsed, protocol=protocol)
+    for number, (strict, lenient, parsed, protocol) in enumerate(
+        [
+            (True, True, True, True),
+            (False, True, True, True),
+            (False, False, True, True),
+            (False, False, False, False),
+        ]
     )
 ]
 
@@ -117,7 +122,7 @@ def test_sets_that_are_not_there_give_nothing_and_not_zero() -> None:
     metrics = summarise(frame(TASK))
     for name in METRICS:
         assert (metrics[name].n == 0) == (
-            name not in {"accuracy_strict", "accuracy_lenient", "parsed"}
+            name not in {"accuracy_strict", "accuracy_lenient", "accuracy_protocol", "parsed"}
         )
     assert math.isnan(metrics["hs"].value)
 
@@ -163,3 +168,25 @@ def test_different_prompts_are_not_compared(rows: pd.DataFrame) -> None:
         compare(rows, rows.iloc[1:], "hs")
     with pytest.raises(DataError, match="twice"):
         compare(frame(HARMFUL, HARMFUL), rows, "hs")
+
+
+def test_the_protocols_reading_is_a_share_of_its_own() -> None:
+    metrics = summarise(frame(HARMFUL, TASK))
+    assert metrics["accuracy_protocol"].value == 0.75
+    assert metrics["accuracy_strict"].value == 0.25
+
+
+def test_further_sets_and_attack_prompts_do_not_count_in_the_main_ones() -> None:
+    further = [{**entry, "set": "harmful:advbench"} for entry in HARMFUL[1:]]
+    under = [{**entry, "set": "harmful+prefill"} for entry in HARMFUL[:1]]
+    probes = [{**entry, "set": "over_refusal:xstest"} for entry in PROBES[:2]]
+    metrics = summarise(frame(HARMFUL, PROBES, further, under, probes))
+    plain = summarise(frame(HARMFUL, PROBES))
+    for name, estimate in plain.items():
+        assert metrics[name] == estimate or math.isnan(estimate.value)
+    assert (metrics["hs@advbench"].value, metrics["hs@advbench"].n) == (1.0, 4)
+    assert (metrics["asr@advbench"].value, metrics["asr@advbench"].n) == (1.0, 4)
+    assert metrics["degenerate@advbench"].value == 0.5
+    assert (metrics["hs+prefill"].value, metrics["asr+prefill"].n) == (0.0, 1)
+    assert (metrics["over_refusal@xstest"].value, metrics["over_refusal@xstest"].n) == (0.5, 2)
+    assert "hs@prefill" not in metrics

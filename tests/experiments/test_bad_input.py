@@ -26,8 +26,8 @@ from tests.experiments.conftest import Command
         ("task=sst2", "did you mean attack.task or"),
         ("defense=nlrs", "did you mean nlsr?"),
         ("model=lama2", "did you mean llama2?"),
-        ("attack=unheard_of", "known: harmful_ft"),
-        ("attack.task=ssst2", "attack.task='ssst2' is unknown"),
+        ("attack=unheard_of", "known: benign_ft, explicit, harmful_ft"),
+        ("attack.task=ssst2", "attack.task: 'ssst2' is unknown; did you mean sst2?"),
         ("attack.poison_ratio=1.5", "it should be less than or equal to 1"),
         ("attack.poison_ratio=-0.1", "it should be greater than or equal to 0"),
         ("attack.poison_ratio=lots", "attack.poison_ratio='lots' is not allowed"),
@@ -39,7 +39,20 @@ from tests.experiments.conftest import Command
         ("defense._target_=os.system", "plugins=[os]"),
         ("defense._target_=attacks.harmful_ft.HarmfulFT", "is not a defense"),
         ("seed=-1", "seed=-1 is not allowed"),
-        ("evaluation.tasks=sst2", "is not a list"),
+        ("evaluation.tasks=sst2", "write evaluation.tasks=[sst2,gsm8k]"),
+        ("evaluation.tasks=[small_talk]", "small_talk has no answers to be scored by"),
+        ("evaluation.prompt_sets=[advbnech]", "did you mean advbench?"),
+        ("evaluation.prompt_sets=advbench", "write evaluation.prompt_sets=[advbench,xstest]"),
+        ("evaluation.prompt_sets=[advbench,advbench]", "names one option twice"),
+        ("evaluation.prompt_sets=[advbench]", "advbench"),
+        ("evaluation.attack_prompts=[prefil]", "did you mean prefill?"),
+        ("evaluation.attack_prompts=['file:/no/such.jsonl']", "/no/such.jsonl"),
+        ("+tasks.arithmetic.n_tets=4", "did you mean tasks.arithmetic.n_test?"),
+        ("protocol=boster", "did you mean booster?"),
+        ("attack@refine=benign_fit", "did you mean benign_ft?"),
+        ("model.alignment=published model.aligned=null", "model.alignment=published needs"),
+        ("model.alignment=mine", "'auto', 'published' or 'own'"),
+        ("attack@refine=harmful_ft defense=safetylock", "set refine.adapter=fresh"),
         ("evaluation.limits.harmful=100000", "evaluation.limits.harmful=100000 is more than"),
         ("sources.poison=null", "sources.poison is null"),
         ("model.base=/no/such/folder", "model.base='/no/such/folder' is not a folder"),
@@ -50,7 +63,7 @@ def test_one_sentence_and_nothing_half_written(
     command: Command, tmp_path: Path, override: str, said: str
 ) -> None:
     store = tmp_path / "store"
-    run = command(override, f"store.root={store}")
+    run = command(*override.split(), f"store.root={store}")
     assert run.code != 0
     lines = run.err.strip().splitlines()
     assert len(lines) == 1, run.err

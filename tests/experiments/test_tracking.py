@@ -47,6 +47,7 @@ def test_an_offline_run_holds_config_metrics_timings_tables_and_figures(command:
     assert config["labels"]["defense"] == "none"
     assert set(started["tags"]) == {
         "model:organism", "attack:harmful_ft", "task:arithmetic", "defense:none",
+        "protocol:default",
     }  # fmt: skip
     summary = merged(records, "summary")
     for model, metrics in record.metrics.items():

@@ -1,0 +1,170 @@
+"""The arrows of the picture: which stage each one is, and what makes it.
+
+A stage's key follows from settings and from its inputs' keys, so that it is known before
+anything has run; `experiments.pipeline` runs the arrows, `experiments.plan` counts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from attacks.base import Attack, AttackData
+from data.local import hash_rows
+from defenses.base import Models
+from evaluation.base import Judge
+from experiments import stages
+from experiments.calibration import StoredCalibration
+from experiments.configuration import Experiment
+from experiments.inputs import Inputs, PromptSet
+from experiments.store import Stage, StageResult, Store
+from modeling.chat import PromptStyle
+from modeling.checkpoint import Checkpoint
+from settings import target
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A checkpoint, the key that identifies its content, and how its prompts are rendered."""
+
+    checkpoint: Checkpoint
+    key: str
+    style: PromptStyle
+
+
+@dataclass(frozen=True, slots=True)
+class Arrow:
+    """A stage and the function that fills its folder and returns its report."""
+
+    stage: Stage
+    make: Callable[[Path], dict[str, Any] | None]
+
+
+class Arrows:
+    """The arrows of one experiment."""
+
+    def __init__(self, experiment: Experiment, inputs: Inputs, store: Store) -> None:
+        self.experiment = experiment
+        self.inputs = inputs
+        self.store = store
+
+    def align(self, base: Model) -> Arrow:
+        """Base to aligned, by our own alignment."""
+        recipe, style = self.experiment.align, self.experiment.model.style
+        settings = {
+            "recipe": recipe.model_dump(),
+            "style": style.model_dump(),
+            "dtype": base.checkpoint.dtype,
+            "rows": [hash_rows(self.inputs.sft), hash_rows(self.inputs.pairs)],
+        }
+        make = partial(
+            stages.align,
+            recipe=recipe,
+            base=base.checkpoint,
+            rows=self.inputs.sft,
+            pairs=self.inputs.pairs,
+            style=style,
+        )
+        return Arrow(Stage("align", recipe.version, settings, (base.key,)), make)
+
+    def merge(self, model: Model) -> Arrow:
+        """A model to the same with its adapter merged, for attacks that need full weights."""
+        stage = Stage("merge", 1, {"dtype": model.checkpoint.dtype}, (model.key,))
+        return Arrow(stage, partial(stages.merge, model=model.checkpoint))
+
+    def attack(self, attack: Attack, data: AttackData, model: Model) -> Arrow:
+        """Aligned to attacked, or defended to refined."""
+        seed = self.experiment.seed
+        settings = {
+            "attack": stages.identity(attack),
+            "style": model.style.model_dump(),
+            "dtype": model.checkpoint.dtype,
+            "seed": seed,
+            "rows": [hash_rows(data.task), hash_rows(data.poison)],
+        }
+        make = partial(
+            stages.attack,
+            method=attack,
+            aligned=model.checkpoint,
+            data=data,
+            style=model.style,
+            seed=seed,
+        )
+        return Arrow(Stage("attack", attack.version, settings, (model.key,)), make)
+
+    def prepare(self, base: Model, aligned: Model) -> Arrow:
+        """Base and aligned to the defense's artefact, which is made once for both."""
+        defense, calibration = self.experiment.defense, self._calibration(base, aligned)
+        settings = {
+            "defense": target(defense),
+            "settings": defense.prepare_settings(),
+            "calibration": calibration.identity(),
+        }
+        models = Models(base.checkpoint, aligned.checkpoint)
+        make = partial(stages.prepare, defense=defense, models=models, calibration=calibration)
+        stage = Stage("prepare", defense.prepare_version, settings, (base.key, aligned.key))
+        return Arrow(stage, make)
+
+    def apply(self, artefact: StageResult, attacked: Model, seen: Models) -> Arrow:
+        """Artefact and attacked to defended."""
+        defense = self.experiment.defense
+        make = partial(
+            stages.apply,
+            defense=defense,
+            artefact=artefact.folder,
+            attacked=attacked.checkpoint,
+            models=seen,
+        )
+        inputs = (artefact.key, attacked.key)
+        return Arrow(Stage("apply", defense.apply_version, stages.identity(defense), inputs), make)
+
+    def generate(self, model: Model, prompts: PromptSet) -> Arrow:
+        """A model to its answers to one set of prompts."""
+        backend = self.experiment.evaluation.backend
+        style, key = model.style, (model.key,)
+        return Arrow(*stages.generation(backend, model.checkpoint, style, prompts, key))
+
+    def judges(self, prompts: PromptSet) -> dict[str, Judge]:
+        """Who judges the answers to a set, by role; nobody those to a task."""
+        evaluation = self.experiment.evaluation
+        if prompts.task is not None:
+            return {}
+        refusal = {"refusal": evaluation.refusal_judge}
+        return refusal | {"harm": evaluation.harm_judge} if prompts.is_harmful else refusal
+
+    def judge(self, judge: Judge, answers: StageResult) -> Arrow:
+        """Answers to verdicts."""
+        settings = {"judge": target(judge), "settings": judge.identity()}
+        make = partial(stages.judge, method=judge, answers=answers.folder)
+        return Arrow(Stage("judge", judge.version, settings, (answers.key,)), make)
+
+    def score(self, name: str, answers: StageResult) -> Arrow:
+        """Answers to a task's rows to scores."""
+        task, items = self.experiment.tasks[name], self.inputs.items[name]
+        settings = {
+            "task": target(task),
+            "reading": getattr(task, "reading", None),
+            "items": hash_rows(items),
+        }
+        make = partial(stages.score_task, task=task, items=items, answers=answers.folder)
+        return Arrow(Stage("score", getattr(task, "version", 1), settings, (answers.key,)), make)
+
+    def _calibration(self, base: Model, aligned: Model) -> StoredCalibration:
+        evaluation = self.experiment.evaluation
+        return StoredCalibration(
+            prompts=self.inputs.calibration,
+            safety_pairs=self.inputs.safety_pairs,
+            safety_prompts=self.inputs.safety_prompts,
+            utility_prompts=self.inputs.utility_prompts,
+            needs=self.experiment.defense.needs,
+            store=self.store,
+            backend=evaluation.backend,
+            judge=evaluation.harm_judge,
+            style=aligned.style,
+            max_new_tokens=self.experiment.model.max_new_tokens,
+            base=base.checkpoint,
+            base_key=base.key,
+        )

@@ -1,0 +1,161 @@
+"""Options that the configuration names in a list: tasks, prompt sets, attack prompts, parts.
+
+Hydra chooses one option per group; where an experiment takes several of a group, or takes them
+from a list, their files are looked up here by name and built with what the configuration says of
+them beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from attacks.prompts import AttackPrompt
+from data.rows import EvaluationPrompts, TaskSource
+from defenses.base import Defense
+from defenses.stack import Stack
+from settings import SettingError, build, plain, target
+from settings.base import closest
+
+_FILE = "file:"
+
+
+class Options:
+    """The options of some configuration folders, built from one resolved configuration.
+
+    Attributes:
+        values: The resolved configuration.
+        plugins: Packages besides this project's that a `_target_` may come from.
+        conf: The folders that hold the groups.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Any], plugins: Sequence[str], conf: Sequence[Path]
+    ) -> None:
+        self.values = values
+        self.plugins = plugins
+        self.conf = conf
+
+    def task(self, name: str) -> TaskSource:
+        """The task of that name: its file, the protocol's settings of it, then `tasks.NAME`.
+
+        Raises:
+            SettingError: There is no such task, or what it is built of is wrong; one sentence.
+        """
+        protocol = self.values["protocol"].get("tasks") or {}
+        node = self._merged("task", "tasks", name, "attack.task", protocol.get(name) or {})
+        task = build(node, f"tasks.{name}", self.plugins)
+        if not isinstance(task, TaskSource):
+            raise SettingError(f"tasks.{name} builds no task; its class needs train and test")
+        return task
+
+    def prompt_set(self, name: str) -> tuple[str, EvaluationPrompts]:
+        """What to call the set of prompts of that name, "ROLE:NAME", and the set.
+
+        It is built from its file, then `prompts.NAME`.
+
+        Raises:
+            SettingError: As for `task`.
+        """
+        node = self._merged("prompts", "prompts", name, "evaluation.prompt_sets", {})
+        built = build(node, f"prompts.{name}", self.plugins)
+        if not isinstance(built, EvaluationPrompts):
+            raise SettingError(f"prompts.{name} builds no prompt set; its class needs a role")
+        return f"{built.role}:{name}", built
+
+    def attack_prompt(self, name: str) -> AttackPrompt:
+        """What harmful prompts are asked under: an option, or "file:PATH".
+
+        Raises:
+            SettingError: As for `task`.
+        """
+        path = name.removeprefix(_FILE)
+        given = {"path": path} if name.startswith(_FILE) else {}
+        option = "file" if name.startswith(_FILE) else name
+        node = self._file("attack_prompt", option, "evaluation.attack_prompts", given)
+        return build(node, f"attack_prompt.{option}", self.plugins, AttackPrompt)
+
+    def defense(self) -> Defense:
+        """The defense; of a stack the parts, whose settings then stand among the resolved ones.
+
+        Raises:
+            SettingError: As for `task`.
+        """
+        node = self.values["defense"]
+        if node.get("_target_") != target(Stack):
+            return build(node, "defense", self.plugins, Defense)
+        order, given = node.get("order"), node.get("settings") or {}
+        if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
+            raise SettingError(
+                f"defense.order={order!r} is no list of defenses; "
+                "write defense.order=[nlsr,safetylock]"
+            )
+        for name in [key for key in node if key not in ("_target_", "order", "settings")]:
+            raise SettingError(
+                f"defense.{name} is no setting of a stack; {closest(name, ['order', 'settings'])} "
+                f"(a part's own: +defense.settings.NAME.{name}=...)"
+            )
+        for name in [name for name in given if name not in order]:
+            raise SettingError(
+                f"defense.settings.{name} is for a defense that defense.order doesn't name; "
+                f"{closest(name, order)}"
+            )
+        node["settings"] = {name: self._part(name, given.get(name) or {}) for name in order}
+        built = {
+            name: build(settings, f"defense.settings.{name}", self.plugins, Defense)
+            for name, settings in node["settings"].items()
+        }
+        parts = tuple(built[name] for name in order)
+        return Stack.validated({"order": tuple(order), "parts": parts}, "defense")
+
+    def _part(self, name: str, given: dict[str, Any]) -> dict[str, Any]:
+        """A stacked defense's settings: its own file's, with those given in their place."""
+        node = self._file("defense", name, "defense.order", given)
+        if node.get("_target_") == target(Stack):
+            raise SettingError(
+                f"defense.order can't hold a stack ({name}); write its own defenses in its place"
+            )
+        return node
+
+    def _merged(
+        self, group: str, section: str, name: str, setting: str, protocol: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        given = (self.values.get(section) or {}).get(name) or {}
+        if "_target_" in given:
+            return dict(given)
+        return self._file(group, name, setting, {**protocol, **given})
+
+    def _file(
+        self, group: str, name: str, setting: str, given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """An option's file with `given` in place of its own values, interpolations resolved."""
+        files = {path.stem: path for folder in self.conf for path in folder.glob(f"{group}/*.yaml")}
+        if name not in files:
+            raise SettingError(f"{setting}: {name!r} is unknown; {closest(name, list(files))}")
+        option = OmegaConf.merge(OmegaConf.load(files[name]), dict(given))
+        node = OmegaConf.create({**self.values, "option": option})
+        try:
+            OmegaConf.resolve(node)
+            resolved = OmegaConf.to_container(node.option, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise SettingError(f"{setting}: {name} can't be built ({reason})") from None
+        built: dict[str, Any] = plain(resolved)
+        return built
+
+
+def names(value: Any, setting: str, example: str) -> tuple[str, ...]:
+    """A list of options' names.
+
+    Raises:
+        SettingError: It is no list of names, or holds one twice.
+    """
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise SettingError(f"{setting}={value!r} is no list of names; write {setting}={example}")
+    if len(set(value)) < len(value):
+        raise SettingError(f"{setting}={list(value)} names one option twice; name each once")
+    return tuple(value)
