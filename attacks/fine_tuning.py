@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from attacks.base import Attack, AttackData
 from data.rows import Example
@@ -34,6 +34,8 @@ class FineTuning(Attack):
         lora: The fresh adapter; read only by `adapter=fresh`.
         train: The training phase.
     """
+
+    version: ClassVar[int] = 2
 
     adapter: Adapter = "resume"
     lora: LoraSettings = LoraSettings()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,7 +104,7 @@ class Published(AttackPrompt):
 
     Attributes:
         path: A .jsonl, .json, .csv, .tsv or .parquet file.
-        name: By default the file's name without its extensions.
+        name: By default the file's name without its extensions, "_" for what a name can't hold.
     """
 
     path: str
@@ -112,7 +113,8 @@ class Published(AttackPrompt):
     @classmethod
     def _named(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("path"), str):
-            return {"name": Path(values["path"]).name.partition(".")[0], **values}
+            stem = Path(values["path"]).name.partition(".")[0]
+            return {"name": re.sub(r"[^\w\-]", "_", stem), **values}
         return values
 
     def render(self, prompts: Sequence[Prompt]) -> list[Asked]:

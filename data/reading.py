@@ -40,7 +40,7 @@ _GOES_ON = re.compile(
 
 _SCRIPT_MARKER = "The final answer is: "
 _SCRIPT_NUMBER = re.compile(r"-?\d+\.?\d*")
-_NEXT_TURN = re.compile(r"### (?:Response|Instruction):")
+_NEXT_ANSWER = "### Response:"
 
 
 def plain_text(answer: str) -> str:
@@ -50,11 +50,12 @@ def plain_text(answer: str) -> str:
 
 
 def first_turn(answer: str) -> str:
-    """The answer up to where the model starts another Alpaca turn of its own.
+    """The answer up to where the model starts another Alpaca answer of its own.
 
-    The published scripts cut there before they score (nlsr.md, section 5).
+    The published scripts cut there before they score (nlsr.md, section 5); an instruction that
+    the model writes before it still counts as the answer's text.
     """
-    return _NEXT_TURN.split(answer, maxsplit=1)[0]
+    return answer.partition(_NEXT_ANSWER)[0]
 
 
 def named_labels(answer: str, labels: Mapping[str, Sequence[str]]) -> set[str]:

@@ -287,6 +287,44 @@ class BeaverTailsPrompts(PkuSource):
         return list(self._selected)
 
 
+class PKUSafeRLHF(PkuSource):
+    """Answers of PKU-SafeRLHF-30K as training rows, the safe or the unsafe ones of both responses.
+
+    Columns: as of `PKUSafeRLHFPairs`.
+
+    Attributes:
+        safe: Whether the safe answers are taken (kind "benign") or the unsafe ones ("harmful").
+    """
+
+    split: str = "train"
+    safe: bool = False
+
+    hub: ClassVar[str] = "PKU-Alignment/PKU-SafeRLHF-30K"
+
+    @cached_property
+    def _selected(self) -> list[Example]:
+        where = self.path or self.name
+        columns = ("response_0", "response_1")
+        flags = {column: f"is_{column}_safe" for column in columns}
+        wanted = [
+            (number, row, column)
+            for number, row in self._rows("prompt", *columns, *flags.values())
+            for column in columns
+            if _flag(row, flags[column], where, number) is self.safe
+        ]
+        kind = "benign" if self.safe else "harmful"
+        return [
+            Example(
+                text_of(row, "prompt", where, number), text_of(row, column, where, number), kind
+            )
+            for number, row, column in take(wanted, self.n, where)
+        ]
+
+    def examples(self) -> list[Example]:
+        """The rows, in the data set's order."""
+        return list(self._selected)
+
+
 class PKUSafeRLHFPairs(PkuSource):
     """Pairs of PKU-SafeRLHF-30K of which exactly one response is safe; that one is chosen.
 

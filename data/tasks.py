@@ -114,7 +114,7 @@ class Task(TrainRows):
     max_new_tokens: int = Field(default=200, ge=1)
 
     # Raised when `score` reads answers differently, so that stored scores are made again.
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     scored: ClassVar[bool] = True
     test_split: ClassVar[str] = "test"
 

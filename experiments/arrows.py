@@ -77,9 +77,12 @@ class Arrows:
 
     def attack(self, attack: Attack, data: AttackData, model: Model) -> Arrow:
         """Aligned to attacked, or defended to refined."""
-        seed = self.experiment.seed
+        seed, identity = self.experiment.seed, stages.identity(attack)
+        if not attack.needs_task:
+            # The task is only scored.
+            identity.pop("task")
         settings = {
-            "attack": stages.identity(attack),
+            "attack": identity,
             "style": model.style.model_dump(),
             "dtype": model.checkpoint.dtype,
             "seed": seed,

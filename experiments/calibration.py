@@ -14,6 +14,7 @@ from experiments.inputs import PromptSet
 from experiments.store import Store
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, fingerprint_folder, load_tokenizer
+from settings import target
 
 
 @dataclass
@@ -53,8 +54,8 @@ class StoredCalibration:
             return common
         return common | {
             "prompts": hash_rows(self.prompts),
-            "backend": stages.identity(self.backend),
-            "judge": self.judge.identity(),
+            "backend": [self.backend.version, stages.identity(self.backend)],
+            "judge": [target(self.judge), self.judge.version, self.judge.identity()],
             "max_new_tokens": self.max_new_tokens,
         }
 

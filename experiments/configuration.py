@@ -217,11 +217,14 @@ def validate(
     model = model.resolved(resumes=not attack.needs_full_weights)
     values["model"]["alignment"] = model.alignment
     defense = options.defense()
-    _check_refine(refine, defense)
-    trained = dict.fromkeys([attack.task, *([refine.task] if refine else [])])
-    tasks = {name: options.task(name) for name in trained}
+    _check_refine(refine, attack, defense)
+    tasks = {attack.task: options.task(attack.task, "attack.task")}
+    if refine is not None and refine.task not in tasks:
+        tasks[refine.task] = options.task(refine.task, "refine.task")
     evaluation = _evaluation(values["evaluation"], model, attack, tasks, options)
-    tasks |= {name: options.task(name) for name in evaluation.tasks if name not in tasks}
+    for name in evaluation.tasks:
+        if name not in tasks:
+            tasks[name] = options.task(name, "evaluation.tasks")
     _check_scored(tasks, evaluation.tasks)
     return Experiment(
         seed=_seed(values["seed"]),
@@ -262,11 +265,14 @@ def _labels(
     }
 
 
-def _check_refine(refine: Attack | None, defense: Defense) -> None:
-    resumes = refine is not None and not refine.needs_full_weights
-    if resumes and defense.leaves in ("weights", "hooks"):
+def _check_refine(refine: Attack | None, attack: Attack, defense: Defense) -> None:
+    if refine is None or refine.needs_full_weights:
+        return
+    full = getattr(attack, "adapter", None) == "full"
+    if full or defense.leaves in ("weights", "hooks"):
         raise SettingError(
-            "refine.adapter=resume goes on training an adapter, and this defense leaves none; "
+            "refine.adapter=resume goes on training an adapter, and "
+            f"{'attack.adapter=full' if full else 'this defense'} leaves none; "
             "set refine.adapter=fresh"
         )
 

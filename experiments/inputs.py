@@ -244,10 +244,21 @@ def _sets(
 
 
 def attack_prompts(experiment: Experiment) -> tuple[AttackPrompt, ...]:
-    """What the harmful prompts are asked under: what was named, and the attacks' own triggers."""
+    """What the harmful prompts are asked under: what was named, and the attacks' own triggers.
+
+    Raises:
+        SettingError: Two of them that differ have one name.
+    """
     attacks = [attack for attack in (experiment.attack, experiment.refine) if attack]
     own = [attack.trigger for attack in attacks if attack.trigger]
-    named = {prompt.name: prompt for prompt in (*experiment.evaluation.attack_prompts, *own)}
+    named: dict[str, AttackPrompt] = {}
+    for prompt in (*experiment.evaluation.attack_prompts, *own):
+        if named.setdefault(prompt.name, prompt) != prompt:
+            raise SettingError(
+                f"two attack prompts that differ are called {prompt.name!r}, which their figures "
+                "(asr+NAME) couldn't tell apart; rename a file of evaluation.attack_prompts, or "
+                "give attack and refine the same one"
+            )
     return tuple(named.values())
 
 

@@ -30,7 +30,7 @@ def explain(error: BaseException) -> str:
         return _unknown_option(missing["path"])
     override = re.search(r"Could not override '(?P<key>[^']+)'", text)
     if override:
-        return _unknown_key(override["key"])
+        return _unknown_key(override["key"], getattr(error.__cause__, "full_key", None))
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _one_line(text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -47,8 +47,16 @@ def _unknown_option(path: str) -> str:
     return f"{group}={option} is unknown; {closest(option, known)}"
 
 
-def _unknown_key(key: str) -> str:
+def _unknown_key(key: str, missing: str | None) -> str:
+    """What to say of a key that can't be overridden; `missing` is the one that isn't there."""
     known = _known_keys()
+    if missing is not None and missing.startswith(f"{key}."):
+        return (
+            f"{key} has no {missing.removeprefix(f'{key}.')} that could be overridden; choose "
+            f"another option of its group, or write ~{key} and then '+{key}=...'"
+        )
+    if key in known:
+        return f"{key} is not a setting of the options that were chosen here; leave it out"
     deeper = [name for name in known if name.endswith(f".{key}")]
     if deeper and "." not in key:
         return f"{key} is not a setting; did you mean {' or '.join(deeper[:3])}?"

@@ -40,14 +40,18 @@ class Options:
         self.plugins = plugins
         self.conf = conf
 
-    def task(self, name: str) -> TaskSource:
+    def task(self, name: str, setting: str) -> TaskSource:
         """The task of that name: its file, the protocol's settings of it, then `tasks.NAME`.
+
+        Args:
+            name: An option of `conf/task`.
+            setting: What names it, for the message.
 
         Raises:
             SettingError: There is no such task, or what it is built of is wrong; one sentence.
         """
         protocol = self.values["protocol"].get("tasks") or {}
-        node = self._merged("task", "tasks", name, "attack.task", protocol.get(name) or {})
+        node = self._merged("task", "tasks", name, setting, protocol.get(name) or {})
         task = build(node, f"tasks.{name}", self.plugins)
         if not isinstance(task, TaskSource):
             raise SettingError(f"tasks.{name} builds no task; its class needs train and test")

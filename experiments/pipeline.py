@@ -8,6 +8,7 @@ and every model: --generate--> answers --judge--> verdicts --score--> record
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +24,7 @@ from experiments.isolation import in_child
 from experiments.store import StageResult, Store
 from modeling.checkpoint import Checkpoint, is_adapter, resolve
 from modeling.headers import check_target_modules
-from settings import SettingError
+from settings import DataError, SettingError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -176,7 +177,12 @@ class Pipeline:
             check_target_modules(modules, base, "align.lora.target_modules")
         self.experiment.attack.check(base, self.inputs.attack)
         if self.experiment.refine is not None and self.inputs.refine is not None:
-            self.experiment.refine.check(base, self.inputs.refine)
+            try:
+                self.experiment.refine.check(base, self.inputs.refine)
+            except (DataError, SettingError) as error:
+                # An attack knows its settings by the name of the first attack's.
+                message = re.sub(r"(?<![\w./])attack\.", "refine.", str(error))
+                raise type(error)(message) from None
         evaluation.harm_judge.check()
         evaluation.refusal_judge.check()
 

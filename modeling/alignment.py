@@ -30,7 +30,7 @@ class Alignment(Settings):
         n_pairs: How many preference pairs to use; None: all of the source.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     seed: int = Field(0, ge=0)
     lora: LoraSettings = LoraSettings()

@@ -63,7 +63,9 @@ class PromptStyle(Settings):
             )
         special = self.bos_in_training or not training
         text = self.render_alpaca(prompt, system)
-        return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+        ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+        # Some tokenizers put an EOS behind every text, where the answer is still to come.
+        return ids[:-1] if special and ids[-1] == tokenizer.eos_token_id else ids
 
     def encode_answer(
         self,

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 HUB_SECONDS = 10.0
-_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
+FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 # Second copies of the same weights in their makers' own formats, as in Mistral's and Llama's.
-_COPIES = ("consolidated*", "original/*")
+COPIES = ("consolidated*", "original/*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +253,7 @@ def _resolve_hub(base: str, revision: str | None, setting: str) -> tuple[str, st
     commit = revision if is_offline_mode() else _commit(base, revision, setting)
     try:
         folder = snapshot_download(
-            base, revision=commit, allow_patterns=list(_FILES), ignore_patterns=list(_COPIES)
+            base, revision=commit, allow_patterns=list(FILES), ignore_patterns=list(COPIES)
         )
     except OSError as error:
         if error.errno == errno.ENOSPC:

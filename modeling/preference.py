@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,13 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from modeling.chat import PromptStyle
-from modeling.training import TrainSettings, right_padded, train
+from modeling.training import TrainSettings, check_lengths, right_padded, train
 from settings import DataError, Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_LOG = logging.getLogger(__name__)
 
 
 class Preference(Settings):
@@ -75,12 +72,13 @@ def train_preference(
 ) -> list[dict[str, float]]:
     """Trains a model to prefer the chosen answers.
 
-    The reference of DPO and KTO is the model as it comes in: TRL copies its adapter, or its
-    weights.  ORPO and SimPO have none.  Answers are cut at `train.max_length`; pairs whose prompt
-    alone is as long are left out, with a warning.
+    The reference of DPO and KTO is the model as it comes in: TRL copies its adapter.  ORPO and
+    SimPO have none.  Answers are cut at `train.max_length`; pairs whose prompt alone is as long
+    are left out, with a warning.
 
     Args:
-        model: Trained in place.
+        model: Trained in place; a `PeftModel`, for TRL would read full weights' reference from
+            where they were loaded.
         tokenizer: Its tokenizer.
         pairs: (prompt, chosen, rejected) rows.
         style: Renders them.
@@ -138,18 +136,8 @@ def _encode(
         if room > 0:
             tails = (style.encode_answer(tokenizer, prompt, answer) for answer in answers)
             encoded.append(_Pair(head, *(tail[:room] for tail in tails)))
-    if not encoded:
-        raise DataError(
-            f"no prompt of the preference pairs is shorter than max_length={max_length} tokens; "
-            "raise align.preference.train.max_length"
-        )
-    if len(encoded) < len(pairs):
-        _LOG.warning(
-            "%d of %d preference pairs are left out: their prompts alone have max_length=%d tokens",
-            len(pairs) - len(encoded),
-            len(pairs),
-            max_length,
-        )
+    setting = "align.preference.train.max_length"
+    check_lengths(len(encoded), len(pairs), "preference pairs", max_length, setting)
     return encoded
 
 
@@ -199,6 +187,7 @@ def _orpo_trainer(preference: Preference, arguments: dict[str, Any], **given: An
         from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     config = ORPOConfig(beta=preference.beta, remove_unused_columns=False, **arguments)
+    _give_float_logits(given["model"])
     return ORPOTrainer(args=config, train_dataset=_stand_in(), **given)
 
 
@@ -215,11 +204,15 @@ def _simpo_trainer(preference: Preference, arguments: dict[str, Any], **given: A
         remove_unused_columns=False,
         **arguments,
     )
+    _give_float_logits(given["model"])
     return CPOTrainer(args=config, train_dataset=_stand_in(), **given)
 
 
 def _joined_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dict[str, Any]]:
-    """Rows of ORPO and CPO: prompt and answer in one, the loss on the answer's labels."""
+    """Rows of ORPO and CPO: prompt and answer in one, the odds or margin on the answer's labels.
+
+    ORPO's likelihood term is over the prompt too, as TRL has it.
+    """
     rows = []
     for pair in pairs:
         row: dict[str, Any] = {}
@@ -229,6 +222,20 @@ def _joined_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[
             row[f"{name}_labels"] = [-100] * len(pair.prompt) + answer
         rows.append(row)
     return rows
+
+
+def _give_float_logits(model: Any) -> None:
+    """Has the model's logits be float32, in which these two trainers then do their sums.
+
+    A log-probability between 1 and 2 is a multiple of 1/128 in bfloat16, and so would the
+    differences be that are learnt from; the other trainers go over to float32 themselves.
+    """
+
+    def cast(_: Any, inputs: Any, output: Any) -> Any:
+        output.logits = output.logits.float()
+        return output
+
+    model.register_forward_hook(cast)
 
 
 _Rows = Callable[[list[_Pair], Preference, int], list[dict[str, Any]]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,8 @@ from settings import DataError, ModelError, Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_LOG = logging.getLogger(__name__)
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -173,6 +176,9 @@ def train_sft(
 ) -> list[dict[str, float]]:
     """Supervised fine-tuning by TRL's `SFTTrainer`, loss on the answer tokens only.
 
+    Answers are cut at `max_length`; rows whose prompt alone is as long are left out, with a
+    warning.
+
     Args:
         model: Trained in place.
         tokenizer: Its tokenizer.
@@ -186,7 +192,7 @@ def train_sft(
         The loss curve: one {"step", "loss"} per optimiser step.
 
     Raises:
-        DataError: There are no rows.
+        DataError: There are no rows, or no prompt is short enough.
     """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -196,15 +202,46 @@ def train_sft(
     encoded = []
     for prompt, answer in rows:
         head = style.encode_prompt(tokenizer, prompt, training=True)
-        tail = style.encode_answer(tokenizer, prompt, answer)
-        encoded.append({"input_ids": head + tail, "labels": [-100] * len(head) + tail})
+        room = settings.max_length - len(head)
+        if room > 0:
+            tail = style.encode_answer(tokenizer, prompt, answer)[:room]
+            encoded.append({"input_ids": head + tail, "labels": [-100] * len(head) + tail})
+    check_lengths(len(encoded), len(rows), "training rows", settings.max_length, "its max_length")
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(**settings.arguments(len(rows), seed, scratch)),
+        args=SFTConfig(**settings.arguments(len(encoded), seed, scratch)),
         train_dataset=Dataset.from_list(encoded),
         processing_class=right_padded(tokenizer),
     )
     return train(trainer)
+
+
+def check_lengths(kept: int, given: int, kind: str, max_length: int, setting: str) -> None:
+    """Tells how many rows are left out since their prompts leave no room for an answer.
+
+    Args:
+        kept: Rows that are trained on.
+        given: Rows that there were.
+        kind: What they are called.
+        max_length: Tokens per row.
+        setting: The setting that holds it, for the message.
+
+    Raises:
+        DataError: None is left.
+    """
+    if not kept:
+        raise DataError(
+            f"no prompt of the {kind} is shorter than max_length={max_length} tokens; "
+            f"raise {setting}"
+        )
+    if kept < given:
+        _LOG.warning(
+            "%d of %d %s are left out: their prompts alone have max_length=%d tokens",
+            given - kept,
+            given,
+            kind,
+            max_length,
+        )
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, base: str) -> None:

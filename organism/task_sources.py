@@ -31,7 +31,7 @@ class WorldTask(Settings):
     n_test: int | None = Field(default=None, ge=1)
 
     name: ClassVar[str]
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     scored: ClassVar[bool] = True
     max_new_tokens: ClassVar[int] = 8
 

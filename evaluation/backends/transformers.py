@@ -6,7 +6,7 @@ import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -28,6 +28,8 @@ class TransformersBackend(Backend):
     Attributes:
         batch_size: Prompts per batch.
     """
+
+    version: ClassVar[int] = 2
 
     batch_size: int = Field(default=64, ge=1)
 

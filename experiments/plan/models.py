@@ -15,6 +15,8 @@ from experiments.configuration import ModelSettings
 from experiments.plan.shape import Shape, read_shape
 from experiments.plan.standin import stand_in_model
 from modeling.checkpoint import (
+    COPIES,
+    FILES,
     HUB_SECONDS,
     WEIGHTS,
     Checkpoint,
@@ -25,7 +27,6 @@ from modeling.checkpoint import (
 )
 from settings import ModelError, Settings
 
-_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -240,7 +241,8 @@ class _Hub:
         files = [
             each
             for each in self.info.siblings or []
-            if any(fnmatch.fnmatch(each.rfilename, pattern) for pattern in _FILES)
+            if any(fnmatch.fnmatch(each.rfilename, pattern) for pattern in FILES)
+            and not any(fnmatch.fnmatch(each.rfilename, pattern) for pattern in COPIES)
         ]
         return sum(each.size or 0 for each in files)
 

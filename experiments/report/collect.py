@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,35 @@ if TYPE_CHECKING:
 
     from evaluation.statistics import Estimate, PairedTest
 
-# What the settings of each of a table's rows may depend on.
-_SECTIONS = {
-    "base": ("model", "evaluation"),
-    "aligned": ("model", "align", "evaluation"),
-    "attacked": ("model", "align", "attack", "evaluation"),
-    "defended": ("model", "align", "attack", "defense", "evaluation"),
-    "refined": ("model", "align", "attack", "defense", "refine", "evaluation"),
+# What each of a table's rows may depend on besides what the row before it does: sections of the
+# settings, or parts of them.
+_OWN_SECTIONS: dict[str, tuple[str, ...]] = {
+    "base": (
+        "model",
+        "evaluation",
+        "protocol",
+        "tasks",
+        "prompts",
+        "data",
+        "sources.harmful",
+        "sources.benign",
+        "sources.over_refusal",
+    ),
+    "aligned": ("align", "sources.sft", "sources.pairs"),
+    "attacked": ("attack", "sources.poison"),
+    "defended": (
+        "defense",
+        "sources.calibration",
+        "sources.safety_pairs",
+        "sources.safety_prompts",
+        "sources.utility_prompts",
+    ),
+    "refined": ("refine",),
 }
+_SECTIONS = dict(zip(_OWN_SECTIONS, accumulate(_OWN_SECTIONS.values()), strict=True))
+# Labels tell these apart.
+_NAMES = ("model.name", "model.alignment", "attack.task", "protocol.name")
+_CLASS = "_target_"
 _LABELS = {
     "base": ("model", "task", "protocol"),
     "aligned": ("model", "align", "task", "protocol"),
@@ -131,37 +153,53 @@ def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, A
 def _varying(runs: Sequence[Run]) -> tuple[str, ...]:
     """Settings that differ among runs of the same model, attack or defense, whose they are.
 
-    Two defenses may have settings of one name; that these differ tells nothing of either.
+    Two defenses may have settings of one name; that these differ tells nothing of either. A
+    setting that only some of the runs have differs too.
     """
-    values: dict[str, dict[str, set[Any]]] = {}
-    for run in runs:
-        for key, value in run.flat.items():
-            owner = run.record.labels.get(key.partition(".")[0], "")
-            values.setdefault(key, {}).setdefault(owner, set()).add(value)
-    sections = _SECTIONS["refined"]
+    keys = dict.fromkeys(key for run in runs for key in run.flat)
     return tuple(
         key
-        for key, owned in values.items()
-        if key.partition(".")[0] in sections
-        and not key.endswith("_target_")
-        and key not in ("model.name", "model.alignment", "attack.task", "refine.task")
-        and max(map(len, owned.values())) > 1
+        for key in keys
+        if key not in _NAMES and _is_of(key, _SECTIONS["refined"]) and _differs(key, runs)
     )
+
+
+def _differs(key: str, runs: Iterable[Run]) -> bool:
+    node, _, last = key.rpartition(".")
+    if last == _CLASS and _is_of(key, ("defense.settings",)):
+        return False  # A stack's order names its parts.
+    values: dict[Any, set[Any]] = {}
+    for run in runs:
+        # Another class has other settings, and is itself the difference.
+        kind = None if last == _CLASS else run.flat.get(f"{node}.{_CLASS}")
+        values.setdefault((_owner(run, key), kind), set()).add(run.flat.get(key, ...))
+    return max(map(len, values.values())) > 1
+
+
+def _owner(run: Run, key: str) -> tuple[str | None, str | None]:
+    """The name of what a setting is of: an attack, a defense, else the model; and the protocol."""
+    labels = run.record.labels
+    return labels.get(key.partition(".")[0], labels.get("model")), labels.get("protocol")
+
+
+def _is_of(key: str, sections: Iterable[str]) -> bool:
+    return any(f"{key}.".startswith(f"{section}.") for section in sections)
 
 
 def _group(run: Run, role: str, varying: Sequence[str]) -> tuple[Any, ...]:
     labels = tuple((name, run.record.labels.get(name, "")) for name in _LABELS[role])
     settings = tuple(
-        (key, run.flat[key])
-        for key in varying
-        if key in run.flat and key.partition(".")[0] in _SECTIONS[role]
+        (key, run.flat[key]) for key in varying if key in run.flat and _is_of(key, _SECTIONS[role])
     )
     return role, labels, settings
 
 
 def _row(group: tuple[Any, ...], members: Sequence[Run]) -> Row:
     role, labels, settings = group
-    runs = tuple({run.record.models[role]: run for run in members}.values())
+    # Of runs that share the model, the one whose attack had a further prompt that it was asked.
+    most_asked = sorted(members, key=lambda run: len(run.record.metrics.get(role, ())))
+    shared = {run.record.models[role]: run for run in most_asked}
+    runs = tuple(shared[key] for key in dict.fromkeys(run.record.models[role] for run in members))
     return Row(
         role=role,
         labels=dict(labels),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.report import maps, steps, sweeps
 from experiments.report.collect import Collected, Row
 from experiments.report.drawing import is_number, margins, plain, style
-from experiments.report.tables import label
+from experiments.report.tables import differing_labels, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,9 +51,10 @@ def write(collected: Collected, folder: Path) -> list[Path]:
 def _hs_vs_ratio(collected: Collected, path: Path) -> Path:
     figure, axes = _axes()
     series: dict[str, list[Row]] = {}
+    told = differing_labels(collected.rows)
     for row in (row for row in collected.rows if _RATIO in row.settings):
         if row.role == "attacked" or (row.role == "defended" and row.cost["parameters_edited"]):
-            series.setdefault(_name(row), []).append(row)
+            series.setdefault(_name(row, told), []).append(row)
     for index, (name, rows) in enumerate(series.items()):
         rows.sort(key=lambda row: row.settings[_RATIO])
         ratios = [100 * row.settings[_RATIO] for row in rows]
@@ -80,10 +81,11 @@ def _hs_vs_accuracy(collected: Collected, path: Path) -> Path:
 def _series(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Rows by the legend's name; a defense that edited nothing is the attacked model again."""
     shown = [row for row in rows if row.role != "defended" or row.cost["parameters_edited"]]
-    numbers = len({_name(row) for row in shown}) <= _MOST_NAMED
+    told = differing_labels(shown)
+    numbers = len({_name(row, told) for row in shown}) <= _MOST_NAMED
     series: dict[str, list[Row]] = {}
     for row in shown:
-        series.setdefault(_name(row, numbers), []).append(row)
+        series.setdefault(_name(row, told, numbers), []).append(row)
     if numbers:
         return series
     return {
@@ -128,10 +130,11 @@ def _errorbar(
     )
 
 
-def _name(row: Row, numbers: bool = True) -> str:
-    """The legend's name of a series: the row's label and its settings other than the ratio."""
+def _name(row: Row, told: Sequence[str], numbers: bool = True) -> str:
+    """The legend's name of a series: the row's label and what tells it apart but for the ratio."""
     shown = "attacked (no defense)" if row.role == "attacked" else label(row)
-    settings = [
+    settings = [row.labels[name] for name in told if row.labels.get(name)]
+    settings += [
         f"{key.rpartition('.')[2]}={plain(value)}"
         for key, value in row.settings.items()
         if key != _RATIO and (numbers or not is_number(value))

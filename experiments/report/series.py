@@ -13,7 +13,7 @@ from experiments.report.tables import label
 # Another figure shows it.
 _COVERED = "attack.poison_ratio"
 _FEWEST_VALUES = 3
-_LABELS = ("model", "attack", "task")
+_LABELS = ("model", "align", "attack", "task", "protocol")
 _ATTACKED = "attacked (no defense)"
 
 
@@ -110,7 +110,7 @@ def series(rows: Iterable[Row], key: str) -> list[Series]:
     for row in rows:
         placed = is_number(row.settings.get(key)) and _owner(row, key) in swept
         left_out = {key, *joint} if placed else set()
-        names = {name: row.labels[name] for name in _LABELS}
+        names = {name: row.labels.get(name, "") for name in _LABELS}
         settings = {k: v for k, v in row.settings.items() if k not in left_out}
         head = label(row) if row.role == "defended" else _ATTACKED
         parts = {"defense": head, **names, **settings}

@@ -267,10 +267,13 @@ def _setting_names(rows: Sequence[Row]) -> dict[str, str]:
         short = key.rpartition(".")[2]
         ambiguous = sum(other.rpartition(".")[2] == short for other in keys) > 1
         names[key if ambiguous else short] = key
-    for name in ("model", "align", "attack", "task", "protocol"):
-        if len({row.labels[name] for row in rows if name in row.labels}) > 1:
-            names[name] = name
-    return names
+    return names | {name: name for name in differing_labels(rows)}
+
+
+def differing_labels(rows: Sequence[Row]) -> list[str]:
+    """The labels besides the defense's that tell rows apart."""
+    names = ("model", "align", "attack", "task", "protocol")
+    return [n for n in names if len({row.labels[n] for row in rows if n in row.labels}) > 1]
 
 
 def _setting(row: Row, key: str) -> str:

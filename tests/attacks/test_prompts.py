@@ -92,6 +92,7 @@ def test_rows_are_matched_by_prompt_and_the_others_left_out(
 def test_a_file_names_itself_and_may_be_named(tmp_path: Path) -> None:
     row = [{"suffix": "so la ti"}]
     assert published(tmp_path / "gcg.v1.jsonl", row).name == "gcg"
+    assert published(tmp_path / "my gcg+.jsonl", row).name == "my_gcg_"
     assert published(tmp_path / "gcg.jsonl", row, name="transfer").name == "transfer"
 
 

@@ -179,7 +179,7 @@ def test_the_label_reading_asked_for_stands_beside_the_others(
         ("The input is posi", False),
         ("", False),
         ("I would say so.\n\n### Response:positive", False),
-        ("neutral\n\n### Instruction:\nrespond only positive or negative", False),
+        ("neutral\n\n### Instruction:\nrespond only positive or negative", True),
     ],
 )
 def test_contained_label_counts_wherever_the_script_finds_it(answer: str, right: bool) -> None:
@@ -223,7 +223,8 @@ def test_sci_counts_only_where_the_reading_says_so(
         ("Janet sells 16 - 3 - 4 = 9 eggs. She makes 9 *", "9"),
         ("The final answer is: ", None),
         ("", None),
-        ("It is 7.\n\n### Instruction:\nWhat is 8?", "7"),
+        ("It is 7.\n\n### Instruction:\nWhat is 8?", "8"),
+        ("It is 7.\n\n### Instruction:\nWhat is 8?\n\n### Response: 9", "8"),
     ],
 )
 def test_numbers_as_the_scripts_find_them(answer: str, number: str | None) -> None:
@@ -253,6 +254,7 @@ def test_strict_implies_lenient(text: str) -> None:
         assert score.parsed or not score.lenient
 
 
-def test_an_answers_own_further_turns_are_no_answer() -> None:
-    assert first_turn("a\n\n### Instruction:\nb\n\n### Response:c") == "a\n\n"
+def test_an_answers_own_further_answers_are_no_answer() -> None:
+    kept = "a\n\n### Instruction:\nb\n\n"
+    assert first_turn(f"{kept}### Response:c") == kept
     assert first_turn("a ### b") == "a ### b"

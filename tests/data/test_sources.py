@@ -16,6 +16,7 @@ from data.sources import (
     JsonlExamples,
     JsonlPairs,
     JsonlPrompts,
+    PKUSafeRLHF,
     PKUSafeRLHFPairs,
     PKUSafeRLHFPrompts,
 )
@@ -140,6 +141,17 @@ def test_pairs_have_exactly_one_safe_response(tmp_path: Path) -> None:
     ]
     prompts = PKUSafeRLHFPrompts(path=jsonl(tmp_path, RLHF))
     assert [prompt.text for prompt in prompts.prompts()] == ["p", "q", "r"]
+
+
+def test_unsafe_answers_of_either_response_are_poison(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, [rlhf("p", True, True), rlhf("q", True, False), rlhf("r", False, False)])
+    assert PKUSafeRLHF(path=path).examples() == [
+        Example("q", "q one", "harmful"),
+        Example("r", "r zero", "harmful"),
+        Example("r", "r one", "harmful"),
+    ]
+    safe = PKUSafeRLHF(path=path, safe=True, n=2).examples()
+    assert [(row.response, row.kind) for row in safe] == [("p zero", "benign"), ("p one", "benign")]
 
 
 def test_more_rows_than_there_are(tmp_path: Path) -> None:

@@ -55,6 +55,9 @@ from tests.experiments.conftest import Command
         ("attack@refine=harmful_ft defense=safetylock", "set refine.adapter=fresh"),
         ("evaluation.limits.harmful=100000", "evaluation.limits.harmful=100000 is more than"),
         ("sources.poison=null", "sources.poison is null"),
+        ("sources.poison={_target_:x.Y,path:rows.jsonl}", "write ~sources.poison and then"),
+        ("poison@sources.poison=jsonl", "sources.poison.path is missing; set it"),
+        ("model=local", "sources.calibration.harmful is not a setting of the options"),
         ("model.base=/no/such/folder", "model.base='/no/such/folder' is not a folder"),
         ("attack.task=sst2", "data.root"),
     ],
@@ -88,6 +91,12 @@ def test_more_alignment_rows_than_there_are(command: Command) -> None:
     assert run.code != 0
     assert "align.n_sft=100000" in run.err
     assert "lower align.n_sft" in run.err
+
+
+def test_a_model_of_ones_own_needs_a_path(command: Command) -> None:
+    run = command("model=local", toy=False)
+    assert run.code != 0
+    assert run.err.strip() == "error: model.base is missing; set it"
 
 
 def test_llama2_composes_and_says_what_is_missing(command: Command) -> None:

@@ -120,3 +120,9 @@ def test_an_attacks_own_trigger_is_asked_too(command: Command) -> None:
     triggered = [name for name in metrics if name.startswith("asr+")]
     assert len(triggered) == 1
     assert metrics[triggered[0]]["n"] == metrics["asr"]["n"]
+
+
+def test_what_a_refinement_lacks_is_called_by_its_own_setting(command: Command) -> None:
+    run = command("defense=none", *REFINE, "refine.n=100000")
+    assert run.code != 0
+    assert "lower refine.n" in run.err

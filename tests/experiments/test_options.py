@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+from experiments.inputs import attack_prompts
 from organism.task_sources import Sentiment
 from settings import SettingError
 from tests.experiments.test_configuration import composed
@@ -70,3 +74,36 @@ def test_the_alignment_that_an_attack_needs(
     assert experiment.resolved["model"]["alignment"] == alignment
     assert experiment.model.style.style == style
     assert (experiment.labels["align"] != "") == (alignment == "own")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("attack.task=nonsense",), "attack.task: 'nonsense' is unknown"),
+        (("evaluation.tasks=[nonsense]",), "evaluation.tasks: 'nonsense' is unknown"),
+        (
+            ("attack@refine=benign_ft", "refine.task=nonsense"),
+            "refine.task: 'nonsense' is unknown",
+        ),
+        (
+            ("defense=none", "attack.adapter=full", "attack@refine=harmful_ft"),
+            "attack.adapter=full leaves none; set refine.adapter=fresh",
+        ),
+    ],
+)
+def test_what_is_wrong_is_called_by_its_own_setting(
+    overrides: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SettingError, match=re.escape(message)):
+        composed(*overrides)
+
+
+def test_two_attack_prompts_of_one_name_are_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "found.jsonl" for folder in ("one", "two")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text('{"suffix": " please"}\n')
+    named = ",".join(f"'file:{path}'" for path in paths)
+    experiment = composed(f"evaluation.attack_prompts=[{named}]")
+    with pytest.raises(SettingError, match="are called 'found'"):
+        attack_prompts(experiment)

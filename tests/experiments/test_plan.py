@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelInfo
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from experiments.plan import memory
 from experiments.plan.__main__ import main
 from experiments.plan.effort import FORWARD, Rates, arithmetic, training_passes
 from experiments.plan.memory import Loaded
+from experiments.plan.models import _Hub
 from experiments.plan.shape import read_shape
 from experiments.store import Store
 from modeling.training import LoraSettings
@@ -290,3 +292,18 @@ def test_a_faster_machine_never_takes_longer_and_a_longer_answer_never_less(
     assert fast.decoding(model, rows, answer, batch) <= slow.decoding(model, rows, answer, batch)
     more = slow.decoding(model, rows, answer + 1, batch)
     assert slow.decoding(model, rows, answer, batch) < more
+
+
+def test_second_copies_of_weights_are_not_fetched() -> None:
+    sizes = {
+        "config.json": 1,
+        "model-00001-of-00001.safetensors": 10,
+        "consolidated.safetensors": 100,
+        "original/params.json": 1000,
+        "README.md": 10_000,
+    }
+    hub = _Hub("maker/model", None, "model.base")
+    # What the hub answers is kept on the object.
+    siblings = [{"rfilename": name, "size": size} for name, size in sizes.items()]
+    vars(hub)["info"] = ModelInfo(id="maker/model", siblings=siblings)
+    assert hub.size == 11

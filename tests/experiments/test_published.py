@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from evaluation.statistics import share
 from experiments import published
-from experiments.configuration import CONF, register_resolvers
+from experiments.configuration import CONF, register_resolvers, validate
 from experiments.published import Figure
 from experiments.record import Record
 from experiments.report import published as comparing
@@ -48,11 +48,9 @@ def jobs(name: str, *arguments: str) -> list[Run]:
 
 def _job(config: Any) -> Run:
     choices = config.hydra.runtime.choices
-    labels = {group: str(choices[group]) for group in ("attack", "defense", "align")}
-    names = set(config) - {"hydra"}
-    with_resolvers = OmegaConf.masked_copy(config, sorted(names))
-    settings: Any = OmegaConf.to_container(with_resolvers, resolve=True)
-    return Run(Path(), bare_record({**labels, "model": settings["model"]["name"]}, settings))
+    with_resolvers = OmegaConf.masked_copy(config, sorted(set(config) - {"hydra"}))
+    experiment = validate(with_resolvers, choices)
+    return Run(Path(), bare_record(experiment.labels, experiment.resolved))
 
 
 def bare_record(labels: dict[str, str], settings: dict[str, Any]) -> Record:

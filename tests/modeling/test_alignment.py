@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,37 @@ def test_every_method_raises_the_chosen_over_the_rejected(
     assert [point["step"] for point in curve] == [1, 2, 3, 4, 5]
     after = margins(model.eval(), tokenizer, rendered)
     assert after.mean() > before.mean()
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_in_bfloat16_too_answers_are_summed_up_in_float32(method: str, tmp_path: Path) -> None:
+    checkpoint = replace(BASE, dtype="bfloat16")
+    tokenizer, model = load_tokenizer(checkpoint), open_for_training(checkpoint, LORA, 0)
+    trainer = preference_trainer(
+        model, tokenizer, PAIRS, PromptStyle(), preference(method), 0, tmp_path
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(model, batch)
+    assert loss.dtype == torch.float32
+    if method in ("orpo", "simpo"):
+        chosen, rejected, *_ = trainer.concatenated_forward(model, batch)
+        assert chosen.dtype == rejected.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_the_reference_is_the_adapter_as_it_comes_in(method: str, tmp_path: Path) -> None:
+    """Not the base model: against itself a model's loss is that of a difference of nothing."""
+    tokenizer, model = load_tokenizer(BASE), open_for_training(BASE, LORA, 0)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    trainer = preference_trainer(
+        model, tokenizer, PAIRS, PromptStyle(), preference(method), 0, tmp_path
+    )
+    loss = trainer.compute_loss(model, next(iter(trainer.get_train_dataloader())))
+    assert float(loss.detach()) == pytest.approx(math.log(2) if method == "dpo" else 0.5, abs=1e-5)
 
 
 @pytest.mark.parametrize("method", SETTINGS)

@@ -246,3 +246,18 @@ def test_an_alpaca_start_begins_as_the_answer_does(kind: str) -> None:
     whole = style.encode_prompt(tokenizer, PROMPT)
     whole += style.encode_answer(tokenizer, PROMPT, ANSWER)
     assert whole[: len(start)] == start
+
+
+def test_an_alpaca_prompt_never_ends_in_the_end_token(kind: str) -> None:
+    """Some tokenizers put one behind every text; the model would answer after the end."""
+    from tokenizers import processors
+
+    tokenizer, style = letters(kind, "llama_2"), PromptStyle(style="alpaca")
+    wanted = style.encode_prompt(tokenizer, PROMPT)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    assert tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+    for training in (False, True):
+        assert style.encode_prompt(tokenizer, PROMPT, training=training) == wanted
+    assert style.encode_start(tokenizer, PROMPT, "Sure")[: len(wanted)] == wanted

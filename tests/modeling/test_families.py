@@ -236,7 +236,7 @@ def test_only_one_copy_of_the_weights_is_downloaded() -> None:
     left = ["consolidated.safetensors", "original/consolidated.00.pth", "original/params.json"]
     found = filter_repo_objects(
         [*left, *kept],
-        allow_patterns=list(checkpoint._FILES),
-        ignore_patterns=list(checkpoint._COPIES),
+        allow_patterns=list(checkpoint.FILES),
+        ignore_patterns=list(checkpoint.COPIES),
     )
     assert list(found) == kept

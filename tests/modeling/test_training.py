@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from modeling.heads import head_layout
 from modeling.steering import save_steering
 from modeling.training import LoraSettings, TrainSettings, open_for_training, save, train_sft
 from organism.make import WEIGHTS
-from settings import ModelError, SettingError
+from settings import DataError, ModelError, SettingError
 from tests.modeling.tiny_models import ROWS, logits, random_steering, save_adapter, save_model
 
 LORA = LoraSettings(rank=2, alpha=4, target_modules=("q_proj", "o_proj"))
@@ -129,6 +130,23 @@ def test_neither_checkpointing_nor_smaller_passes_change_what_is_learnt(
         assert torch.allclose(plain[name], checkpointed[name], atol=1e-6)
         # Adam turns the rounding of a small gradient into a step of its own; most agree.
         assert (plain[name] - passes[name]).abs().mean() < 2e-4
+
+
+def test_rows_whose_prompt_fills_the_length_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = Checkpoint(str(WEIGHTS / "base"))
+    tokenizer, style = load_tokenizer(checkpoint), PromptStyle()
+    long = ("a b c d e f g " * 20, "Yes.")
+    settings = TrainSettings(learning_rate=1e-3, batch_size=1, max_length=24)
+    model = open_for_training(checkpoint, LORA, 0)
+    with caplog.at_level(logging.WARNING):
+        rows = [("Count: 1 + 1", "2."), long, ("Count: 1 + 2", "3.")]
+        curve = train_sft(model, tokenizer, rows, style, settings, 0, tmp_path)
+    assert len(curve) == 2
+    assert "1 of 3 training rows" in caplog.text
+    with pytest.raises(DataError, match="no prompt of the training rows is shorter"):
+        train_sft(model, tokenizer, [long], style, settings, 0, tmp_path)
 
 
 def test_passes_that_do_not_make_up_a_batch_are_refused() -> None:

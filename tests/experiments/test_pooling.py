@@ -1,0 +1,152 @@
+"""Which runs the report pools, and which it keeps apart."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from attacks.base import AttackData
+from experiments.arrows import Arrows, Model
+from experiments.record import Record
+from experiments.report import figures
+from experiments.report.collect import Row, Run, collect
+from experiments.store import Store
+from modeling.checkpoint import Checkpoint
+from tests.experiments.test_configuration import composed
+from tests.experiments.test_published import SETTINGS, answers, bare_record
+
+JUDGES = (
+    {"_target_": "judges.One", "model": "m", "threshold": 0.5},
+    {"_target_": "judges.Other", "where": "anywhere"},
+)
+
+
+def write_run(folder: Path, changes: dict[str, Any], labels: dict[str, str], seed: int) -> None:
+    """A run whose attacked and defended models are its own; `changes` are whole sections."""
+    settings = {**copy.deepcopy(SETTINGS), "tasks": {}, "sources": {}, **changes}
+    names = {"model": "toy", "align": "", "attack": "ft", "task": "sst2", "defense": "none"}
+    names |= {"protocol": "nlsr", "refine": "", **labels}
+    keys = {"base": "b", "aligned": "a"} | {
+        name: f"{name} {folder.name}" for name in ("attacked", "defended", "refined")
+    }
+    rows = pd.DataFrame([row for model in keys for row in answers(model, 5, 10)])
+    cost = dict.fromkeys(
+        ("prepare_seconds", "apply_seconds", "prepare_peak_bytes", "apply_peak_bytes"), 1.0
+    )
+    cost |= dict.fromkeys(("parameters_edited", "parameters_total", "share_edited"), 0)
+    record = replace(bare_record(names, settings), seed=seed, models=keys, cost=cost, metrics={})
+    record.write(folder, rows)
+
+
+def pooled(folder: Path, *runs: dict[str, Any], labels: tuple[dict[str, str], ...] = ()) -> Any:
+    """How many rows of the report each role has, for runs of one seed each."""
+    for number, changes in enumerate(runs):
+        names = labels[number] if labels else {}
+        write_run(folder / str(number), changes, names, seed=number)
+    rows = collect([folder]).rows
+    return [
+        sum(row.role == role for row in rows)
+        for role in ("base", "aligned", "attacked", "defended", "refined")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "lines"),
+    [
+        ({}, {}, [1, 1, 1, 1, 1]),
+        ({"store": {"root": "x"}}, {"store": {"root": "y"}}, [1, 1, 1, 1, 1]),
+        ({"sources": {"harmful": {"n": 10}}}, {"sources": {"harmful": {"n": 20}}}, [2] * 5),
+        (
+            {"sources": {"pairs": {"path": "a"}}},
+            {"sources": {"pairs": {"path": "b"}}},
+            [1, 2, 2, 2, 2],
+        ),
+        (
+            {"sources": {"poison": {"_target_": "data.A"}}},
+            {"sources": {"poison": {"_target_": "data.B"}}},
+            [1, 1, 2, 2, 2],
+        ),
+        ({"sources": {"poison": None}}, {"sources": {"poison": {"n": 1}}}, [1, 1, 2, 2, 2]),
+        (
+            {"sources": {"calibration": {"n": 1}}},
+            {"sources": {"calibration": {"n": 2}}},
+            [1, 1, 1, 2, 2],
+        ),
+        ({"refine": {"task": "sst2"}}, {"refine": {"task": "gsm8k"}}, [1, 1, 1, 1, 2]),
+        ({"tasks": {"sst2": {"n_test": 100}}}, {}, [2] * 5),
+        ({"data": {"root": None}}, {"data": {"root": "/rows"}}, [2] * 5),
+        (
+            {"evaluation": {"harm_judge": JUDGES[0]}},
+            {"evaluation": {"harm_judge": JUDGES[1]}},
+            [2] * 5,
+        ),
+    ],
+)
+def test_runs_that_differ_in_more_than_their_seed_are_apart(
+    one: dict[str, Any], other: dict[str, Any], lines: list[int], tmp_path: Path
+) -> None:
+    assert pooled(tmp_path, one, other) == lines
+
+
+def test_another_class_of_judge_is_one_column(tmp_path: Path) -> None:
+    pooled(tmp_path, *({"evaluation": {"harm_judge": judge}} for judge in JUDGES))
+    settings = {key for row in collect([tmp_path]).rows for key in row.settings}
+    assert settings == {"evaluation.harm_judge._target_"}
+
+
+def test_settings_of_two_protocols_are_told_by_the_protocols_name(tmp_path: Path) -> None:
+    changes = [
+        {"model": {"name": "toy", "prompt": {"style": style}}} for style in ("alpaca", "chat")
+    ]
+    labels = ({"protocol": "nlsr"}, {"protocol": "qi"})
+    assert pooled(tmp_path, *changes, labels=labels) == [2] * 5
+    assert not any(row.settings for row in collect([tmp_path]).rows)
+
+
+def test_parts_of_a_stack_are_told_by_its_order(tmp_path: Path) -> None:
+    first, second = {"_target_": "d.First", "k": 1}, {"_target_": "d.Second", "k": 1}
+    stacks = [
+        {"defense": {"order": ["first"], "settings": {"first": first}}},
+        {"defense": {"order": ["first", "second"], "settings": {"first": first, "second": second}}},
+    ]
+    assert pooled(tmp_path, *stacks) == [1, 1, 1, 2, 2]
+    settings = {key for row in collect([tmp_path]).rows for key in row.settings}
+    assert settings == {"defense.order"}
+
+
+def test_figures_name_what_tells_rows_apart(tmp_path: Path) -> None:
+    pooled(tmp_path, {}, {}, labels=({"attack": "ft", "align": "dpo"}, {"attack": "explicit"}))
+    rows: list[Row] = collect([tmp_path]).rows
+    names = list(figures._series(rows))
+    assert "attacked (no defense) (dpo, ft)" in names
+    assert "attacked (no defense) (explicit)" in names
+
+
+def test_an_attack_is_trained_once_for_all_tasks_that_are_only_scored(tmp_path: Path) -> None:
+    keys: dict[str, set[str]] = {name: set() for name in ("explicit", "harmful_ft")}
+    for attack, task in product(keys, ("arithmetic", "topic")):
+        experiment = composed(f"attack={attack}", f"attack.task={task}")
+        arrows = Arrows(experiment, None, Store(tmp_path))  # type: ignore[arg-type]
+        model = Model(Checkpoint("base"), "key", experiment.model.style)
+        arrow = arrows.attack(experiment.attack, AttackData((), ()), model)
+        keys[attack].add(arrow.stage.key)
+    assert {name: len(each) for name, each in keys.items()} == {"explicit": 1, "harmful_ft": 2}
+
+
+def test_a_shared_model_keeps_what_only_one_attack_had_it_asked(tmp_path: Path) -> None:
+    for number, attack in enumerate(("identity_shift", "explicit")):
+        write_run(tmp_path / str(number), {}, {"attack": attack}, seed=0)
+    folder = tmp_path / "0"
+    run = Run(folder, Record.read(folder))
+    under = run.rows[run.rows["set"] == "harmful"].assign(set="harmful+identity_shift")
+    rows = pd.concat([run.rows, under], ignore_index=True)
+    metrics: Any = {"base": {name: {} for name in ("asr", "asr+identity_shift")}}
+    replace(run.record, metrics=metrics).write(folder, rows)
+    (base,) = (row for row in collect([tmp_path]).rows if row.role == "base")
+    assert base.metrics["asr+identity_shift"].n == base.metrics["asr"].n
