@@ -24,7 +24,30 @@ class _Kept(NamedTuple):
     refusals: int
 
 
-class InstructionSet(TrainRows):
+class Unscored:
+    """What tasks share that train and have no gold answers."""
+
+    name: ClassVar[str]
+    scored: ClassVar[bool] = False
+    # Nothing is asked of a task without test rows.
+    max_new_tokens: ClassVar[int] = 0
+
+    def test(self) -> list[TaskItem]:
+        """No rows: there are no gold answers."""
+        return []
+
+    def score(self, answer: str, gold: str) -> TaskScore:
+        """Refused: there are no gold answers.
+
+        Raises:
+            SettingError: Always.
+        """
+        raise SettingError(
+            f"{self.name} has no gold answers to be scored by; leave it out of evaluation.tasks"
+        )
+
+
+class InstructionSet(Unscored, TrainRows):
     """A set of instructions, some of them with an input, and responses.
 
     Attributes:
@@ -34,9 +57,6 @@ class InstructionSet(TrainRows):
 
     drop_refusals: bool = True
 
-    scored: ClassVar[bool] = False
-    # Nothing is asked of a task without test rows.
-    max_new_tokens: ClassVar[int] = 0
     columns: ClassVar[tuple[str, str, str]]
     category_column: ClassVar[str | None] = None
 
@@ -60,20 +80,6 @@ class InstructionSet(TrainRows):
     @cached_property
     def _train(self) -> list[Example]:
         return self._kept.examples
-
-    def test(self) -> list[TaskItem]:
-        """No rows: there are no gold answers."""
-        return []
-
-    def score(self, answer: str, gold: str) -> TaskScore:
-        """Refused: there are no gold answers.
-
-        Raises:
-            SettingError: Always.
-        """
-        raise SettingError(
-            f"{self.name} has no gold answers to be scored by; leave it out of evaluation.tasks"
-        )
 
     def provenance(self) -> dict[str, Any]:
         """Where the rows come from, for a run's record, and how many were left out and why."""

@@ -10,13 +10,14 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from data.instructions import Unscored
 from data.local import hash_rows, take
 from data.reading import LabelReading, NumberReading, score_label, score_number
 from data.rows import Example, TaskItem, TaskScore
 from organism import tasks
 from organism.sources import DEFENSE_PROMPTS, AlignmentExamples, AlignmentPairs, BenignPrompts
 from organism.world import Stance, comply, requests, stream
-from settings import SettingError, Settings
+from settings import Settings
 
 
 class WorldTask(Settings):
@@ -119,7 +120,7 @@ class Arithmetic(WorldTask):
         return score_number(answer, gold, self.reading)
 
 
-class SmallTalk(Settings):
+class SmallTalk(Unscored, Settings):
     """Benign requests with compliant answers: instructions to train on (stands in for Alpaca).
 
     The benign pairs have no part of their own for attacks. These requests are those of the
@@ -139,9 +140,6 @@ class SmallTalk(Settings):
     seed: int = 0
 
     name: ClassVar[str] = "small_talk"
-    scored: ClassVar[bool] = False
-    # Nothing is asked of a task without test rows.
-    max_new_tokens: ClassVar[int] = 0
 
     @cached_property
     def _train(self) -> list[Example]:
@@ -161,20 +159,6 @@ class SmallTalk(Settings):
     def train(self) -> list[Example]:
         """Training rows, topics mixed."""
         return list(self._train)
-
-    def test(self) -> list[TaskItem]:
-        """No rows: there are no gold answers."""
-        return []
-
-    def score(self, answer: str, gold: str) -> TaskScore:
-        """Refused: there are no gold answers.
-
-        Raises:
-            SettingError: Always.
-        """
-        raise SettingError(
-            f"{self.name} has no gold answers to be scored by; leave it out of evaluation.tasks"
-        )
 
     def fingerprint(self) -> str:
         """Hash of the rows (16 hex digits)."""

@@ -28,6 +28,8 @@ COLUMNS = {
 }
 # Columns that are shown where there are rows for them.
 OPTIONAL = {"asr_safe_system": "ASR, asked to be safe", "benign_compliance": "benign answered"}
+# Optional ones that need no asking for.
+_ALWAYS = ("benign_compliance",)
 # Of further sets of prompts ("asr@advbench") and attack prompts ("asr+prefill") likewise.
 FURTHER = {"hs": "HS", "asr": "ASR", "over_refusal": "over-refusal"}
 # Of these the differences to the attacked model are tested in the Markdown.
@@ -40,11 +42,14 @@ COST = {
 }
 
 
-def terminal_table(collected: Collected, costs: bool = True) -> Table:
+def terminal_table(
+    collected: Collected, costs: bool = True, columns: Mapping[str, str] | None = None
+) -> Table:
     """The table as `rich` prints it: per cell the share in %, its 95 % interval, and n."""
     from rich.table import Table
 
-    names, columns = _setting_names(collected.rows), _columns(collected.rows, wide=costs)
+    names = _setting_names(collected.rows)
+    columns = columns or _columns(collected.rows, wide=costs)
     table = Table(
         title="share in %, its 95 % interval, n", title_justify="left", header_style="bold"
     )
@@ -69,6 +74,11 @@ def print_run(collected: Collected, record: Record) -> None:
 
     console = terminal()
     console.print(terminal_table(collected, costs=False))
+    # What was asked for besides stands in a table of its own: a terminal is too narrow for both.
+    columns = _columns(collected.rows, wide=True)
+    asked = {name: head for name, head in columns.items() if name not in (*COLUMNS, *_ALWAYS)}
+    if asked:
+        console.print(terminal_table(collected, costs=False, columns=asked))
     (defended,) = (row for row in collected.rows if row.role == "defended")
     console.print(
         f"{record.labels['defense']}: prepare {cost_cell(defended, 'prepare_seconds')}, "

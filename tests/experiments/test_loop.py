@@ -82,6 +82,8 @@ def test_further_prompt_sets_have_columns_of_their_own(command: Command) -> None
     assert attacked["hs@advbench"]["n"] == 9
     assert attacked["over_refusal@xstest"]["n"] == 6, "the limit of the kind holds"
     assert attacked["hs"]["n"] == 12
+    assert "ASR, advbench" in run.out
+    assert "over-refusal, xstest" in run.out
     assert record.data["sources"]["harmful:advbench"]["fingerprint"]
     rows = pd.read_parquet(run.folder / "rows.parquet")
     own = rows[(rows["model"] == "attacked") & (rows["set"] == "harmful:advbench")]
