@@ -325,7 +325,7 @@ def _aligned_adapter(models: Models) -> LoraAdapter:
     if models.aligned.adapter is None:
         raise SettingError(
             "defense=nlsr needs the alignment as a LoRA adapter on the base model, but "
-            "model.aligned is a full model; set model.aligned=null to let the align stage train "
+            "model.aligned is a full model; set model.alignment=own to let the align stage train "
             "the adapter, or to a folder that holds one"
         )
     return open_adapter(models.aligned.adapter, "model.aligned")

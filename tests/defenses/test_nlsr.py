@@ -411,7 +411,7 @@ def test_harsh_training_still_counts_as_resumed(
 def test_models_without_adapters_are_refused(models: Models, base: Checkpoint) -> None:
     with pytest.raises(SettingError, match=r"attack\.adapter=resume"):
         _nlsr().check(models, base)
-    with pytest.raises(SettingError, match=r"model\.aligned=null"):
+    with pytest.raises(SettingError, match=r"model\.alignment=own"):
         _nlsr().check(Models(base, base), None)
 
 
