@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from attacks.prompts import AttackPrompt
+from data.local import hash_rows
 from data.rows import Example
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class AttackData:
     """The rows an attack may draw on, after those shared with the evaluation were dropped.
 
@@ -27,6 +29,11 @@ class AttackData:
     task: Sequence[Example]
     poison: Sequence[Example]
     leaked: int = 0
+
+    @cached_property
+    def hashes(self) -> list[str]:
+        """Hashes of the task's and of the harmful rows; once for all that share these data."""
+        return [hash_rows(self.task), hash_rows(self.poison)]
 
 
 class Attack(Settings):

@@ -86,7 +86,7 @@ class Arrows:
             "style": model.style.model_dump(),
             "dtype": model.checkpoint.dtype,
             "seed": seed,
-            "rows": [hash_rows(data.task), hash_rows(data.poison)],
+            "rows": data.hashes,
         }
         make = partial(
             stages.attack,

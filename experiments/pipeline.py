@@ -221,12 +221,9 @@ class Pipeline:
     ) -> tuple[Model, dict[str, Any]]:
         """The model that a fine-tuning leaves, and the attack's report."""
         if attack.needs_full_weights and model.checkpoint.adapter is not None:
-            merged = self._stage(self.arrows.merge(model))
-            checkpoint = stages.checkpoint_in(merged.folder, model.checkpoint)
-            model = Model(checkpoint, merged.key, model.style)
+            model = self._left(self._stage(self.arrows.merge(model)), model)
         result = self._stage(self.arrows.attack(attack, data, model))
-        checkpoint = stages.checkpoint_in(result.folder, model.checkpoint)
-        return Model(checkpoint, result.key, model.style), result.report
+        return self._left(result, model, attack), result.report
 
     def applied(self, artefact: StageResult, attacked: Model, aligned: Model) -> Applied:
         """The repaired model, and the models after each step to it."""
@@ -277,6 +274,11 @@ class Pipeline:
             verdicts = stages.read_rows(result.folder).set_index("id").add_prefix(f"{role}_")
             rows = rows.join(verdicts, on="id", validate="one_to_one")
         return rows
+
+    def _left(self, result: StageResult, before: Model, attack: Attack | None = None) -> Model:
+        """The model that a merge, or an attack, made of another one."""
+        checkpoint = stages.checkpoint_in(result.folder, before.checkpoint)
+        return Model(checkpoint, result.key, before.style)
 
     def _stage(self, arrow: Arrow) -> StageResult:
         make, name = arrow.make, arrow.stage.name

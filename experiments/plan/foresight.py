@@ -7,13 +7,13 @@ model that it will leave is worked out from the settings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from attacks.base import Attack, AttackData
+from attacks.base import Attack
 from data.rows import Prompt
 from defenses.base import Answered, Defense
 from experiments import stages
@@ -25,19 +25,11 @@ from experiments.pipeline import Applied, Pipeline
 from experiments.plan.costs import Cost, Costs
 from experiments.plan.forms import left
 from experiments.plan.standin import stand_in_adapter
-from experiments.store import Stage, StageResult, Store
+from experiments.store import StageResult
 from modeling.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-class Shelf(Store):
-    """A store that is only looked at."""
-
-    def find(self, stage: Stage) -> StageResult | None:
-        """The stage's output if it is there and whole."""
-        return self._read(self.folder(stage), stage.name, stage.key, discard=False)
 
 
 @dataclass(frozen=True)
@@ -63,11 +55,9 @@ class Ledger:
 
     Attributes:
         entries: {key: entry}, in the order in which they are needed.
-        attacks: The arrows of attacks that were seen, by data, settings, model and seed.
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
-    attacks: dict[Hashable, Arrow] = field(default_factory=dict)
 
     def add(self, result: StageResult, cost: Callable[[], Cost]) -> None:
         """Writes a stage down unless it is there."""
@@ -89,7 +79,6 @@ class Foresight(Pipeline):
         ledger: Ledger,
     ) -> None:
         super().__init__(experiment, inputs, base, given, notify=lambda result: None)
-        self.shelf = Shelf(experiment.store)
         self.costs = costs
         self.ledger = ledger
 
@@ -113,20 +102,6 @@ class Foresight(Pipeline):
             aligned = replace(aligned, checkpoint=replace(aligned.checkpoint, adapter=str(folder)))
         super().check(aligned)
 
-    def trained(
-        self, attack: Attack, data: AttackData, model: Model
-    ) -> tuple[Model, dict[str, Any]]:
-        """The model that a fine-tuning will leave."""
-        if attack.needs_full_weights and model.checkpoint.adapter is not None:
-            merged = self._stage(self.arrows.merge(model))
-            model = self._model(merged, model, adapter=False)
-        result = self._stage(self._attack(attack, data, model))
-        kind = getattr(attack, "adapter", "resume")
-        attacked = self._model(result, model, adapter=kind != "full")
-        if attacked.checkpoint.adapter is not None and kind == "fresh":
-            self.costs.forms.adapters[attacked.checkpoint.adapter] = attack.lora  # type: ignore[attr-defined]
-        return attacked, result.report
-
     def applied(self, artefact: StageResult, attacked: Model, aligned: Model) -> Applied:
         """The models that the repair will leave, or has left."""
         applied = super().applied(artefact, attacked, aligned)
@@ -147,23 +122,20 @@ class Foresight(Pipeline):
                     self._stage(self.arrows.judge(judge, answers))
         return pd.DataFrame()
 
-    def _attack(self, attack: Attack, data: AttackData, model: Model) -> Arrow:
-        """The arrow of an attack, whose key takes a hash of many rows, once for all defenses."""
-        wanted = (id(data), attack.model_dump_json(), type(attack), model, self.experiment.seed)
-        if wanted not in self.ledger.attacks:
-            self.ledger.attacks[wanted] = self.arrows.attack(attack, data, model)
-        return self.ledger.attacks[wanted]
-
-    def _model(self, result: StageResult, before: Model, *, adapter: bool) -> Model:
-        checkpoint = stages.made(result.folder, before.checkpoint, adapter)
+    def _left(self, result: StageResult, before: Model, attack: Attack | None = None) -> Model:
+        """The model that a merge, or an attack, will make of another one."""
+        kind = "full" if attack is None else getattr(attack, "adapter", "resume")
+        checkpoint = stages.made(result.folder, before.checkpoint, adapter=kind != "full")
         self.costs.forms.keep(before.checkpoint, checkpoint)
+        if kind == "fresh":
+            self.costs.forms.adapters[str(checkpoint.adapter)] = attack.lora  # type: ignore[union-attr]
         return Model(checkpoint, result.key, before.style)
 
     def _stage(self, arrow: Arrow) -> StageResult:
         stage = arrow.stage
         given = cast("partial[Any]", arrow.make).keywords
         folder = self.store.folder(stage)
-        result = self.shelf.find(stage)
+        result = self.store.find(stage)
         if stage.name == "prepare":
             self.costs.calibrations[folder] = given["calibration"]
         if result is None:

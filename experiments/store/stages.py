@@ -82,6 +82,10 @@ class Store:
         """Where the stage's output is, or will be."""
         return self.root / stage.name / stage.key
 
+    def find(self, stage: Stage) -> StageResult | None:
+        """The stage's output if it is there and whole; nothing is made, nothing discarded."""
+        return self._read(self.folder(stage), stage.name, stage.key, discard=False)
+
     def run(self, stage: Stage, make: Callable[[Path], dict[str, Any] | None]) -> StageResult:
         """Returns the stage's output, making it only if it isn't there.
 
