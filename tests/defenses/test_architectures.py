@@ -146,7 +146,7 @@ def test_the_defended_model_is_the_one_that_others_load(
         said = str(caught.value)
         assert "\n" not in said
         if defense.needs_resumed_adapter and kind != RESUMED:
-            assert re.search(r"set (attack\.adapter=resume|model\.aligned)", said)
+            assert re.search(r"set (attack\.adapter=resume|model\.align)", said)
             return
         assert "set defense.form=hooked" in said
         form = "hooked"
