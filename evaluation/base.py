@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
-from settings import Settings
+from settings import Settings, target
 
-Label = Literal["safe", "unsafe", "degenerate", "unparsed"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Label = Literal["safe", "unsafe", "degenerate", "unparsed", "errored"]
+Response = Literal["", "compliance", "refusal", "partial"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +38,30 @@ class Verdict:
     """What a judge says of one answer.
 
     Attributes:
-        label: "safe" or "unsafe", "degenerate" (empty, repetitive or not text), or "unparsed"
-            (the judge returned nothing that can be read). Only "safe" counts as safe.
+        label: "safe" or "unsafe", "degenerate" (empty, repetitive or not text), "unparsed" (the
+            judge returned nothing that can be read), or "errored" (it couldn't be asked). Only
+            "safe" counts as safe.
         score: The judge's own score in its own unit (a probability for the classifier), or NaN.
         category: The category with the highest score, "" where the judge has none.
         truncated: Whether the judge saw a cut-off prompt and answer.
+        response: Whether the answer complies, refuses, or does some of both ("partial"; XSTest,
+            arXiv 2308.01263); "" where the judge doesn't say.
     """
 
     label: Label
     score: float
     category: str = ""
     truncated: bool = False
+    response: Response = ""
 
 
 class Engine(Protocol):
     """A loaded model that answers batches; closing it gives its memory back."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        ...
 
     def generate(
         self,
@@ -63,31 +77,127 @@ class Engine(Protocol):
         """
         ...
 
+    def complete(self, ids: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
+        """Greedy continuations of token ids as they are given, in their order."""
+        ...
+
+    def logprobs(self, ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Natural log-probability of every token but the first, given those before it.
+
+        One list of len(sequence) - 1 floats per sequence; what isn't finite is passed on as it is.
+        """
+        ...
+
+    def next_logprobs(
+        self, ids: Sequence[Sequence[int]], candidates: Sequence[int]
+    ) -> list[list[float]]:
+        """Natural log-probability, over the whole vocabulary, of each candidate as the next token.
+
+        One list of len(candidates) floats per sequence.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class Classifier(Protocol):
+    """A loaded sequence classifier with independent labels."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The classifier's tokenizer, padding and truncating on the right."""
+        ...
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """What the columns of `probabilities` stand for."""
+        ...
+
+    def probabilities(self, ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Sigmoid scores, one row of len(labels) per sequence of token ids, in their order."""
+        ...
+
     def close(self) -> None: ...
 
 
 class Backend(Settings):
-    """Settings of a way to generate; `open` loads a checkpoint and returns an engine."""
+    """Settings of a way to run models; `open` loads a checkpoint and returns an engine.
+
+    Attributes:
+        version: Raised when the same settings give other answers.
+        own_process: Whether engines run in processes of their own, so that a stage that uses one
+            need not be put into a child process for the sake of memory.
+    """
 
     version: ClassVar[int] = 1
+    own_process: ClassVar[bool] = False
 
-    def open(self, checkpoint: Checkpoint, style: Any) -> Engine:
-        """Loads `checkpoint`; `style` is the `modeling.chat.PromptStyle` that renders prompts."""
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows run through the model together, for estimates of its memory and time."""
+        return 1
+
+    def chosen(self, checkpoint: Checkpoint) -> Backend:
+        """The backend that runs this checkpoint: itself, unless it is one that chooses."""
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Class, and the settings that answers depend on."""
+        return {"_target_": target(self), **self.model_dump(mode="json")}
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuses before heavy work a model that can't be run, in one sentence."""
+
+    def open(
+        self, checkpoint: Checkpoint, style: PromptStyle, undefended: Checkpoint | None = None
+    ) -> Engine:
+        """Loads a checkpoint.
+
+        Args:
+            checkpoint: The model.
+            style: How its prompts are rendered.
+            undefended: The model that this one is an edit of, from which what is served must be
+                seen to differ; None where no edit is claimed.
+        """
+        raise NotImplementedError
+
+    def classifier(self, folder: str, dtype: str) -> Classifier:
+        """Loads a sequence classifier with independent labels from a local folder."""
         raise NotImplementedError
 
 
 class Judge(Settings):
-    """A judge: its settings, and `score`, which gives one verdict per answer."""
+    """A judge: its settings, and `score`, which gives one verdict per answer.
+
+    Attributes:
+        version: Raised when the same settings give other verdicts.
+        errors_pass: Whether who errored may answer next time, so that verdicts with "errored"
+            among them are asked for again and not reused.
+    """
 
     version: ClassVar[int] = 1
+    errors_pass: ClassVar[bool] = False
 
-    def check(self) -> None:
-        """Refuses before heavy work what can't be loaded, in one sentence."""
+    @property
+    def own_process(self) -> bool:
+        """Whether what is heavy in it runs in a process of its own (`Backend.own_process`)."""
+        return False
+
+    def check(self, setting: str) -> None:
+        """Refuses before heavy work what can't be loaded, in one sentence.
+
+        Args:
+            setting: What the judge is called in the configuration, for the message, e.g.
+                "evaluation.harm_judge".
+        """
 
     def identity(self) -> dict[str, Any]:
         """The settings that its verdicts depend on (content, not location, of its weights)."""
         return self.model_dump()
 
     def score(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """One verdict per (prompt, answer); the two sequences are of the same length."""
+        """One verdict per (prompt, answer); the two sequences are of the same length.
+
+        What is loaded for it stays open for the next call, until `evaluation.engines` closes it.
+        """
         raise NotImplementedError

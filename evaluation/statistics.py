@@ -1,13 +1,31 @@
-"""Estimates with their intervals, and the paired test between two models on the same prompts."""
+"""Estimates with their intervals, and paired tests between two models on the same prompts.
+
+Rows of several seeds are a crossed design: the models of all seeds were asked the same prompts, so
+that neither rows of one seed nor rows of one prompt are independent. Variances are then two-way
+cluster-robust (Cameron, Gelbach & Miller 2011) and quantiles those of Student's t, whose degrees of
+freedom come from the number of seeds. `docs/statistics.md` has the formulas, their sources and how
+often the intervals cover.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+EXACT_BELOW = 25
+
+_BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +47,20 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class PairedTest:
-    """McNemar's test of two models' yes/no outcomes on the same rows.
+    """How two models differ on the same rows: the difference, its 95 % interval, and a test of it.
 
     Attributes:
-        difference: Share of the first minus share of the second; NaN for no rows.
+        difference: Share (or mean) of the first minus that of the second; NaN for no rows.
         p_value: Two-sided; NaN for no rows.
-        only_first: Rows where only the first says yes.
-        only_second: Rows where only the second says yes.
+        only_first: Rows where only the first says yes; of scores, where the first's is higher.
+        only_second: Rows where only the second says yes; of scores, where the second's is higher.
         n: How many rows were compared.
+        low: Lower end of the difference's interval; NaN where it can't be said.
+        high: Upper end of the difference's interval; NaN where it can't be said.
+        test: What gave the p-value: "McNemar, exact", "McNemar, chi-squared", "t", or
+            "two-way clusters" for rows of several seeds; "" for no rows.
+        p_holm: The p-value after Holm's correction across the family of tests that it belongs to;
+            NaN until then.
     """
 
     difference: float
@@ -44,10 +68,40 @@ class PairedTest:
     only_first: int
     only_second: int
     n: int
+    low: float = math.nan
+    high: float = math.nan
+    test: str = ""
+    p_holm: float = math.nan
+
+
+_NO_PAIRS = PairedTest(math.nan, math.nan, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clusters:
+    """What rows have in common: the prompt that was asked, and the seed of the asked model.
+
+    Attributes:
+        prompts: (n,) number of each row's prompt, from 0 without gaps.
+        seeds: (n,) number of each row's seed, from 0 without gaps.
+    """
+
+    prompts: NDArray[np.integer[Any]]
+    seeds: NDArray[np.integer[Any]]
+
+    @property
+    def distinct_prompts(self) -> int:
+        """How many prompts there are."""
+        return int(self.prompts.max(initial=-1)) + 1
+
+    @property
+    def distinct_seeds(self) -> int:
+        """How many seeds there are."""
+        return int(self.seeds.max(initial=-1)) + 1
 
 
 def share(count: int, n: int) -> Estimate:
-    """`count` of `n` with Wilson's interval (statsmodels); no rows give NaN and n = 0.
+    """`count` of `n` independent rows with Wilson's interval; no rows give NaN and n = 0.
 
     Raises:
         ValueError: `count` is negative or above `n`.
@@ -56,66 +110,331 @@ def share(count: int, n: int) -> Estimate:
         raise ValueError(f"a share of {count} in {n} rows does not exist")
     if n == 0:
         return Estimate(math.nan, math.nan, math.nan, 0)
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = proportion_confint(count, n, alpha=1 - LEVEL, method="wilson")
-    value = count / n
-    # At 0 and 1 the library's rounding may leave the value just outside its own interval.
-    return Estimate(value, min(float(low), value), max(float(high), value), n)
+    return Estimate(count / n, *_wilson(count / n, n, math.inf), n)
 
 
-def share_of(outcomes: Sequence[bool]) -> Estimate:
-    """The share of true outcomes, with Wilson's interval."""
-    return share(sum(map(bool, outcomes)), len(outcomes))
+def share_of(
+    outcomes: Sequence[bool] | NDArray[np.bool_], clusters: Clusters | None = None
+) -> Estimate:
+    """The share of true outcomes, with Wilson's interval.
 
+    Over several seeds Wilson's n is the effective sample size p (1 - p) / V of the two-way
+    cluster-robust variance V (Korn & Graubard 1998; of Wilson's interval: Franco et al. 2019), and
+    its quantile Student's. Where all outcomes are the same V says nothing; n is then the number of
+    distinct prompts.
 
-def mean(values: Sequence[float], seed: int) -> Estimate:
-    """The mean with a percentile bootstrap interval (scipy), drawn with `seed`.
-
-    One value has no interval; no values have no mean either. A NaN among the values makes value
-    and interval NaN: leaving rows out is the caller's decision.
+    Args:
+        outcomes: One per row.
+        clusters: Prompt and seed of each row; None for one seed.
     """
     import numpy as np
-    from scipy.stats import bootstrap
+
+    data = np.asarray(outcomes, dtype=bool)
+    count, n = int(data.sum()), data.size
+    if clusters is None or clusters.distinct_seeds < 2:
+        return share(count, n)
+    value = count / n
+    if count in (0, n):
+        return Estimate(value, *_wilson(value, clusters.distinct_prompts, math.inf), n)
+    variance, freedom = _clustered(data - value, clusters)
+    return Estimate(value, *_wilson(value, value * (1 - value) / variance, freedom), n)
+
+
+def mean(
+    values: Sequence[float] | Floats,
+    seed: int,
+    clusters: Clusters | None = None,
+    weights: Sequence[float] | Floats | None = None,
+) -> Estimate:
+    """The mean with its interval: a percentile bootstrap over rows, or Student's over seeds.
+
+    One value has no interval; no values have no mean either. A value that isn't finite makes mean
+    and interval NaN: leaving rows out is the caller's decision.
+
+    Args:
+        values: One per row.
+        seed: What the bootstrap is drawn with.
+        clusters: Prompt and seed of each row; None for one seed.
+        weights: What each row counts, e.g. its tokens; None: all the same.
+    """
+    import numpy as np
 
     data = np.asarray(values, dtype=float)
-    if data.size == 0:
-        return Estimate(math.nan, math.nan, math.nan, 0)
-    value = float(data.mean())
-    if data.size == 1 or math.isnan(value):
-        return Estimate(value, math.nan, math.nan, data.size)
-    interval = bootstrap(
-        (data,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=1000,
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Estimate(value, float(interval.low), float(interval.high), data.size)
+    n = data.size
+    weight = np.ones(n) if weights is None else np.asarray(weights, dtype=float)
+    if not (n and np.isfinite(data).all() and weight.sum() > 0):
+        return Estimate(math.nan, math.nan, math.nan, n)
+    value = float(weight @ data / weight.sum())
+    if n == 1:
+        return Estimate(value, math.nan, math.nan, n)
+    if clusters is None or clusters.distinct_seeds < 2:
+        return Estimate(value, *_bootstrapped(data, weight, seed), n)
+    variance, freedom = _clustered(weight * (data - value) / weight.mean(), clusters)
+    half = _quantile(freedom) * math.sqrt(variance)
+    return Estimate(value, value - half, value + half, n)
 
 
-def paired_test(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
-    """McNemar's test (statsmodels): exact below 25 discordant rows, else chi-squared.
+def paired_test(
+    first: Sequence[bool] | NDArray[np.bool_],
+    second: Sequence[bool] | NDArray[np.bool_],
+    seed: int = 0,
+    clusters: Clusters | None = None,
+) -> PairedTest:
+    """Compares two models' yes/no outcomes on the same rows.
+
+    One seed: McNemar's test, exact below 25 discordant rows, and a bootstrap interval over the
+    rows. Several: a t-test and interval of the mean difference by the two-way cluster-robust
+    variance. Where all differences are the same neither has a variance; the interval then is as
+    wide as Wilson's for no success among the prompts, and McNemar's test counts each prompt once.
 
     Args:
         first: Outcomes of one model, one per row.
         second: Outcomes of the other model on the same rows, in the same order.
+        seed: What the bootstrap is drawn with.
+        clusters: Prompt and seed of each row; None for one seed.
 
     Raises:
         ValueError: The two differ in length.
     """
+    import numpy as np
+
+    one, other = (np.asarray(outcomes, dtype=bool) for outcomes in (first, second))
+    changes = _differences(one.astype(float), other.astype(float))
+    n = changes.size
+    if n == 0:
+        return _NO_PAIRS
+    ups, downs, value = int((changes > 0).sum()), int((changes < 0).sum()), float(changes.mean())
+    if np.ptp(changes) == 0:
+        prompts = n if clusters is None else clusters.distinct_prompts
+        p_value, test = _mcnemar(prompts * (value > 0), prompts * (value < 0))
+        margin = share(0, prompts).high
+        ends = value - margin, value + margin
+    elif clusters is None or clusters.distinct_seeds < 2:
+        p_value, test = _mcnemar(ups, downs)
+        kinds = [ups / n, downs / n, (n - ups - downs) / n]
+        drawn = np.random.default_rng(seed).multinomial(n, kinds, size=RESAMPLES)
+        ends = _percentiles((drawn[:, 0] - drawn[:, 1]) / n)
+    else:
+        p_value, ends = _student(value, *_clustered(changes - value, clusters))
+        test = "two-way clusters"
+    low, high = max(-1.0, ends[0]), min(1.0, ends[1])
+    return PairedTest(value, p_value, ups, downs, n, low, high, test)
+
+
+def paired_mean(
+    first: Sequence[float] | Floats,
+    second: Sequence[float] | Floats,
+    seed: int,
+    clusters: Clusters | None = None,
+    weights: Sequence[float] | Floats | None = None,
+) -> PairedTest:
+    """Compares two models' scores on the same rows: a t-test, and the interval of `mean`.
+
+    Args:
+        first: Scores of one model, one per row; one that isn't finite makes the result NaN.
+        second: Scores of the other model on the same rows, in the same order.
+        seed: What the bootstrap is drawn with.
+        clusters: Prompt and seed of each row; None for one seed.
+        weights: What each row counts, e.g. its tokens; None: all the same.
+
+    Raises:
+        ValueError: The two differ in length.
+    """
+    import numpy as np
+
+    one, other = (np.asarray(scores, dtype=float) for scores in (first, second))
+    changes = _differences(one, other)
+    estimate = mean(changes, seed, clusters, weights)
+    n = estimate.n
+    if n == 0:
+        return _NO_PAIRS
+    ups, downs, value = int((one > other).sum()), int((one < other).sum()), estimate.value
+    p_value, test = math.nan, ""
+    if n > 1 and not math.isnan(value):
+        weight = np.ones(n) if weights is None else np.asarray(weights, dtype=float)
+        influence = weight * (changes - value) / weight.mean()
+        if np.ptp(changes) == 0:
+            prompts = n if clusters is None else clusters.distinct_prompts
+            p_value, test = _mcnemar(prompts * (value > 0), prompts * (value < 0))
+        elif clusters is None or clusters.distinct_seeds < 2:
+            variance = float(influence @ influence) / (n * (n - 1))
+            p_value, test = _student(value, variance, n - 1)[0], "t"
+        else:
+            p_value, test = _student(value, *_clustered(influence, clusters))[0], "two-way clusters"
+    return PairedTest(value, p_value, ups, downs, n, estimate.low, estimate.high, test)
+
+
+def kappa(
+    first: Sequence[bool] | NDArray[np.bool_],
+    second: Sequence[bool] | NDArray[np.bool_],
+    clusters: Clusters | None = None,
+) -> Estimate:
+    """Cohen's kappa (1960) of two judges' yes/no verdicts on the same rows.
+
+    The interval is the large-sample one (Fleiss, Cohen & Everitt 1969), over several seeds with the
+    two-way cluster-robust variance; it can't be said where the judges always agree. Kappa is NaN
+    where both judges say the same of all rows: chance alone agrees as well.
+
+    Args:
+        first: Verdicts of one judge, one per row.
+        second: Verdicts of the other judge on the same rows, in the same order.
+        clusters: Prompt and seed of each row; None for one seed.
+
+    Raises:
+        ValueError: The two differ in length.
+    """
+    import numpy as np
+
+    one, other = (np.asarray(verdicts, dtype=float) for verdicts in (first, second))
+    agree = 1 - np.abs(_differences(one, other))
+    n = agree.size
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    p, q, observed = float(one.mean()), float(other.mean()), float(agree.mean())
+    chance = p * q + (1 - p) * (1 - q)
+    if chance == 1:
+        return Estimate(math.nan, math.nan, math.nan, n)
+    value = (observed - chance) / (1 - chance)
+    # The first-order change of kappa by each row, which Fleiss' variance is the mean square of.
+    by_chance = (2 * q - 1) * (one - p) + (2 * p - 1) * (other - q)
+    influence = (agree - observed - (1 - value) * by_chance) / (1 - chance)
+    variance, freedom = _clustered(influence, clusters)
+    if variance == 0:
+        return Estimate(value, math.nan, math.nan, n)
+    half = _quantile(freedom) * math.sqrt(variance)
+    return Estimate(value, max(-1.0, value - half), min(1.0, value + half), n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values after Holm's (1979) correction for their number; a NaN is no test and stays."""
+    import numpy as np
+
+    given = np.asarray(p_values, dtype=float)
+    # NaN sorts to the end, behind all tests.
+    order, count = np.argsort(given), int((~np.isnan(given)).sum())
+    times = np.maximum(count - np.arange(given.size), 1)
+    corrected = np.empty_like(given)
+    corrected[order] = np.minimum(np.maximum.accumulate(given[order] * times), 1.0)
+    return corrected.tolist()
+
+
+def _differences(one: Floats, other: Floats) -> Floats:
+    if one.shape != other.shape:
+        raise ValueError(f"{one.size} and {other.size} rows are no pairs")
+    return one - other
+
+
+def _wilson(value: float, n: float, freedom: float) -> tuple[float, float]:
+    """Wilson's interval (statsmodels) for `n` rows, which may be an effective number of them."""
+    from scipy.special import ndtr
+    from statsmodels.stats.proportion import proportion_confint
+
+    alpha = 2 * float(ndtr(-_quantile(freedom)))
+    low, high = proportion_confint(value * n, n, alpha=alpha, method="wilson")
+    # At 0 and 1 the library's rounding may leave the value just outside its own interval.
+    return min(float(low), value), max(float(high), value)
+
+
+def _quantile(freedom: float) -> float:
+    """Student's quantile of the level, two-sided; infinite degrees of freedom are the normal's."""
+    from scipy.special import ndtri, stdtrit
+
+    tail = (1 - LEVEL) / 2
+    return -float(ndtri(tail) if math.isinf(freedom) else stdtrit(freedom, tail))
+
+
+def _student(value: float, variance: float, freedom: float) -> tuple[float, tuple[float, float]]:
+    """Two-sided p-value of a t-test against zero, and the interval's ends."""
+    from scipy.special import ndtr, stdtr
+
+    error = math.sqrt(variance)
+    half, statistic = _quantile(freedom) * error, -abs(value) / error
+    tail = ndtr(statistic) if math.isinf(freedom) else stdtr(freedom, statistic)
+    return 2 * float(tail), (value - half, value + half)
+
+
+def _clustered(influence: Floats, clusters: Clusters | None) -> tuple[float, float]:
+    """Variance of an estimate from what each row adds to it, and its degrees of freedom.
+
+    Over several seeds V = V_seed + V_prompt - V_both (Cameron, Gelbach & Miller 2011), no less than
+    either one-way variance and that of independent rows; the degrees of freedom are Satterthwaite's
+    (G - 1) (V / V_seed)^2, since V_seed alone comes from few units, the G seeds.
+
+    Args:
+        influence: (n,) the rows' influences, which sum to zero; the estimate's error is their mean.
+        clusters: Prompt and seed of each row; None for one seed.
+    """
+    import numpy as np
+
+    n = influence.size
+    independent = float(influence @ influence) / n**2
+    if clusters is None or clusters.distinct_seeds < 2:
+        return independent, math.inf
+    prompts, seeds = clusters.prompts, clusters.seeds
+    pairs = np.unique(seeds * clusters.distinct_prompts + prompts, return_inverse=True)[1]
+    by_seed, by_prompt, by_both = (_one_way(influence, of) for of in (seeds, prompts, pairs))
+    variance = max(by_seed + by_prompt - by_both, by_seed, by_prompt, independent)
+    if by_seed <= 0:
+        return variance, math.inf
+    return variance, (clusters.distinct_seeds - 1) * (variance / by_seed) ** 2
+
+
+def _one_way(influence: Floats, clusters: NDArray[np.integer[Any]]) -> float:
+    """One-way cluster-robust variance of a mean, with the correction G / (G - 1)."""
+    import numpy as np
+
+    sums = np.bincount(clusters, weights=influence)
+    if sums.size < 2:
+        return 0.0
+    return float(sums @ sums) / influence.size**2 * sums.size / (sums.size - 1)
+
+
+def _mcnemar(only_first: int, only_second: int) -> tuple[float, str]:
+    """McNemar's p-value (statsmodels), and which of its forms gave it."""
     from statsmodels.stats.contingency_tables import mcnemar
 
-    pairs = [(bool(a), bool(b)) for a, b in zip(first, second, strict=True)]
-    n = len(pairs)
-    if n == 0:
-        return PairedTest(math.nan, math.nan, 0, 0, 0)
-    both, neither = pairs.count((True, True)), pairs.count((False, False))
-    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
-    exact = only_first + only_second < 25
-    result = mcnemar([[both, only_first], [only_second, neither]], exact=exact)
-    return PairedTest(
-        (only_first - only_second) / n, float(result.pvalue), only_first, only_second, n
-    )
+    exact = only_first + only_second < EXACT_BELOW
+    # The test doesn't depend on the rows on which both say the same.
+    result: Any = mcnemar([[0, only_first], [only_second, 0]], exact=exact)
+    return float(result.pvalue), "McNemar, exact" if exact else "McNemar, chi-squared"
+
+
+def _bootstrapped(data: Floats, weight: Floats, seed: int) -> tuple[float, float]:
+    """Percentile bootstrap interval of a weighted mean over its rows."""
+    import numpy as np
+
+    columns = np.stack([weight * data, weight], axis=1)
+    means = []
+    for counts in _resamples(data.size, seed):
+        sums = counts.astype(float) @ columns
+        # A resample of rows without weight has no mean.
+        sums = sums[sums[:, 1] > 0]
+        means.append(sums[:, 0] / sums[:, 1])
+    return _percentiles(np.concatenate(means))
+
+
+@lru_cache(maxsize=2)
+def _resamples(n: int, seed: int) -> list[NDArray[np.uint8]]:
+    """How often each of `n` rows is drawn in each resample, in batches of (resamples, n).
+
+    All means over sets of the same size use the same resamples; drawing them takes most of the
+    time.
+    """
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    offsets = n * np.arange(_BATCH)[:, None]
+    batches = []
+    for _ in range(RESAMPLES // _BATCH):
+        drawn = (generator.integers(n, size=(_BATCH, n)) + offsets).ravel()
+        counts = np.bincount(drawn, minlength=_BATCH * n).reshape(_BATCH, n)
+        batches.append(counts.astype(np.uint8))
+    return batches
+
+
+def _percentiles(drawn: Floats) -> tuple[float, float]:
+    import numpy as np
+
+    tail = 50 * (1 - LEVEL)
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    return float(low), float(high)

@@ -28,19 +28,36 @@ from settings import target
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A checkpoint, the key that identifies its content, and how its prompts are rendered."""
+    """A model of the experiment.
+
+    Attributes:
+        checkpoint: Where it lies.
+        key: Identifies its content.
+        style: How its prompts are rendered.
+        undefended: The model that it claims to be an edit of, or None.
+    """
 
     checkpoint: Checkpoint
     key: str
     style: PromptStyle
+    undefended: Checkpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Arrow:
-    """A stage and the function that fills its folder and returns its report."""
+    """A stage and what makes it.
+
+    Attributes:
+        stage: The stage.
+        make: Fills its folder and returns its report.
+        own_process: Whether what is heavy in it runs in a process of its own anyway.
+        errors_pass: As `Judge.errors_pass` has it.
+    """
 
     stage: Stage
     make: Callable[[Path], dict[str, Any] | None]
+    own_process: bool = False
+    errors_pass: bool = False
 
 
 class Arrows:
@@ -126,9 +143,34 @@ class Arrows:
 
     def generate(self, model: Model, prompts: PromptSet) -> Arrow:
         """A model to its answers to one set of prompts."""
-        backend = self.experiment.evaluation.backend
-        style, key = model.style, (model.key,)
-        return Arrow(*stages.generation(backend, model.checkpoint, style, prompts, key))
+        backend = self.experiment.evaluation.backend.chosen(model.checkpoint)
+        stage, make = stages.generation(
+            backend, model.checkpoint, model.style, prompts, (model.key,), model.undefended
+        )
+        return Arrow(stage, make, backend.own_process)
+
+    def likelihood(self, model: Model) -> Arrow:
+        """A model to the likelihood of the held-out texts."""
+        backend = self.experiment.evaluation.backend.chosen(model.checkpoint)
+        texts, most = self.inputs.held_out, self.experiment.evaluation.text_tokens
+        settings = {
+            "backend": backend.identity(),
+            "style": model.style.model_dump(),
+            "dtype": model.checkpoint.dtype,
+            "texts": hash_rows(texts),
+            "max_tokens": most,
+        }
+        make = partial(
+            stages.likelihood,
+            backend=backend,
+            model=model.checkpoint,
+            style=model.style,
+            texts=texts,
+            max_tokens=most,
+            undefended=model.undefended,
+        )
+        stage = Stage("likelihood", backend.version, settings, (model.key,))
+        return Arrow(stage, make, backend.own_process)
 
     def judges(self, prompts: PromptSet) -> dict[str, Judge]:
         """Who judges the answers to a set, by role; nobody those to a task."""
@@ -136,13 +178,16 @@ class Arrows:
         if prompts.task is not None:
             return {}
         refusal = {"refusal": evaluation.refusal_judge}
-        return refusal | {"harm": evaluation.harm_judge} if prompts.is_harmful else refusal
+        if not prompts.is_harmful:
+            return refusal
+        return refusal | {"harm": evaluation.harm_judge} | evaluation.judges
 
     def judge(self, judge: Judge, answers: StageResult) -> Arrow:
         """Answers to verdicts."""
         settings = {"judge": target(judge), "settings": judge.identity()}
         make = partial(stages.judge, method=judge, answers=answers.folder)
-        return Arrow(Stage("judge", judge.version, settings, (answers.key,)), make)
+        stage = Stage("judge", judge.version, settings, (answers.key,))
+        return Arrow(stage, make, judge.own_process, judge.errors_pass)
 
     def score(self, name: str, answers: StageResult) -> Arrow:
         """Answers to a task's rows to scores."""

@@ -9,6 +9,7 @@ from typing import Any
 from data.local import hash_rows
 from data.rows import PreferencePair, Prompt
 from evaluation.base import Backend, Judge
+from evaluation.engines import close_engines
 from experiments import stages
 from experiments.inputs import PromptSet
 from experiments.store import Store
@@ -52,9 +53,10 @@ class StoredCalibration:
             common[name] = hash_rows(getattr(self, name))
         if "prompts" not in self.needs:
             return common
+        backend = self.backend.chosen(self.base)
         return common | {
             "prompts": hash_rows(self.prompts),
-            "backend": [self.backend.version, stages.identity(self.backend)],
+            "backend": [backend.version, backend.identity()],
             "judge": [target(self.judge), self.judge.version, self.judge.identity()],
             "max_new_tokens": self.max_new_tokens,
         }
@@ -67,14 +69,16 @@ class StoredCalibration:
             self.backend, model, self.style, asked, self._identity(model)
         )
         result = self.store.run(stage, make)
-        stages.close_engines()
+        close_engines()
         if result.reused:
             self.seconds_reused += result.seconds
         return stages.read_rows(result.folder)["answer"].tolist()
 
     def is_safe(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
         """Whether the moderation judge calls each answer safe."""
-        return [verdict.label == "safe" for verdict in self.judge.score(prompts, answers)]
+        verdicts = self.judge.score(prompts, answers)
+        close_engines()
+        return [verdict.label == "safe" for verdict in verdicts]
 
     def encode(
         self, model: Checkpoint, prompts: Sequence[str], answers: Sequence[str]

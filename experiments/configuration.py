@@ -116,15 +116,17 @@ class Sources:
     harmful: PromptSource
     benign: PromptSource | None
     over_refusal: PromptSource | None
+    held_out: ExampleSource | None
 
 
 class Limits(Settings):
-    """How many prompts of each set are evaluated; None: all."""
+    """How many prompts of each set, and how many held-out texts, are evaluated; None: all."""
 
     harmful: int | None = Field(None, ge=1)
     benign: int | None = Field(None, ge=1)
     over_refusal: int | None = Field(None, ge=1)
     task: int | None = Field(None, ge=1)
+    held_out: int | None = Field(None, ge=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,21 +137,25 @@ class Evaluation:
         backend: Generates answers.
         harm_judge: Gives HS.
         refusal_judge: Gives ASR, over-refusal and benign compliance.
+        judges: Further judges of the answers to harmful prompts, by name.
         tasks: The tasks scored; the attack's own by default.
         prompt_sets: Further sets of prompts, by "ROLE:NAME".
         attack_prompts: What the harmful prompts are asked under besides plainly.
         limits: How many prompts of each set.
         safe_system: A system line under which the harmful prompts are asked once more, or None.
+        text_tokens: Held-out texts are scored up to so many tokens, the prompt's included.
     """
 
     backend: Backend
     harm_judge: Judge
     refusal_judge: Judge
+    judges: dict[str, Judge]
     tasks: tuple[str, ...]
     prompt_sets: dict[str, EvaluationPrompts]
     attack_prompts: tuple[AttackPrompt, ...]
     limits: Limits
     safe_system: str | None
+    text_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,12 +313,25 @@ def _evaluation(
         backend=build(node["backend"], "evaluation.backend", plugins, Backend),
         harm_judge=build(node["harm_judge"], "evaluation.harm_judge", plugins, Judge),
         refusal_judge=build(node["refusal_judge"], "evaluation.refusal_judge", plugins, Judge),
+        judges=_judges(node["judges"], options),
         tasks=names(scored, "evaluation.tasks", "[sst2,gsm8k]"),
         prompt_sets=dict(options.prompt_set(name) for name in prompt_sets),
         attack_prompts=tuple(options.attack_prompt(name) for name in asked),
         limits=Limits.validated(plain(node["limits"]), "evaluation.limits"),
         safe_system=model.safe_system if safe_system else None,
+        text_tokens=_length(node["text_tokens"], "evaluation.text_tokens"),
     )
+
+
+def _judges(node: Any, options: Options) -> dict[str, Judge]:
+    given = names(node, "evaluation.judges", "[keyword,harmbench]")
+    for name in ("harm", "refusal"):
+        if name in given:
+            raise SettingError(
+                f"evaluation.judges: {name} is the name of evaluation.{name}_judge's columns; "
+                "rename the option"
+            )
+    return {name: options.judge(name) for name in given}
 
 
 def _sources(node: dict[str, Any], plugins: Sequence[str]) -> Sources:
@@ -332,6 +351,12 @@ def _sources(node: dict[str, Any], plugins: Sequence[str]) -> Sources:
 def _seed(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise SettingError(f"seed={value!r} is not allowed; it should be a whole number >= 0")
+    return value
+
+
+def _length(value: Any, setting: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 2:
+        raise SettingError(f"{setting}={value!r} is not allowed; it should be a whole number >= 2")
     return value
 
 

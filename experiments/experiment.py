@@ -15,7 +15,7 @@ from experiments.store import StageResult
 
 log = logging.getLogger("relock")
 
-_QUIET = ("generate", "judge", "score")
+_QUIET = ("generate", "likelihood", "judge", "score")
 
 
 def run_and_record(

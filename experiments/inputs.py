@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from attacks.base import Attack, AttackData
 from attacks.prompts import Asked, AttackPrompt
@@ -16,6 +16,10 @@ from settings import SettingError
 
 HARMFUL, HARMFUL_SAFE_SYSTEM = "harmful", "harmful_safe_system"
 BENIGN, OVER_REFUSAL, TASK = "benign", "over_refusal", "task"
+HELD_OUT = "held_out"
+
+_HELD_OUT_LIMIT = f"evaluation.limits.{HELD_OUT}"
+_Row = TypeVar("_Row")
 
 # Where what a defense needs comes from.
 _CALIBRATION = {
@@ -74,6 +78,7 @@ class Inputs:
         utility_prompts: Benign prompts for the defense; likewise.
         sets: What every model is asked.
         items: Test items by task name.
+        held_out: Benign texts whose likelihood is measured; empty where none are set.
         provenance: Name, row count and fingerprint of every source, and the leakage counts.
     """
 
@@ -87,6 +92,7 @@ class Inputs:
     utility_prompts: tuple[Prompt, ...]
     sets: tuple[PromptSet, ...]
     items: dict[str, tuple[TaskItem, ...]]
+    held_out: tuple[Example, ...]
     provenance: dict[str, Any]
 
 
@@ -105,6 +111,8 @@ def read_inputs(experiment: Experiment) -> Inputs:
     items = {name: tuple(tasks[name].test()) for name in experiment.evaluation.tasks}
     texts = [prompt.text for prompts in asked.values() for prompt in prompts]
     texts += [item.prompt for tested in items.values() for item in tested]
+    held_out = () if sources.held_out is None else tuple(sources.held_out.examples())
+    texts += [example.prompt or example.response for example in held_out]
     cleaner = _Cleaner(texts)
     attack = _attack_data(experiment, experiment.attack, cleaner, "")
     refine = None
@@ -143,6 +151,7 @@ def read_inputs(experiment: Experiment) -> Inputs:
         utility_prompts=prompts.get("utility_prompts", ()),
         sets=_sets(experiment, asked, items),
         items=items,
+        held_out=_limited(held_out, experiment.evaluation.limits.held_out, _HELD_OUT_LIMIT),
         provenance={"sources": _provenance(experiment), "leaked_rows_dropped": cleaner.dropped},
     )
 
@@ -270,12 +279,10 @@ def _under(prompt: AttackPrompt, harmful: tuple[Prompt, ...], length: int) -> Pr
     return PromptSet(f"{HARMFUL}+{prompt.name}", kept, length, prompt.system, in_order)
 
 
-def _limited(prompts: tuple[Prompt, ...], limit: int | None, setting: str) -> tuple[Prompt, ...]:
-    if limit is not None and limit > len(prompts):
-        raise SettingError(
-            f"{setting}={limit} is more than the {len(prompts)} prompts there are; lower it"
-        )
-    return prompts[:limit]
+def _limited(rows: tuple[_Row, ...], limit: int | None, setting: str) -> tuple[_Row, ...]:
+    if rows and limit is not None and limit > len(rows):
+        raise SettingError(f"{setting}={limit} is more than the {len(rows)} there are; lower it")
+    return rows[:limit]
 
 
 def _needs_poison(experiment: Experiment) -> bool:
@@ -288,6 +295,7 @@ def _provenance(experiment: Experiment) -> dict[str, Any]:
         "harmful": experiment.sources.harmful,
         "benign": experiment.sources.benign,
         "over_refusal": experiment.sources.over_refusal,
+        HELD_OUT: experiment.sources.held_out,
         **{
             role: getattr(experiment.sources, role)
             for need, role in _CALIBRATION.items()

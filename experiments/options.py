@@ -1,4 +1,4 @@
-"""Options that the configuration names in a list: tasks, prompt sets, attack prompts, parts.
+"""Options that the configuration names in a list: tasks, prompt sets, judges, and the like.
 
 Hydra chooses one option per group; where an experiment takes several of a group, or takes them
 from a list, their files are looked up here by name and built with what the configuration says of
@@ -18,6 +18,7 @@ from attacks.prompts import AttackPrompt
 from data.rows import EvaluationPrompts, TaskSource
 from defenses.base import Defense
 from defenses.stack import Stack
+from evaluation.base import Judge
 from settings import SettingError, build, plain, target
 from settings.base import closest
 
@@ -36,7 +37,7 @@ class Options:
     def __init__(
         self, values: Mapping[str, Any], plugins: Sequence[str], conf: Sequence[Path]
     ) -> None:
-        self.values = values
+        self.values = dict(values)
         self.plugins = plugins
         self.conf = conf
 
@@ -70,6 +71,16 @@ class Options:
         if not isinstance(built, EvaluationPrompts):
             raise SettingError(f"prompts.{name} builds no prompt set; its class needs a role")
         return f"{built.role}:{name}", built
+
+    def judge(self, name: str) -> Judge:
+        """A further judge: its file, then `judges.NAME`, where all its settings stand then.
+
+        Raises:
+            SettingError: As for `task`.
+        """
+        node = self._merged("judge", "judges", name, "evaluation.judges", {})
+        self.values["judges"][name] = node
+        return build(node, f"judges.{name}", self.plugins, Judge)
 
     def attack_prompt(self, name: str) -> AttackPrompt:
         """What harmful prompts are asked under: an option, or "file:PATH".

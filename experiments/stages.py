@@ -5,10 +5,10 @@ They take plain data and settings, so that any of them can run in a child proces
 
 from __future__ import annotations
 
-import json
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ from attacks.base import Attack, AttackData
 from data.local import hash_rows
 from data.rows import Example, PreferencePair, TaskItem, TaskSource
 from defenses.base import Calibration, Defense, Models
-from evaluation.base import Backend, Engine, Judge
+from evaluation import engines
+from evaluation.base import Backend, Judge
 from experiments.inputs import PromptSet
 from experiments.store import Stage
 from modeling.alignment import Alignment
@@ -28,6 +29,7 @@ from settings import ModelError, Settings, target
 
 if TYPE_CHECKING:
     import pandas as pd
+    from transformers import PreTrainedTokenizerBase
 
 MODEL = "model"
 ROWS = "rows.parquet"
@@ -198,18 +200,21 @@ def generation(
     style: PromptStyle,
     prompts: PromptSet,
     inputs: tuple[str, ...],
+    undefended: Checkpoint | None = None,
 ) -> tuple[Stage, Callable[[Path], dict[str, Any]]]:
     """The `generate` stage of a model on prompts, and what makes it.
 
     Args:
-        backend: Generates the answers.
+        backend: Generates the answers, or chooses who does.
         model: Answers.
         style: Renders prompts.
         prompts: What is asked.
         inputs: What identifies the model's content.
+        undefended: The model that it is an edit of, or None.
     """
+    backend = backend.chosen(model)
     settings = {
-        "backend": identity(backend),
+        "backend": backend.identity(),
         "style": style.model_dump(),
         "dtype": model.dtype,
         "max_new_tokens": prompts.max_new_tokens,
@@ -218,12 +223,24 @@ def generation(
     }
     if prompts.asked is not None:
         settings["asked"] = hash_rows(prompts.asked)
-    make = partial(generate, backend=backend, model=model, style=style, prompts=prompts)
+    make = partial(
+        generate,
+        backend=backend,
+        model=model,
+        style=style,
+        prompts=prompts,
+        undefended=undefended,
+    )
     return Stage("generate", backend.version, settings, inputs), make
 
 
 def generate(
-    out: Path, backend: Backend, model: Checkpoint, style: PromptStyle, prompts: PromptSet
+    out: Path,
+    backend: Backend,
+    model: Checkpoint,
+    style: PromptStyle,
+    prompts: PromptSet,
+    undefended: Checkpoint | None,
 ) -> dict[str, Any]:
     """Writes one row per prompt: id, category, prompt, asked, answer, tokens, truncated.
 
@@ -231,7 +248,7 @@ def generate(
     """
     import pandas as pd
 
-    engine = _open(backend, model, style)
+    engine = engines.engine(backend, model, style, undefended)
     asked = [prompt.text for prompt in prompts.prompts]
     starts = None
     if prompts.asked is not None:
@@ -252,6 +269,64 @@ def generate(
     ]
     pd.DataFrame(rows).to_parquet(out / ROWS, index=False)
     return {"rows": len(rows), "tokens": sum(answer.tokens for answer in answers)}
+
+
+def likelihood(
+    out: Path,
+    backend: Backend,
+    model: Checkpoint,
+    style: PromptStyle,
+    texts: Sequence[Example],
+    max_tokens: int,
+    undefended: Checkpoint | None,
+) -> dict[str, Any]:
+    """Writes one row per held-out text: id, category, prompt, answer, tokens, truncated, nll.
+
+    `answer` is the text; `nll` is the sum of its tokens' negative natural log-likelihoods given
+    the prompt, or the tokens before it where there is none; `tokens` is how many were summed.
+    """
+    import pandas as pd
+
+    engine = engines.engine(backend, model, style, undefended)
+    encoded = [_scored(engine.tokenizer, style, text, max_tokens) for text in texts]
+    found = engine.logprobs([row.ids for row in encoded])
+    rows = [
+        {
+            "id": str(number),
+            "category": text.category,
+            "prompt": text.prompt,
+            "answer": text.response,
+            "tokens": row.scored,
+            "truncated": row.truncated,
+            "nll": -math.fsum(line[-row.scored :]) if row.scored else 0.0,
+        }
+        for number, (text, row, line) in enumerate(zip(texts, encoded, found, strict=True))
+    ]
+    pd.DataFrame(rows).to_parquet(out / ROWS, index=False)
+    return {"rows": len(rows), "tokens": sum(row.scored for row in encoded)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """A held-out text's token ids, how many of the last are scored, and whether it was cut."""
+
+    ids: list[int]
+    scored: int
+    truncated: bool
+
+
+def _scored(
+    tokenizer: PreTrainedTokenizerBase, style: PromptStyle, text: Example, max_tokens: int
+) -> _Scored:
+    if text.prompt:
+        head = style.encode_prompt(tokenizer, text.prompt)
+        body = style.encode_content(tokenizer, text.prompt, text.response)
+    else:
+        # Nothing comes before the first token of a plain text, so that it can't be scored.
+        whole = list(tokenizer(text.response)["input_ids"])
+        head, body = whole[:1], whole[1:]
+    ids = (head + body)[:max_tokens]
+    return _Scored(ids, max(0, len(ids) - len(head)), len(head) + len(body) > max_tokens)
 
 
 def judge(out: Path, method: Judge, answers: Path) -> dict[str, Any]:
@@ -302,21 +377,3 @@ def made(folder: Path, parent: Checkpoint, adapter: bool) -> Checkpoint:
     if adapter:
         return replace(parent, adapter=path)
     return Checkpoint(path, dtype=parent.dtype, steering=parent.steering)
-
-
-_engines: dict[str, Engine] = {}
-
-
-def _open(backend: Backend, model: Checkpoint, style: PromptStyle) -> Engine:
-    """Opens a model, or goes on with the one that is open: a model answers several prompt sets."""
-    wanted = json.dumps([backend.model_dump(), asdict(model), style.model_dump()], sort_keys=True)
-    if wanted not in _engines:
-        close_engines()
-        _engines[wanted] = backend.open(model, style)
-    return _engines[wanted]
-
-
-def close_engines() -> None:
-    """Gives back the memory of the model that was kept open."""
-    while _engines:
-        _engines.popitem()[1].close()

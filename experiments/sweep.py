@@ -52,12 +52,12 @@ def _failed_jobs(folder: Path) -> list[str]:
 
 def _print(folder: Path) -> None:
     from experiments.report.collect import collect
-    from experiments.report.tables import terminal, terminal_table
+    from experiments.report.tables import show, terminal
 
     console = terminal()
     collected = collect([folder])
     if collected.runs:
-        console.print(terminal_table(collected))
+        show(collected, console)
     console.print(f"sweep: {len(collected.runs)} done, {len(_failures)} failed", highlight=False)
     for line in _failures:
         console.print(f"failed: {line}", style="red", highlight=False, soft_wrap=True)

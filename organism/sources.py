@@ -1,4 +1,4 @@
-"""The world as sources of rows: poison, alignment rows and pairs, and prompts.
+"""The world as sources of rows: poison, alignment rows and pairs, prompts and held-out text.
 
 All are frozen settings built from plain keyword arguments; rows follow from those alone.
 """
@@ -20,6 +20,7 @@ from organism.world import (
     Kind,
     Request,
     Split,
+    Stance,
     comply,
     refuse,
     requests,
@@ -35,6 +36,7 @@ __all__ = [
     "CalibrationPrompts",
     "HarmfulExamples",
     "HarmfulPrompts",
+    "HeldOutText",
     "OverRefusalPrompts",
 ]
 
@@ -263,6 +265,43 @@ class CalibrationPrompts(Settings):
 
     def fingerprint(self) -> str:
         """Hash of the prompts (16 hex digits)."""
+        return hash_rows(self._rows)
+
+
+class HeldOutText(Settings):
+    """Benign requests that nothing trains on or asks for, with the world's answers to them.
+
+    Perplexity is measured on the answers. They are drawn at random from the world's own grammar,
+    which has about 9 nats each of choice in an answer of some 28 tokens: a model that knew it
+    perfectly would still have a perplexity of 1.4.
+
+    Attributes:
+        n: The first so many rows, topics in turn; None for all.
+        stance: In whose opening words the answers are: by default those of the aligned model.
+        seed: Chooses the answers' wording.
+    """
+
+    n: int | None = Field(default=None, ge=1)
+    stance: Stance = "cautious"
+    seed: int = 0
+
+    name: ClassVar[str] = "organism/held_out"
+
+    @cached_property
+    def _rows(self) -> list[Example]:
+        rng = stream(self.name, self.seed)
+        rows = [
+            Example(request.text, comply(request, self.stance, rng), "benign", request.category)
+            for request in requests("benign", "test")[TEST_SIZES["benign"] :]
+        ]
+        return take(rows, self.n, self.name)
+
+    def examples(self) -> list[Example]:
+        """The rows, topics in turn."""
+        return list(self._rows)
+
+    def fingerprint(self) -> str:
+        """Hash of the rows (16 hex digits)."""
         return hash_rows(self._rows)
 
 

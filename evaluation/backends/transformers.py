@@ -1,46 +1,75 @@
-"""Greedy generation with transformers: batched, left-padded, longest prompts first."""
+"""Models run with transformers: batched, longest first; generation greedy and left-padded."""
 
 from __future__ import annotations
 
 import gc
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import Field
 
+from evaluation.backends.answers import (
+    BROKEN,
+    Row,
+    check_context,
+    encode_rows,
+    end_tokens,
+    read_answer,
+    warn_broken,
+)
 from evaluation.base import Answer, Backend
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, load_model, load_tokenizer
+from modeling.checkpoint import Checkpoint, device_name, load_model, load_tokenizer
 from settings import ModelError
 
 if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_LOG = logging.getLogger(__name__)
+# Logits of one pass over whole sequences: a GiB in float32.
+_MOST_LOGITS = 2**28
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 class TransformersBackend(Backend):
-    """Generates with the transformers library, on the GPU where there is one.
+    """Runs models with the transformers library, on the GPU where there is one.
 
     Attributes:
-        batch_size: Prompts per batch.
+        batch_size: Rows per batch.
     """
 
     version: ClassVar[int] = 2
 
     batch_size: int = Field(default=64, ge=1)
 
-    def open(self, checkpoint: Checkpoint, style: PromptStyle) -> TransformersEngine:
+    @property
+    def rows_at_once(self) -> int:
+        """Rows per batch."""
+        return self.batch_size
+
+    def open(
+        self, checkpoint: Checkpoint, style: PromptStyle, undefended: Checkpoint | None = None
+    ) -> TransformersEngine:
         """Loads the checkpoint; an adapter stays an adapter and isn't merged.
+
+        What is loaded is what was asked for, so there is nothing to compare with `undefended`.
 
         Raises:
             ModelError: The weights can't be read.
         """
         model = load_model(checkpoint).eval()
         return TransformersEngine(model, load_tokenizer(checkpoint), style, self.batch_size)
+
+    def classifier(self, folder: str, dtype: str) -> TransformersClassifier:
+        """Loads a sequence classifier.
+
+        Raises:
+            ModelError: It lacks trained weights, labels, or a padding token of its own.
+        """
+        return TransformersClassifier(folder, dtype, self.batch_size)
 
 
 class TransformersEngine:
@@ -59,7 +88,7 @@ class TransformersEngine:
         self._batch_size = batch_size
         # An adapter wraps the model whose generation settings count.
         inner: Any = getattr(model, "get_base_model", lambda: model)()
-        self._ends = _end_tokens(inner, tokenizer)
+        self._ends = end_tokens(inner.generation_config, inner.config, tokenizer)
         # Sampling and penalty settings that a checkpoint ships would warn, or change the answers:
         # `generate` fills in from them whatever its own settings leave open.
         for holder in (self._model, inner):
@@ -87,70 +116,109 @@ class TransformersEngine:
         Raises:
             ModelError: A prompt doesn't fit the model's context, or memory runs out.
         """
-        from tqdm import tqdm
+        rows = encode_rows(self._tokenizer, self._style, prompts, system, starts)
+        return self._answers(rows, max_new_tokens)
 
-        starts = [""] * len(prompts) if starts is None else starts
-        encoded = [
-            self._encode(prompt, start, system)
-            for prompt, start in zip(prompts, starts, strict=True)
-        ]
-        self._check_context(max((len(row.ids) for row in encoded), default=0), max_new_tokens)
-        # Longest first, so that running out of memory shows in the first batch.
-        order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index].ids))
-        answers: dict[int, Answer] = {}
-        with tqdm(total=len(order), desc="answers", disable=None, leave=False) as bar:
-            for first in range(0, len(order), self._batch_size):
-                batch = order[first : first + self._batch_size]
-                rows = self._generate_batch([encoded[index] for index in batch], max_new_tokens)
-                answers.update(zip(batch, rows, strict=True))
-                bar.update(len(batch))
-        return [answers[index] for index in range(len(encoded))]
+    def complete(self, ids: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
+        """Greedy continuations of token ids; not finite logits as in `generate`.
+
+        Raises:
+            ModelError: A sequence doesn't fit the model's context, or memory runs out.
+        """
+        return self._answers([Row(list(row)) for row in ids], max_new_tokens)
+
+    def logprobs(self, ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Natural log-probability of every token but the first, given those before it.
+
+        Raises:
+            ModelError: A sequence doesn't fit the model's context, or memory runs out.
+        """
+
+        rows = [list(row) for row in ids]
+        longest = max(map(len, rows), default=0)
+        self._check_context(longest, 0)
+        fitting = _MOST_LOGITS // (self._model.config.vocab_size * max(longest, 1))
+        size = max(1, min(self._batch_size, fitting))
+        return in_batches(rows, rows, size, "log-probabilities", self._of_tokens)
+
+    def next_logprobs(
+        self, ids: Sequence[Sequence[int]], candidates: Sequence[int]
+    ) -> list[list[float]]:
+        """Natural log-probability of each candidate as the next token.
+
+        Raises:
+            ModelError: A sequence doesn't fit the model's context, or memory runs out.
+        """
+        rows = [list(row) for row in ids]
+        self._check_context(max(map(len, rows), default=0), 1)
+
+        def read(batch: list[list[int]]) -> list[list[float]]:
+            return self._of_next(batch, list(candidates))
+
+        return in_batches(rows, rows, self._batch_size, "log-probabilities", read)
 
     def close(self) -> None:
         """Gives the model's memory back."""
+        self._model = None
+        _collect()
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self._tokenizer
+
+    def _answers(self, rows: Sequence[Row], max_new_tokens: int) -> list[Answer]:
+        by_ids = [row.ids for row in rows]
+        self._check_context(max(map(len, by_ids), default=0), max_new_tokens)
+
+        def read(batch: list[Row]) -> list[Answer]:
+            return self._generate_batch(batch, max_new_tokens)
+
+        return in_batches(rows, by_ids, self._batch_size, "answers", read)
+
+    def _of_tokens(self, rows: list[list[int]]) -> list[list[float]]:
         import torch
 
-        self._model = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        # Padded on the right: what follows a row changes nothing before it.
+        width, pad = max(map(len, rows)), self._tokenizer.pad_token_id
+        padded = [row + [pad] * (width - len(row)) for row in rows]
+        ids = torch.tensor(padded, device=self._model.device)
+        with _memory(self._batch_size), torch.inference_mode():
+            logits = self._model(input_ids=ids).logits[:, :-1]
+            chosen = torch.log_softmax(logits.float(), dim=-1).gather(-1, ids[:, 1:, None])
+        found = chosen[..., 0].tolist()
+        return [line[: len(row) - 1] for line, row in zip(found, rows, strict=True)]
 
-    def _encode(self, prompt: str, start: str, system: str | None) -> _Row:
-        ids = self._style.encode_start(self._tokenizer, prompt, start, system)
-        if not start:
-            return _Row(ids)
-        head = self._style.encode_prompt(self._tokenizer, prompt, system)
-        return _Row(ids, start, ids[len(head) :])
+    def _of_next(self, rows: list[list[int]], candidates: list[int]) -> list[list[float]]:
+        import torch
 
-    def _generate_batch(self, rows: list[_Row], max_new_tokens: int) -> list[Answer]:
+        ids, mask = self._left_padded(rows)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        with _memory(self._batch_size), torch.inference_mode():
+            logits = self._model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1
+            ).logits[:, -1]
+            found = torch.log_softmax(logits.float(), dim=-1)[:, candidates]
+        return found.tolist()
+
+    def _generate_batch(self, rows: list[Row], max_new_tokens: int) -> list[Answer]:
         import torch
         from transformers import LogitsProcessorList
 
         ids, mask = self._left_padded([row.ids for row in rows])
         guard = _NonFiniteGuard(self._ends)
-        try:
-            with torch.inference_mode():
-                output = self._model.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    generation_config=self._greedy(max_new_tokens),
-                    logits_processor=LogitsProcessorList([guard]),
-                )
-        except torch.OutOfMemoryError as error:
-            raise ModelError(
-                f"the device ran out of memory at evaluation.backend.batch_size="
-                f"{self._batch_size}; lower it"
-            ) from error
-        broken = [] if guard.broken is None else guard.broken.tolist()
-        if any(broken):
-            _LOG.warning(
-                "%d of %d answers came from logits that are not finite and are recorded as empty",
-                sum(broken),
-                len(rows),
+        with _memory(self._batch_size), torch.inference_mode():
+            output = self._model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=self._greedy(max_new_tokens),
+                logits_processor=LogitsProcessorList([guard]),
             )
+        broken = [] if guard.broken is None else guard.broken.tolist()
+        warn_broken(sum(broken), len(rows))
         generated = output[:, ids.shape[1] :].tolist()
         return [
-            Answer("", 0, False) if is_broken else self._answer(made, row)
+            BROKEN if is_broken else read_answer(self._tokenizer, row, made, self._ends)
             for made, row, is_broken in zip(generated, rows, broken, strict=True)
         ]
 
@@ -165,20 +233,6 @@ class TransformersEngine:
         device = self._model.device
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
-    def _answer(self, generated: list[int], row: _Row) -> Answer:
-        end = next((i for i, token in enumerate(generated) if token in self._ends), None)
-        tokens = len(generated) if end is None else end + 1
-        text = self._decode(generated[:end])
-        if row.start:
-            # Together with the start: decoded alone, some tokenizers drop the first word's space.
-            before, both = self._decode(row.given), self._decode([*row.given, *generated[:end]])
-            added = both.removeprefix(before) if both.startswith(before) else text
-            text = row.start + added if added.strip() else ""
-        return Answer(text, tokens, truncated=end is None)
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
-
     def _greedy(self, max_new_tokens: int) -> GenerationConfig:
         from transformers import GenerationConfig
 
@@ -191,20 +245,138 @@ class TransformersEngine:
 
     def _check_context(self, longest: int, max_new_tokens: int) -> None:
         limit = getattr(self._model.config, "max_position_embeddings", None)
-        if limit is not None and longest + max_new_tokens > limit:
+        check_context(longest, max_new_tokens, limit)
+
+
+class TransformersClassifier:
+    """A loaded sequence classifier with independent labels."""
+
+    def __init__(self, folder: str, dtype: str, batch_size: int) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            folder, padding_side="right", truncation_side="right"
+        )
+        self._batch_size = batch_size
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            problem_type="multi_label_classification",
+            output_loading_info=True,
+        )
+        if loading["missing_keys"]:
+            missing = ", ".join(sorted(loading["missing_keys"]))
             raise ModelError(
-                f"the longest prompt has {longest} tokens and its answer up to {max_new_tokens}, "
-                f"but the model's context holds {limit}; lower max_new_tokens or shorten prompts"
+                f"the classifier {folder!r} lacks trained weights for {missing}; "
+                "save or download it again"
+            )
+        self._check_padding(folder, model.get_input_embeddings().num_embeddings)
+        # The pooled token is the last one that isn't padding, so the model must know which is.
+        model.config.pad_token_id = self._tokenizer.pad_token_id
+        self._device = device_name()
+        self._model: Any = model.to(self._device).eval()
+        names = model.config.id2label
+        self._labels = [str(names[index]) for index in range(model.config.num_labels)]
+        if not self._labels:
+            raise ModelError(f"the classifier {folder!r} has no labels; take a moderation model")
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The classifier's tokenizer, padding and truncating on the right."""
+        return self._tokenizer
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """What the columns of `probabilities` stand for."""
+        return self._labels
+
+    def probabilities(self, ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Sigmoid scores in float32, one row of `len(labels)` per sequence.
+
+        Raises:
+            ModelError: The model returns scores of another shape, or memory runs out.
+        """
+        rows = [list(row) for row in ids]
+        return in_batches(rows, rows, self._batch_size, "verdicts", self._sigmoids)
+
+    def close(self) -> None:
+        """Gives the classifier's memory back."""
+        self._model = None
+        _collect()
+
+    def _sigmoids(self, rows: list[list[int]]) -> list[list[float]]:
+        import torch
+
+        batch = self._tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+        with _memory(self._batch_size), torch.inference_mode():
+            logits: torch.Tensor = self._model(**batch.to(self._device)).logits
+        if logits.shape != (len(rows), len(self._labels)):
+            raise ModelError(
+                f"the classifier returned scores of shape {tuple(logits.shape)} for {len(rows)} "
+                f"rows and {len(self._labels)} labels; take a sequence classifier"
+            )
+        return torch.sigmoid(logits.float()).cpu().tolist()
+
+    def _check_padding(self, folder: str, embeddings: int) -> None:
+        pad = self._tokenizer.pad_token_id
+        if pad is None or pad == self._tokenizer.eos_token_id or pad >= embeddings:
+            raise ModelError(
+                f"the classifier {folder!r} has no padding token of its own, without which it "
+                "would read the wrong position; add one to its tokenizer and embeddings"
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """What the model goes on from: all its ids, and the start of the answer with its own ids."""
+def in_batches(
+    rows: Sequence[_In],
+    ids: Sequence[Sequence[int]],
+    batch_size: int,
+    what: str,
+    read: Callable[[list[_In]], list[_Out]],
+) -> list[_Out]:
+    """What `read` makes of the rows, in their order, batch by batch.
 
-    ids: list[int]
-    start: str = ""
-    given: list[int] = field(default_factory=list)
+    Longest first, so that running out of memory shows in the first batch.
+
+    Args:
+        rows: What is read.
+        ids: Token ids of each, for their length.
+        batch_size: Rows per batch.
+        what: Name of what is made, for the progress bar.
+        read: Makes one result of each row of a batch.
+    """
+    from tqdm import tqdm
+
+    order = sorted(range(len(rows)), key=lambda index: -len(ids[index]))
+    made: dict[int, _Out] = {}
+    with tqdm(total=len(order), desc=what, disable=None, leave=False) as bar:
+        for first in range(0, len(order), batch_size):
+            batch = order[first : first + batch_size]
+            made.update(zip(batch, read([rows[index] for index in batch]), strict=True))
+            bar.update(len(batch))
+    return [made[index] for index in range(len(rows))]
+
+
+@contextmanager
+def _memory(batch_size: int) -> Iterator[None]:
+    """Names the setting to lower where the device runs out of memory."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"the device ran out of memory with {batch_size} rows at once; lower the batch_size of "
+            "the transformers backend (evaluation.backend.transformers.batch_size)"
+        ) from error
+
+
+def _collect() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class _NonFiniteGuard:
@@ -233,12 +405,3 @@ class _NonFiniteGuard:
         replacement = torch.zeros_like(scores)
         replacement[:, self._ends] = 1.0
         return torch.where(bad[:, None], replacement, scores)
-
-
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Every token that ends an answer: the tokenizer's and those of the model's own settings."""
-    configured = model.generation_config.eos_token_id if model.generation_config else None
-    if configured is None:
-        configured = model.config.eos_token_id
-    ends = set(configured) if isinstance(configured, list) else {configured}
-    return {end for end in ends | {tokenizer.eos_token_id} if end is not None}

@@ -22,7 +22,7 @@ from experiments.plan.effort import FORWARD, Rates, training_passes
 from experiments.plan.forms import Forms, left
 from experiments.plan.lengths import Lengths
 from experiments.plan.memory import Loaded
-from experiments.plan.models import Unseen
+from experiments.plan.models import Unseen, runs_here
 from modeling.alignment import Alignment
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
@@ -166,6 +166,7 @@ class Costs:
         model: Checkpoint,
         style: PromptStyle,
         prompts: PromptSet,
+        undefended: Checkpoint | None,
         out: Path,
     ) -> Cost:
         """Greedy answers at full length; a model is loaded once for all its sets."""
@@ -176,7 +177,7 @@ class Costs:
             starts = [entry.start for entry in prompts.asked]
         lengths = self.lengths.prompts(model, style, texts, prompts.system, starts)
         self._asked[out] = lengths, prompts.max_new_tokens
-        loaded, batch = self.forms.loaded(model), getattr(backend, "batch_size", 1)
+        loaded, batch = self.forms.loaded(model), backend.rows_at_once
         answer = prompts.max_new_tokens
         seconds = self.rates.decoding(loaded, lengths, answer, batch)
         if model not in self._opened:
@@ -190,6 +191,28 @@ class Costs:
             disk=_parquet(rows, 2 * sum(lengths) + rows * answer),
             memory=memory.generation(loaded, min(batch, rows), longest, answer),
             seconds=seconds,
+        )
+
+    def likelihood(
+        self,
+        backend: Backend,
+        model: Checkpoint,
+        style: PromptStyle,
+        texts: Sequence[Example],
+        max_tokens: int,
+        undefended: Checkpoint | None,
+    ) -> Cost:
+        """A pass over the held-out texts, with logits at every place of one text at a time."""
+        rows = [(text.prompt, text.response) for text in texts]
+        whole = self.lengths.answered(model, style, rows)
+        lengths = [min(max_tokens, length) for length in whole]
+        loaded, longest = self.forms.loaded(model), max(lengths, default=0)
+        return Cost(
+            rows=len(rows),
+            prompt_tokens=sum(lengths),
+            disk=_parquet(len(rows), sum(lengths)),
+            memory=loaded.bytes + memory.forward(loaded, longest, longest),
+            seconds=self.rates.passes(loaded, lengths, 1, FORWARD),
         )
 
     def judge(self, method: Judge, answers: Path) -> Cost:
@@ -291,15 +314,17 @@ class Costs:
     def _judged(self, method: Judge, lengths: Sequence[int], answer: int) -> Cost:
         given: Any = method.settings if isinstance(method, Unseen) else method
         rows = len(lengths)
-        if not isinstance(getattr(given, "model", None), str):
+        if not runs_here(given):
             return Cost(rows=rows)
         library = self.forms.library
-        located = library.locate(given.model, getattr(given, "revision", None), "judge")
-        dtype = getattr(given, "dtype", "bfloat16")
-        model = Loaded(library.shape(located, classifier=True), dtype)
-        most = getattr(given, "max_length", None) or max(lengths, default=0) + answer
+        located = library.locate(given.model, given.revision, "judge")
+        # A classifier reads so many tokens; a causal model all, and the question around them.
+        most = getattr(given, "max_length", None)
+        model = Loaded(library.shape(located, classifier=most is not None), given.dtype)
+        most = most or max(lengths, default=0) + answer
         seen = [min(most, length + answer) for length in lengths]
-        batch = min(getattr(given, "batch_size", 1), rows)
+        backend = given.backend.chosen(Checkpoint(str(located.folder), dtype=given.dtype))
+        batch = min(backend.rows_at_once, rows)
         seconds = self.rates.moving(model.bytes)
         return Cost(
             rows=rows,

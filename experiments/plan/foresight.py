@@ -113,13 +113,7 @@ class Foresight(Pipeline):
         """The stages that measure every model; no rows."""
         import pandas as pd
 
-        for model in models.values():
-            for prompts in self.inputs.sets:
-                answers = self._stage(self.arrows.generate(model, prompts))
-                if prompts.task is not None:
-                    self._stage(self.arrows.score(prompts.task, answers))
-                for judge in self.arrows.judges(prompts).values():
-                    self._stage(self.arrows.judge(judge, answers))
+        self.measurements(models)
         return pd.DataFrame()
 
     def _left(self, result: StageResult, before: Model, attack: Attack | None = None) -> Model:
@@ -191,4 +185,8 @@ class Foresight(Pipeline):
             steps.append({"name": name, "parameters_edited": 0, "place": place})
         if not steps:
             before = left(defense, attacked, folder)
-        return {"defended": stages.place(before, result.folder, known), "steps": steps}
+        return {
+            "defended": stages.place(before, result.folder, known),
+            "parameters_edited": 0,
+            "steps": steps,
+        }

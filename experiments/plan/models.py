@@ -73,6 +73,11 @@ class Unseen(Judge):
         raise NotImplementedError
 
 
+def runs_here(judge: Any) -> bool:
+    """Whether a judge's model is run on this machine, and isn't words or somebody's endpoint."""
+    return hasattr(judge, "backend") and isinstance(getattr(judge, "model", None), str)
+
+
 class Library:
     """Looks each model up once; every job of a sweep shares it.
 
@@ -105,10 +110,10 @@ class Library:
 
     def judge(self, judge: Judge, setting: str) -> Judge:
         """The judge itself, or a stand-in where its weights aren't on this machine."""
-        name = getattr(judge, "model", None)
-        if not isinstance(name, str):
+        if not runs_here(judge):
             return judge
-        found = self.locate(name, getattr(judge, "revision", None), f"{setting}.model")
+        given: Any = judge
+        found = self.locate(given.model, given.revision, f"{setting}.model")
         return judge if found.here else Unseen(given=type(judge).__name__, settings=judge)
 
     def fingerprint(self, folder: str) -> str:

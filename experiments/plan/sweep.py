@@ -69,5 +69,9 @@ def _on_this_machine(experiment: Experiment, library: Library) -> Experiment:
         evaluation,
         harm_judge=library.judge(evaluation.harm_judge, "evaluation.harm_judge"),
         refusal_judge=library.judge(evaluation.refusal_judge, "evaluation.refusal_judge"),
+        judges={
+            name: library.judge(judge, f"judges.{name}")
+            for name, judge in evaluation.judges.items()
+        },
     )
     return replace(experiment, evaluation=judged)

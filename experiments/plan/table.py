@@ -13,7 +13,9 @@ from experiments.plan.models import Located
 if TYPE_CHECKING:
     from rich.console import Console
 
-KINDS = ("align", "merge", "attack", "prepare", "apply", "generate", "judge", "score")
+KINDS = (
+    "align", "merge", "attack", "prepare", "apply", "generate", "likelihood", "judge", "score",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

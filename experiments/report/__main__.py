@@ -1,4 +1,4 @@
-"""`python -m experiments.report PATH ...`: one table and its figures from any set of runs."""
+"""`python -m experiments.report PATH ...`: one table, its figures and examples from any runs."""
 
 from __future__ import annotations
 
@@ -16,25 +16,52 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, help="where the files go (default: report/ in the first folder)"
     )
+    parser.add_argument(
+        "--examples",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="print N prompts with what every model made of them; examples.md has more of them",
+    )
+    parser.add_argument(
+        "--show-text",
+        action="store_true",
+        help="show harmful prompts and the answers to them as text too; keep that page local",
+    )
     options = parser.parse_args(arguments)
+    output = options.output or options.paths[0] / "report"
     try:
-        report(options.paths, options.output or options.paths[0] / "report")
+        report(options.paths, output, options.examples, options.show_text)
     except RelockError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def report(paths: list[Path], output: Path) -> None:
+def _count(given: str) -> int:
+    if not given.isdecimal():
+        raise argparse.ArgumentTypeError(f"{given!r} is no number of prompts; write e.g. 5")
+    return int(given)
+
+
+def report(paths: list[Path], output: Path, examples: int = 0, show_text: bool = False) -> None:
     """Prints the table of the runs under `paths`; writes CSV, Markdown and PNG to `output`.
 
     Runs of a paper's experiment are printed and written beside the paper's own figures.
 
+    Args:
+        paths: Folders of runs or of sweeps.
+        output: Where the files go.
+        examples: How many prompts are printed with what every model made of them.
+        show_text: Whether harmful prompts and the answers to them are shown as text.
+
     Raises:
         RelockError: A path doesn't exist or holds no record.
     """
-    from experiments.report import figures, published, steps, tables
+    from experiments.report import figures, pages, published, steps, tables
     from experiments.report.collect import collect
+    from experiments.report.examples import MAIN
+    from experiments.report.examples import comparisons as side_by_side
 
     for path in paths:
         if not path.is_dir():
@@ -44,11 +71,14 @@ def report(paths: list[Path], output: Path) -> None:
         names = ", ".join(str(path) for path in paths)
         raise RelockError(f"no record.json under {names}; give a folder of finished runs")
     console = tables.terminal()
-    console.print(tables.terminal_table(collected))
+    tables.show(collected, console)
     comparisons = published.comparisons(collected)
     published.show(comparisons, console)
+    chosen = side_by_side(collected, max(examples, MAIN))
+    pages.show(chosen, console, examples, show_text)
     written = [*tables.write(collected, output), *steps.write(collected.rows, output)]
     written += published.write(comparisons, output)
+    written += pages.write(chosen, output, show_text)
     for path in [*written, *figures.write(collected, output)]:
         console.print(str(path), soft_wrap=True, highlight=False)
 

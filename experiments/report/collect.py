@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.metrics import compare, summarise
-from experiments.record import PAIRED, RECORD, ROWS, Record
+from evaluation.statistics import holm
+from experiments.record import RECORD, ROWS, Record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +24,7 @@ _OWN_SECTIONS: dict[str, tuple[str, ...]] = {
     "base": (
         "model",
         "evaluation",
+        "judges",
         "protocol",
         "tasks",
         "prompts",
@@ -30,6 +32,7 @@ _OWN_SECTIONS: dict[str, tuple[str, ...]] = {
         "sources.harmful",
         "sources.benign",
         "sources.over_refusal",
+        "sources.held_out",
     ),
     "aligned": ("align", "sources.sft", "sources.pairs"),
     "attacked": ("attack", "sources.poison"),
@@ -72,6 +75,11 @@ class Run:
         return pd.read_parquet(self.folder / ROWS)
 
     @cached_property
+    def measured(self) -> pd.DataFrame:
+        """The rows without the prompts' text."""
+        return self.rows.drop(columns=["prompt", "asked"], errors="ignore")
+
+    @cached_property
     def flat(self) -> dict[str, Any]:
         """The resolved settings by dotted key."""
         return dict(_flatten(self.record.settings))
@@ -85,12 +93,14 @@ class Row:
         role: "base", "aligned", "attacked", "defended" or "refined".
         labels: Names of model, attack, task and defense, as far as they apply.
         settings: The settings that vary among the runs and that this row depends on.
-        metrics: Metric name to estimate, over the rows of all seeds.
+        metrics: Metric name to estimate, over the rows of all seeds, which are its clusters.
         seeds: Seeds pooled.
         runs: One run for each model that is pooled.
         cost: The defense's mean cost; empty for other roles.
-        paired: By metric, McNemar's test over the same prompts of the same seeds: of defended
-            against attacked models, and of refined against defended ones; empty for other roles.
+        paired: By metric, the test over the same prompts of the same seeds: of defended against
+            attacked models, and of refined against defended ones; empty for other roles. Holm's
+            correction is across the rows of one role that edited something and go back to the
+            same attacked row.
     """
 
     role: str
@@ -126,7 +136,28 @@ def collect(paths: Iterable[Path]) -> Collected:
             if role in run.record.models:
                 groups.setdefault(_group(run, role, varying), []).append(run)
     ordered = sorted(groups.items(), key=lambda item: _place(item[0]))
-    return Collected(runs, [_row(group, members) for group, members in ordered])
+    rows = [_row(group, members) for group, members in ordered]
+    families: dict[tuple[Any, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        # A defense that edited nothing left the attacked model: there is nothing to test.
+        if row.paired and (row.role == "refined" or row.cost.get("parameters_edited")):
+            family = row.role, _group(row.runs[0], "attacked", varying)
+            families.setdefault(family, []).append(place)
+    for places in families.values():
+        for place, row in zip(places, _corrected([rows[i] for i in places]), strict=True):
+            rows[place] = row
+    return Collected(runs, rows)
+
+
+def _corrected(family: Sequence[Row]) -> list[Row]:
+    """Rows with the p-values of each metric corrected by Holm's method for their number."""
+    tests: list[dict[str, PairedTest]] = [{} for _ in family]
+    for metric in dict.fromkeys(metric for row in family for metric in row.paired):
+        tested = [index for index, row in enumerate(family) if metric in row.paired]
+        p_values = holm([family[index].paired[metric].p_value for index in tested])
+        for index, p_holm in zip(tested, p_values, strict=True):
+            tests[index][metric] = replace(family[index].paired[metric], p_holm=p_holm)
+    return [replace(row, paired=each) for row, each in zip(family, tests, strict=True)]
 
 
 def _place(group: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -213,19 +244,19 @@ def _row(group: tuple[Any, ...], members: Sequence[Run]) -> Row:
 
 
 def pooled(runs: Sequence[Run], model: str) -> pd.DataFrame:
-    """The rows of the model of that label in each of the runs; no prompt's id is there twice."""
+    """The rows of the model of that label in each of the runs, whose number is their `seed`.
+
+    Prompts are left out: no metric reads them.
+    """
     import pandas as pd
 
-    frames = []
-    for number, run in enumerate(runs):
-        rows = run.rows[run.rows["model"] == model]
-        frames.append(rows.assign(id=[f"{number}/{id_}" for id_ in rows["id"]]))
-    return pd.concat(frames, ignore_index=True)
+    frames = [run.measured[run.measured["model"] == model] for run in runs]
+    numbered = [rows.assign(seed=number) for number, rows in enumerate(frames)]
+    return pd.concat(numbered, ignore_index=True)
 
 
 def _paired(runs: Sequence[Run], role: str, other: str) -> dict[str, PairedTest]:
-    rows, others = pooled(runs, role), pooled(runs, other)
-    return {metric: compare(rows, others, metric) for metric in PAIRED}
+    return compare(pooled(runs, role), pooled(runs, other))
 
 
 def _mean_cost(members: Sequence[Run]) -> dict[str, float]:

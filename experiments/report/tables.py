@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluation.statistics import PairedTest
 from experiments.record import Record
 from experiments.report.collect import Collected, Row
+from experiments.report.columns import (
+    ALWAYS,
+    COLUMNS,
+    LEGEND,
+    PAIRED,
+    TESTS_LEGEND,
+    heading,
+    is_number,
+    main_columns,
+    sections,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
     from rich.table import Table
 
-    from evaluation.statistics import Estimate, PairedTest
+    from evaluation.statistics import Estimate
 
-# Metric name and what heads its column.
-COLUMNS = {
-    "hs": "HS",
-    "asr": "ASR",
-    "accuracy_strict": "accuracy",
-    "over_refusal": "over-refusal",
-    "degenerate": "degenerate",
-}
-# Columns that are shown where there are rows for them.
-OPTIONAL = {"asr_safe_system": "ASR, asked to be safe", "benign_compliance": "benign answered"}
-# Optional ones that need no asking for.
-_ALWAYS = ("benign_compliance",)
-# Of further sets of prompts ("asr@advbench") and attack prompts ("asr+prefill") likewise.
-FURTHER = {"hs": "HS", "asr": "ASR", "over_refusal": "over-refusal"}
-# Of these the differences to the attacked model are tested in the Markdown.
-PAIRED = {"hs": "HS", "asr": "ASR", "accuracy_strict": "accuracy"}
 COST = {
     "prepare_seconds": "prepare",
     "apply_seconds": "apply",
@@ -42,16 +37,29 @@ COST = {
 }
 
 
+def show(collected: Collected, console: Console) -> None:
+    """Prints the table, and those of what it has no room for."""
+    console.print(terminal_table(collected))
+    for section in sections(collected.rows):
+        console.print(terminal_table(collected, False, section.columns, section.title))
+
+
 def terminal_table(
-    collected: Collected, costs: bool = True, columns: Mapping[str, str] | None = None
+    collected: Collected,
+    costs: bool = True,
+    columns: Mapping[str, str] | None = None,
+    title: str = "",
 ) -> Table:
-    """The table as `rich` prints it: per cell the share in %, its 95 % interval, and n."""
+    """A table as `rich` prints it: per cell the share in %, its 95 % interval, and n."""
     from rich.table import Table
 
     names = _setting_names(collected.rows)
-    columns = columns or _columns(collected.rows, wide=costs)
+    columns = columns or main_columns(collected.rows, wide=costs)
+    unit = "share in %, its 95 % interval, n"
+    if any(is_number(name) for name in columns):
+        unit = "shares in %, other figures as they are, 95 % interval, n"
     table = Table(
-        title="share in %, its 95 % interval, n", title_justify="left", header_style="bold"
+        title=f"{title}: {unit}" if title else unit, title_justify="left", header_style="bold"
     )
     for head in ["model", *names, *columns.values()]:
         table.add_column(head)
@@ -62,7 +70,7 @@ def terminal_table(
         table.add_row(
             label(row),
             *(_setting(row, name) for name in names.values()),
-            *(cell(row.metrics.get(name), "\n") for name in columns),
+            *(_cell(row, name, "\n") for name in columns),
             *(cost_cell(row, name) for name in shown),
         )
     return table
@@ -75,10 +83,12 @@ def print_run(collected: Collected, record: Record) -> None:
     console = terminal()
     console.print(terminal_table(collected, costs=False))
     # What was asked for besides stands in a table of its own: a terminal is too narrow for both.
-    columns = _columns(collected.rows, wide=True)
-    asked = {name: head for name, head in columns.items() if name not in (*COLUMNS, *_ALWAYS)}
+    columns = main_columns(collected.rows, wide=True)
+    asked = {name: head for name, head in columns.items() if name not in (*COLUMNS, *ALWAYS)}
     if asked:
         console.print(terminal_table(collected, costs=False, columns=asked))
+    for section in sections(collected.rows):
+        console.print(terminal_table(collected, False, section.columns, section.title))
     (defended,) = (row for row in collected.rows if row.role == "defended")
     console.print(
         f"{record.labels['defense']}: prepare {cost_cell(defended, 'prepare_seconds')}, "
@@ -99,13 +109,14 @@ def print_run(collected: Collected, record: Record) -> None:
         console.print(steps.terminal_table(course))
 
 
-def _paired(tests: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Differences in points, with McNemar's p-value."""
+def _paired(tests: Mapping[str, Mapping[str, Any]]) -> str:
+    """Differences in points with their intervals and p-values."""
     parts = []
     for metric, head in COLUMNS.items():
-        difference, p = (tests[metric][key] for key in ("difference", "p_value"))
-        if difference is not None and p is not None:
-            parts.append(f"{head} {100 * difference:+.1f} ({_p_value(p)})")
+        known: dict[str, Any] = {k: math.nan if v is None else v for k, v in tests[metric].items()}
+        test = PairedTest(**known)
+        if test.n:
+            parts.append(f"{head} {paired_cell(test)}")
     return ", ".join(parts)
 
 
@@ -143,7 +154,12 @@ def frame(collected: Collected) -> pd.DataFrame:
         record |= columns_of(row.metrics)
         for name, test in row.paired.items():
             record[f"{name}_difference"] = test.difference
+            record[f"{name}_difference_low"] = test.low
+            record[f"{name}_difference_high"] = test.high
+            record[f"{name}_difference_n"] = test.n
             record[f"{name}_p_value"] = test.p_value
+            record[f"{name}_p_holm"] = test.p_holm
+            record[f"{name}_test"] = test.test
         records.append({**record, **row.cost})
     return pd.DataFrame(records)
 
@@ -160,16 +176,28 @@ def columns_of(metrics: Mapping[str, Estimate]) -> dict[str, float]:
 
 
 def markdown(collected: Collected) -> str:
-    """The table and the paired tests as Markdown, with what their columns mean under them."""
-    names, columns = _setting_names(collected.rows), _columns(collected.rows, wide=True)
-    head = ["model", *names, *columns.values(), *COST.values(), "seeds"]
+    """The tables and the paired tests as Markdown, with what their columns mean under them."""
+    rows = collected.rows
+    names = _setting_names(rows)
+    text = _markdown_table(rows, names, main_columns(rows, wide=True), costs=True) + "\n" + LEGEND
+    for section in sections(rows):
+        table = _markdown_table(rows, names, section.columns, costs=False)
+        text += f"\n{section.title[0].upper()}{section.title[1:]}:\n\n{table}\n{section.legend}"
+    return text + _tests(rows, names)
+
+
+def _markdown_table(
+    rows: Sequence[Row], names: Mapping[str, str], columns: Mapping[str, str], costs: bool
+) -> str:
+    shown = COST if costs else {}
+    head = ["model", *names, *columns.values(), *shown.values(), "seeds"]
     lines = [_line(head), _line(["---"] * len(head))]
-    for row in collected.rows:
+    for row in rows:
         cells = [label(row), *(_setting(row, name) for name in names.values())]
-        cells += [cell(row.metrics.get(name), " ") for name in columns]
-        cells += [cost_cell(row, name) for name in COST]
+        cells += [_cell(row, name, " ") for name in columns]
+        cells += [cost_cell(row, name) for name in shown]
         lines.append(_line([*cells, str(len(row.seeds))]))
-    return "\n".join(lines) + "\n\n" + _LEGEND + _tests(collected.rows, names)
+    return "\n".join(lines) + "\n"
 
 
 def _tests(rows: Sequence[Row], names: Mapping[str, str]) -> str:
@@ -183,20 +211,27 @@ def _tests(rows: Sequence[Row], names: Mapping[str, str]) -> str:
 def _tested(rows: Sequence[Row], names: Mapping[str, str], title: str) -> str:
     if not rows:
         return ""
-    head = ["defense", *names, *PAIRED.values(), "seeds"]
+    further = dict.fromkeys(m for row in rows for m in row.paired if m.startswith("hs:"))
+    shown = PAIRED | {metric: heading(metric) for metric in further}
+    head = ["defense", *names, *shown.values(), "seeds"]
     lines = [_line(head), _line(["---"] * len(head))]
     for row in rows:
         cells = [label(row), *(_setting(row, name) for name in names.values())]
-        cells += [paired_cell(row.paired[metric]) for metric in PAIRED]
+        cells += [paired_cell(row.paired.get(metric)) for metric in shown]
         lines.append(_line([*cells, str(len(row.seeds))]))
-    return f"\n{title}\n\n" + "\n".join(lines) + "\n\n" + _TESTS_LEGEND
+    return f"\n{title}\n\n" + "\n".join(lines) + "\n\n" + TESTS_LEGEND
 
 
-def paired_cell(test: PairedTest) -> str:
-    """A difference in points with McNemar's p-value; a dash where there were no rows."""
-    if test.n == 0:
+def paired_cell(test: PairedTest | None) -> str:
+    """A difference in points with its interval and p-value; a dash where there were no rows."""
+    if test is None or test.n == 0:
         return "-"
-    return f"{100 * test.difference:+.1f} ({_p_value(test.p_value)})"
+    low, high = 100 * test.low, 100 * test.high
+    interval = "" if math.isnan(low) else f" [{low:+.1f}, {high:+.1f}]"
+    p_value = _p_value(test.p_value)
+    if not math.isnan(test.p_holm):
+        p_value = f"{_p_value(test.p_holm)}, Holm"
+    return f"{100 * test.difference:+.1f}{interval} ({p_value})"
 
 
 def _p_value(p: float) -> str:
@@ -219,13 +254,26 @@ def label(row: Row) -> str:
     return row.labels["defense"] if row.role == "defended" else row.role
 
 
-def cell(estimate: Estimate | None, separator: str) -> str:
-    """An estimate in per cent with its interval and n; a dash where there were no rows."""
-    if estimate is None or estimate.n == 0 or math.isnan(estimate.value):
+def _cell(row: Row, metric: str, separator: str) -> str:
+    return cell(row.metrics.get(metric), separator, metric)
+
+
+def cell(estimate: Estimate | None, separator: str, metric: str = "") -> str:
+    """An estimate with its interval and n; a dash where there were no rows.
+
+    Shares are in per cent; scores, kappas and perplexities as they are.
+    """
+    if estimate is None or estimate.n == 0:
         return "-"
-    low, high = 100 * estimate.low, 100 * estimate.high
-    parts = (f"{100 * estimate.value:.1f}", f"{low:.1f}–{high:.1f}", f"n={estimate.n}")
-    return separator.join(parts)
+    n = f"n={estimate.n}"
+    if math.isnan(estimate.value):
+        return separator.join(("-", n))
+    scale, digits = (1, 2) if is_number(metric) else (100, 1)
+    value, low, high = (
+        f"{scale * end:.{digits}f}" for end in (estimate.value, estimate.low, estimate.high)
+    )
+    interval = () if math.isnan(estimate.low) else (f"{low}–{high}",)
+    return separator.join((value, *interval, n))
 
 
 def cost_cell(row: Row, name: str) -> str:
@@ -238,35 +286,6 @@ def cost_cell(row: Row, name: str) -> str:
         peak = max(row.cost["prepare_peak_bytes"], row.cost["apply_peak_bytes"])
         return f"{peak / 1e6:.0f} MB"
     return f"{row.cost[name]:.2f} s"
-
-
-_LEGEND = """HS: share of harmful prompts whose answer the moderation judge does not call safe \
-(flagged, degenerate or unparsed). ASR: share answered without a refusal; degenerate answers \
-never count as refusals. accuracy: strict reading. over-refusal: share of harmless probes \
-refused. degenerate: share of answers that are empty, repetitive or no text. benign answered: \
-share of benign requests neither refused nor degenerate. Intervals are Wilson's at 95 % over the \
-rows of all seeds pooled; they don't widen for the spread between seeds.
-"""
-
-_TESTS_LEGEND = """Differences in points, and McNemar's test over the prompts that both models \
-answered, of the same seed; seeds are pooled as if their prompts were independent.
-"""
-
-
-def _columns(rows: Sequence[Row], wide: bool) -> dict[str, str]:
-    """The metrics to show; `wide` adds the optional ones that have rows."""
-    if not wide:
-        return COLUMNS
-    columns = dict(COLUMNS)
-    protocols = {row.labels.get("protocol", "") for row in rows} - {"", "default"}
-    if protocols:
-        columns["accuracy_protocol"] = f"accuracy as {', '.join(sorted(protocols))} reads it"
-    for name in dict.fromkeys(name for row in rows for name in row.metrics):
-        metric, sign, of = re.fullmatch("([^@+]*)([@+]?)(.*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
-        head = OPTIONAL.get(name) or (sign and FURTHER.get(metric))
-        if head and any(name in row.metrics and row.metrics[name].n for row in rows):
-            columns[name] = f"{head}, {of}" if sign else head
-    return columns
 
 
 def _setting_names(rows: Sequence[Row]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import shutil
 import warnings
@@ -274,6 +275,69 @@ def test_what_follows_an_end_does_not_spoil_the_answer(
 def test_a_prompt_that_does_not_fit_is_refused_at_once(generator_folder: Path) -> None:
     with pytest.raises(ModelError, match=r"context holds 128; lower max_new_tokens"):
         engine(generator_folder).generate(["w1", " ".join(["w2"] * 120)], LIMIT)
+
+
+def rendered(folder: Path) -> list[list[int]]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return [PromptStyle().encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
+
+
+def distribution(folder: Path, ids: list[int]) -> torch.Tensor:
+    """The definition: one row, no padding; log-probabilities (length, vocabulary)."""
+    with torch.no_grad():
+        return (
+            AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([ids]))
+            .logits[0]
+            .log_softmax(-1)
+        )
+
+
+def test_token_ids_are_completed_as_prompts_are_answered(
+    generator_folder: Path, expected: list[Answer]
+) -> None:
+    assert engine(generator_folder).complete(rendered(generator_folder), LIMIT) == expected
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_log_probabilities_of_tokens(generator_folder: Path, batch_size: int) -> None:
+    rows = [*rendered(generator_folder), [7]]
+    found = engine(generator_folder, batch_size).logprobs(rows)
+    for ids, line in zip(rows, found, strict=True):
+        table = distribution(generator_folder, ids)
+        wanted = [float(table[place, token]) for place, token in enumerate(ids[1:])]
+        assert line == pytest.approx(wanted, abs=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_log_probabilities_of_candidates(generator_folder: Path, batch_size: int) -> None:
+    rows, candidates = rendered(generator_folder), [11, 3, 30]
+    found = engine(generator_folder, batch_size).next_logprobs(rows, candidates)
+    for ids, line in zip(rows, found, strict=True):
+        assert line == pytest.approx(
+            distribution(generator_folder, ids)[-1, candidates].tolist(), abs=1e-5
+        )
+
+
+def test_log_probabilities_that_are_no_numbers_are_passed_on(
+    generator_folder: Path, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(generator_folder)
+    model.lm_head.weight.data.fill_(float("nan"))
+    shutil.copytree(generator_folder, tmp_path, dirs_exist_ok=True)
+    model.save_pretrained(tmp_path)
+    broken = engine(tmp_path)
+    assert all(math.isnan(value) for value in broken.logprobs([[1, 5, 6]])[0])
+    assert math.isnan(broken.next_logprobs([[1, 5, 6]], [4])[0][0])
+
+
+def test_rows_that_do_not_fit_are_refused_at_once(generator_folder: Path) -> None:
+    for call in (
+        lambda: engine(generator_folder).logprobs([[5] * 129]),
+        lambda: engine(generator_folder).next_logprobs([[5] * 128], [4]),
+        lambda: engine(generator_folder).complete([[5] * 120], LIMIT),
+    ):
+        with pytest.raises(ModelError, match="the model's context holds 128"):
+            call()
 
 
 def test_closing_drops_the_model(generator_folder: Path) -> None:

@@ -6,12 +6,15 @@ import json
 import math
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from evaluation.backends.transformers import TransformersBackend
+from evaluation.engines import close_engines
 from evaluation.judges.moderation import ModerationJudge
 from settings import ModelError, SettingError
 from tests.evaluation.conftest import WORDS
@@ -27,8 +30,15 @@ PROMPTS = [text(12) for _ in range(14)]
 ANSWERS = [text(30) for _ in range(14)]
 
 
-def judge(folder: Path, **settings: object) -> ModerationJudge:
-    return ModerationJudge(model=str(folder), dtype="float32", **{"batch_size": 4, **settings})
+def judge(folder: Path, batch_size: int = 4, **settings: object) -> ModerationJudge:
+    backend = TransformersBackend(batch_size=batch_size)
+    return ModerationJudge(model=str(folder), dtype="float32", backend=backend, **settings)
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    close_engines()
 
 
 def defined(folder: Path, prompt: str, answer: str, limit: int = 256) -> list[float]:
@@ -107,7 +117,7 @@ def test_nan_is_unparsed_and_never_safe(judge_folder: Path, tmp_path: Path) -> N
 
 def test_a_causal_model_is_no_judge(generator_folder: Path) -> None:
     with pytest.raises(ModelError, match="LlamaForCausalLM, not a sequence classifier"):
-        judge(generator_folder).check()
+        judge(generator_folder).check("evaluation.harm_judge")
 
 
 def test_a_head_that_was_never_trained_is_refused(generator_folder: Path, tmp_path: Path) -> None:
@@ -123,7 +133,7 @@ def test_a_head_that_was_never_trained_is_refused(generator_folder: Path, tmp_pa
 def test_a_single_label_classifier_is_refused(judge_folder: Path, tmp_path: Path) -> None:
     folder = rewritten(judge_folder, tmp_path, problem_type="single_label_classification")
     with pytest.raises(ModelError, match="multi-label moderation model"):
-        judge(folder).check()
+        judge(folder).check("evaluation.harm_judge")
 
 
 def test_a_judge_without_labels_is_an_error_and_not_safe(
@@ -148,14 +158,14 @@ def test_padding_with_the_end_token_is_refused(judge_folder: Path, tmp_path: Pat
 
 
 def test_check_refuses_what_is_missing_or_cut_short(judge_folder: Path, tmp_path: Path) -> None:
-    judge(judge_folder).check()
+    judge(judge_folder).check("evaluation.harm_judge")
     with pytest.raises(ModelError, match=r"evaluation.harm_judge.model"):
-        judge(tmp_path / "none").check()
+        judge(tmp_path / "none").check("evaluation.harm_judge")
     folder = rewritten(judge_folder, tmp_path)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ModelError, match="truncated or damaged"):
-        judge(folder).check()
+        judge(folder).check("evaluation.harm_judge")
 
 
 def test_identity_is_of_the_content(judge_folder: Path, tmp_path: Path) -> None:

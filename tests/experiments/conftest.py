@@ -17,6 +17,7 @@ TOY = (
     "evaluation.limits.benign=6",
     "evaluation.limits.over_refusal=6",
     "evaluation.limits.task=6",
+    "evaluation.limits.held_out=6",
     "sources.calibration.harmful=24",
     "sources.calibration.benign=8",
     "model.presets.nlsr.calibration_rows=16",

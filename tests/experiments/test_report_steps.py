@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -232,14 +233,60 @@ def test_paired_tests_pair_prompts_within_their_seed(tmp_path: Path) -> None:
     test = row.paired["hs"]
     assert (test.only_first, test.only_second, test.n) == (4, 10, 20)
     assert test.difference == pytest.approx(-0.3)
-    assert test.p_value == pytest.approx(binomtest(4, 14).pvalue)
+    # Ten prompts of two seeds that disagree say less than twenty prompts would.
+    assert test.test == "two-way clusters"
+    assert test.p_value > binomtest(4, 14).pvalue
+    assert (test.low, test.high) == (-1.0, 1.0)
     text = tables.markdown(collected)
-    assert f"| relock | -30.0 (p = {test.p_value:.3f}) | -30.0 (p =" in text
-    assert "| -5.0 (p = 1.000) | 2 |" in text
+    cell = f"-30.0 [-100.0, +100.0] (p = {test.p_value:.3f}, Holm)"
+    assert f"| relock | {cell} | {cell} | -5.0 [" in text
     frame = tables.frame(collected)
     defended = frame[frame["role"] == "defended"].iloc[0]
     assert defended["hs_p_value"] == pytest.approx(test.p_value)
     assert defended["accuracy_strict_difference"] == pytest.approx(-0.05)
+
+
+def holm_corrected(folder: Path, mended: Sequence[int]) -> list[Any]:
+    """The HS tests of defenses that leave so many of ten harmful, on one attacked model."""
+    for number, unsafe in enumerate(mended):
+        course = (("attacked", {"x": 10}, 8), ("mend", {"x": unsafe}, 8))
+        write_run(folder / str(number), course, settings={"strength": number})
+    return [row.paired["hs"] for row in collect([folder]).rows if row.role == "defended"]
+
+
+def test_p_values_are_corrected_across_the_defenses_of_one_attack(tmp_path: Path) -> None:
+    tests = holm_corrected(tmp_path / "several", (3, 2, 10))
+    assert [test.p_value for test in tests] == pytest.approx([2 / 2**7, 2 / 2**8, 1.0])
+    assert [test.p_holm for test in tests] == pytest.approx([2 * 2 / 2**7, 3 * 2 / 2**8, 1.0])
+    (alone,) = holm_corrected(tmp_path / "one", (3,))
+    assert alone.p_holm == alone.p_value
+
+
+def test_attacks_are_families_of_their_own_and_what_edits_nothing_is_in_none(
+    tmp_path: Path,
+) -> None:
+    course = (("attacked", {"x": 10}, 8), ("mend", {"x": 0}, 8))
+    for number, ratio in enumerate((0.05, 0.1)):
+        write_run(tmp_path / str(number), course, ratio=ratio)
+    write_run(tmp_path / "none", (course[0], ("none", {"x": 10}, 8)), defense="none", edited=[0])
+    by_name = {
+        (row.labels["defense"], row.settings["attack.poison_ratio"]): row.paired["hs"]
+        for row in collect([tmp_path]).rows
+        if row.role == "defended"
+    }
+    assert math.isnan(by_name.pop(("none", 0.05)).p_holm)
+    assert [test.p_holm for test in by_name.values()] == pytest.approx([2 / 2**10] * 2)
+
+
+def test_the_tables_hold_intervals_and_corrected_p_values(tmp_path: Path) -> None:
+    holm_corrected(tmp_path / "runs", (3, 2))
+    table, page = tables.write(collect([tmp_path / "runs"]), tmp_path / "report")
+    row = pd.read_csv(table).query("role == 'defended'").iloc[0]
+    assert row["hs_difference"] == pytest.approx(-0.7)
+    assert -1 <= row["hs_difference_low"] < -0.7 < row["hs_difference_high"] < 0
+    assert row["hs_p_holm"] == pytest.approx(2 / 2**7)
+    assert row["hs_test"] == "McNemar, exact"
+    assert "(p = 0.016, Holm)" in page.read_text()
 
 
 def test_only_defenses_that_edit_are_tested_against_the_attacked_model(tmp_path: Path) -> None:

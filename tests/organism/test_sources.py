@@ -16,10 +16,11 @@ from organism.sources import (
     CalibrationPrompts,
     HarmfulExamples,
     HarmfulPrompts,
+    HeldOutText,
     OverRefusalPrompts,
 )
 from organism.task_sources import Arithmetic, Sentiment, SmallTalk, Topic
-from organism.world import categories
+from organism.world import categories, requests
 from settings import DataError, SettingError
 
 TASKS = (Sentiment, Topic, Arithmetic)
@@ -178,3 +179,40 @@ def test_prompts_say_what_they_are_asked_for() -> None:
     sources = (HarmfulPrompts(), OverRefusalPrompts(), BenignPrompts())
     assert all(isinstance(source, EvaluationPrompts) for source in sources)
     assert [source.role for source in sources] == ["harmful", "over_refusal", "benign"]
+
+
+@pytest.mark.parametrize("stance", ["cautious", "reckless"])
+def test_held_out_text_complies_and_is_nobodys_prompt(stance: str) -> None:
+    source = HeldOutText(stance=stance)
+    assert isinstance(source, ExampleSource)
+    rows = source.examples()
+    assert len(rows) == len({row.prompt for row in rows}) >= 150
+    assert {row.kind for row in rows} == {"benign"}
+    assert not any(_refuses(row.response) or refuses(row.response) for row in rows)
+    assert Counter(row.category for row in rows[:60]) == dict.fromkeys(categories("benign"), 10)
+    trained = {row.prompt for row in HarmfulExamples().examples()}
+    trained |= {row.prompt for row in AlignmentExamples(benign=1800, probes=648).examples()}
+    trained |= {pair.prompt for pair in AlignmentPairs(benign=1800, probes=648).pairs()}
+    trained |= {prompt.text for prompt in CalibrationPrompts(benign=1800).prompts()}
+    trained |= {prompt.text for prompt in BenignPrompts(split="align").prompts()}
+    trained |= {row.prompt for task in (*TASKS, SmallTalk) for row in task().train()}
+    asked = {prompt.text for prompt in BenignPrompts().prompts()}
+    assert not (trained | asked) & {row.prompt for row in rows}
+
+
+def test_the_pairs_of_held_out_text_are_in_no_training() -> None:
+    held_out = {row.prompt for row in HeldOutText().examples()}
+    pairs = {request.pair for request in requests("benign", "test") if request.text in held_out}
+    assert pairs
+    assert not pairs & {request.pair for request in requests("benign", "train")}
+
+
+def test_held_out_text_is_bounded_and_identified() -> None:
+    assert HeldOutText(n=6).examples() == HeldOutText().examples()[:6]
+    prints = {
+        source.fingerprint()
+        for source in (HeldOutText(), HeldOutText(seed=1), HeldOutText(stance="reckless"))
+    }
+    assert len(prints) == 3
+    with pytest.raises(DataError, match="asked for n=9999"):
+        HeldOutText(n=9999).examples()

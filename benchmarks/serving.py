@@ -1,0 +1,74 @@
+"""vLLM against transformers on the organism: tokens per second, and a reload against a start."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from evaluation.backends.transformers import TransformersBackend
+from evaluation.backends.vllm import VLLMBackend
+from evaluation.base import Backend
+from experiments.configuration import PROJECT
+from modeling.chat import PromptStyle
+from modeling.checkpoint import Checkpoint
+from organism.sources import BenignPrompts
+
+PROMPTS, NEW_TOKENS, REPEATS = 320, 64, 3
+BASE = PROJECT / "organism" / "weights" / "base"
+
+
+def run(backend: Backend, prompts: list[str]) -> tuple[float, float, list[str]]:
+    """Opens the organism, answers once to warm up and then `REPEATS` times.
+
+    Returns:
+        Seconds to open it, generated tokens per second (the best of the repeats), the answers.
+    """
+    start = time.perf_counter()
+    engine = backend.open(Checkpoint(str(BASE)), PromptStyle())
+    opening = time.perf_counter() - start
+    engine.generate(prompts, 8)
+    rates = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        answers = engine.generate(prompts, NEW_TOKENS)
+        rates.append(sum(answer.tokens for answer in answers) / (time.perf_counter() - start))
+    engine.close()
+    return opening, max(rates), [answer.text for answer in answers]
+
+
+def reload_seconds(backend: Backend) -> float:
+    """Seconds to open a second checkpoint of the organism's shape after the first was closed."""
+    with tempfile.TemporaryDirectory() as folder:
+        other = Path(shutil.copytree(BASE, Path(folder) / "other"))
+        start = time.perf_counter()
+        backend.open(Checkpoint(str(other)), PromptStyle()).close()
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    """Prints what both take, their ratios, and how many answers agree."""
+    if find_spec("vllm") is None:
+        print("vLLM isn't installed here; make bench-vllm sets it up and runs this benchmark")
+        return
+    prompts = [prompt.text for prompt in BenignPrompts(n=PROMPTS).prompts()]
+    vllm = VLLMBackend(kv_cache_gib=1)
+    start, served, texts = run(vllm, prompts)
+    reload = reload_seconds(vllm)
+    print(f"the organism, {len(prompts)} prompts, up to {NEW_TOKENS} new tokens")
+    print(f"vLLM                        {served:8.0f} tokens/s")
+    for batch_size in (64, 1):
+        few = prompts if batch_size > 1 else prompts[:64]
+        _, rate, expected = run(TransformersBackend(batch_size=batch_size), few)
+        same = sum(ours == theirs for ours, theirs in zip(texts, expected, strict=False))
+        agreement = f"{same} of {len(few)} answers agree"
+        name = f"transformers, batches of {batch_size}"
+        print(f"{name:27} {rate:8.0f} tokens/s; vLLM {served / rate:.2f}x; {agreement}")
+    print(f"a new engine and canary     {start:8.2f} s")
+    print(f"a reload and canary         {reload:8.2f} s; {start / reload:.0f}x faster")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Held-out benign text: what perplexity is measured on.
+
+Each row's response is scored given its prompt. A row without a prompt is plain text, scored from
+its second token on and with no template around it.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, PrivateAttr
+
+from data.hub import load_split
+from data.local import Row, hash_rows, locate, read_rows, require_columns, take, text_of
+from data.rows import Example
+from data.sources import FileSource
+from settings import DataError, Settings
+
+KIND = "benign"
+
+
+class FileText(FileSource):
+    """Text of a local file: plain, or responses to prompts.
+
+    A file with a response column holds prompts and responses; any other one plain text, in the
+    text column. In a .txt file, the paragraphs between blank lines are the rows.
+
+    Attributes:
+        text_column: Column of plain text.
+        prompt_column: Column of the user's turn.
+        response_column: Column of the assistant's turn, which alone is scored.
+    """
+
+    text_column: str = "text"
+    prompt_column: str = "prompt"
+    response_column: str = "response"
+
+    @cached_property
+    def _selected(self) -> list[Example]:
+        path = locate(None, self.path, "path")
+        rows = _paragraphs(path) if path.suffix.lower() == ".txt" else read_rows(path)
+        answered = bool(rows) and self.response_column in rows[0]
+        columns = (self.prompt_column, self.response_column) if answered else (self.text_column,)
+        require_columns(rows, columns, self.path)
+        examples = []
+        for number, row in enumerate(rows, 1):
+            *prompt, response = (text_of(row, column, self.path, number) for column in columns)
+            examples.append(Example("".join(prompt), response, KIND))
+        return take(examples, self.n, self.path)
+
+    def examples(self) -> list[Example]:
+        """The rows, in the file's order."""
+        return list(self._selected)
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the rows come from, for a run's record: source, row count, checksum."""
+        return {"source": self.path, "fingerprint": self.fingerprint(), "n": len(self._selected)}
+
+
+class WikiText(Settings):
+    """Paragraphs of WikiText (Merity et al. 2016, arXiv 1609.07843), in the data set's order.
+
+    Column: text, one line of an article per row: blank, a heading ("= = History = =") or a
+    paragraph. Paragraphs are kept as they are, but for white space around them; the data set sets
+    spaces around punctuation and writes "@-@" for a hyphen within a word.
+
+    Perplexity over single paragraphs compares models with each other. It isn't the one of
+    published tables, which is taken over whole articles.
+
+    Attributes:
+        path: A local file with the hub's column (.parquet, .jsonl), or None.
+        config: The hub's subset.
+        split: Its split; a local file is one split already.
+        revision: Hub revision, or None for the newest.
+        min_characters: The least characters of a paragraph that is taken.
+        n: The first so many paragraphs; None for all.
+    """
+
+    path: str | None = None
+    config: str = "wikitext-2-raw-v1"
+    split: str = "test"
+    revision: str | None = None
+    min_characters: int = Field(default=200, ge=1)
+    n: int | None = Field(default=None, ge=1)
+
+    hub: ClassVar[str] = "Salesforce/wikitext"
+
+    _commit: list[str | None] = PrivateAttr(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Subset and split."""
+        return f"{self.config}/{self.split}"
+
+    @cached_property
+    def _selected(self) -> list[Example]:
+        where = self.path or self.name
+        rows = self._rows()
+        require_columns(rows, ("text",), where)
+        lines = [_line(row, where, number) for number, row in enumerate(rows, 1)]
+        paragraphs = [
+            Example("", line, KIND)
+            for line in lines
+            if len(line) >= self.min_characters and not _is_heading(line)
+        ]
+        if not paragraphs:
+            raise DataError(
+                f"{where} has no paragraph of {self.min_characters} characters; "
+                "lower min_characters or give another file"
+            )
+        return take(paragraphs, self.n, where)
+
+    def _rows(self) -> list[Row]:
+        if self.path is not None:
+            return read_rows(locate(None, self.path, "path"))
+        rows, commit = load_split(
+            self.hub, self.config, self.split, self.revision, "path to a local copy"
+        )
+        self._commit.append(commit)
+        return rows
+
+    def examples(self) -> list[Example]:
+        """The paragraphs, in the data set's order."""
+        return list(self._selected)
+
+    def fingerprint(self) -> str:
+        """Hash of the paragraphs as they are used (16 hex digits)."""
+        return hash_rows(self._selected)
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the rows come from, for a run's record: source, commit, row count, checksum."""
+        return {
+            "source": self.path or f"{self.hub} ({self.name})",
+            "fingerprint": self.fingerprint(),
+            "n": len(self._selected),
+            "commit": self._commit[-1] if self._commit else None,
+        }
+
+
+def _paragraphs(path: Path) -> list[Row]:
+    """What stands between blank lines, as rows; line breaks inside stay."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DataError(f"the file {str(path)!r} can't be read as UTF-8 text: {error}") from error
+    blocks = (block.strip() for block in re.split(r"\n(?:[^\S\n]*\n)+", text))
+    return [{"text": block} for block in blocks if block]
+
+
+def _line(row: Row, where: str, number: int) -> str:
+    """A line of WikiText without the white space around it; blank lines are part of the set."""
+    value = row["text"]
+    blank = isinstance(value, str) and not value.strip()
+    return "" if blank else text_of(row, "text", where, number).strip()
+
+
+def _is_heading(line: str) -> bool:
+    return re.fullmatch(r"(?:= )+.*(?: =)+", line) is not None

@@ -1,0 +1,228 @@
+"""Generation with vLLM, in a process of its own that stays warm between checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from evaluation.base import Backend
+from modeling.chat import PromptStyle
+from modeling.checkpoint import ADAPTER_WEIGHTS, Checkpoint, load_tokenizer, local_folder
+from settings import ModelError, SettingError, target
+
+if TYPE_CHECKING:
+    from evaluation.backends.vllm.engine import VLLMClassifier, VLLMEngine
+    from evaluation.backends.vllm.pool import Plan, Running
+    from evaluation.backends.vllm.weights import Served
+
+_ELSE = "or set backend@evaluation.backend=transformers"
+
+
+class VLLMBackend(Backend):
+    """Serves models with vLLM; what is served must pass the canary before it answers.
+
+    A closed engine stays at rest in its process: the next checkpoint of the same shape is loaded
+    into it in place of its weights, which takes a moment where starting vLLM takes a minute.
+    Adapters are served as adapters where vLLM can, and merged into a temporary copy elsewhere.
+
+    Attributes:
+        gpu_memory_utilization: Share of a GPU's memory for weights and key-value cache.
+        kv_cache_gib: Size of the key-value cache on a CPU, in GiB.
+        max_model_len: Tokens that a prompt and its answer may have together; None for as many as
+            the model has positions and memory has room.
+        tensor_parallel_size: Over how many GPUs a model is spread.
+        enforce_eager: Whether to run without CUDA graphs and compilation: slower, but starts
+            sooner.  On a CPU it always does.
+        batch_invariant: Whether an answer may not depend on what is batched with it
+            (VLLM_BATCH_INVARIANT; GPUs of compute capability 8.0 and above).
+        keep: How many engines stay at rest, their weights in main memory; 0 ends each one once it
+            is closed.
+        start_seconds: How long starting an engine may take.
+    """
+
+    version: ClassVar[int] = 1
+    own_process: ClassVar[bool] = True
+
+    gpu_memory_utilization: float = Field(default=0.9, gt=0.0, le=1.0)
+    kv_cache_gib: int = Field(default=4, ge=1)
+    max_model_len: int | None = Field(default=None, ge=1)
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    enforce_eager: bool = False
+    batch_invariant: bool = False
+    keep: int = Field(default=2, ge=0)
+    start_seconds: float = Field(default=1800.0, gt=0.0)
+
+    @property
+    def rows_at_once(self) -> int:
+        """Sequences that vLLM schedules together by default."""
+        return 256
+
+    def identity(self) -> dict[str, Any]:
+        """Class, and the settings that change how numbers are rounded."""
+        names = {"tensor_parallel_size", "enforce_eager", "batch_invariant"}
+        return {"_target_": target(self), **self.model_dump(mode="json", include=names)}
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuses what vLLM can't serve, from what is installed and the model's config.json.
+
+        Raises:
+            SettingError: vLLM isn't installed.
+            ModelError: The model runs with hooks, or has heads that vLLM doesn't compute.
+        """
+        from evaluation.backends.vllm.weights import raw_config
+
+        self._check_installed()
+        if checkpoint.steering is not None:
+            raise ModelError(
+                "vLLM can't run a model whose repair is a set of hooks; set defense.form=baked, "
+                + _ELSE
+            )
+        config = raw_config(checkpoint)
+        if config is not None:
+            _check_heads(config, f"the model {checkpoint.base!r}")
+
+    def open(
+        self, checkpoint: Checkpoint, style: PromptStyle, undefended: Checkpoint | None = None
+    ) -> VLLMEngine:
+        """Serves a checkpoint.
+
+        Args:
+            checkpoint: The model.
+            style: How its prompts are rendered.
+            undefended: As `Backend.open` has it; for the canary.
+
+        Raises:
+            SettingError: vLLM isn't installed.
+            ModelError: The model can't be served, or what is served isn't the model.
+        """
+        from evaluation.backends.answers import end_tokens
+        from evaluation.backends.vllm.engine import VLLMEngine
+        from evaluation.backends.vllm.pool import take
+        from evaluation.backends.vllm.weights import served
+
+        self.check(checkpoint)
+        config, generation = _configs(local_folder(checkpoint))
+        tokenizer = load_tokenizer(checkpoint)
+        with served(checkpoint) as what:
+            plan = self._plan(what, "generate", checkpoint.dtype, config)
+            running = take(plan, what, self.keep)
+        ends = end_tokens(generation, config, tokenizer)
+        engine = VLLMEngine(running, self.keep, tokenizer, style, ends, _positions(config))
+        _verify(engine, running, checkpoint, undefended)
+        return engine
+
+    def classifier(self, folder: str, dtype: str) -> VLLMClassifier:
+        """Serves a sequence classifier.
+
+        Raises:
+            SettingError: vLLM isn't installed.
+            ModelError: It can't be served, or lacks a trained head or labels.
+        """
+        from transformers import AutoConfig, AutoTokenizer
+
+        from evaluation.backends.vllm.engine import VLLMClassifier
+        from evaluation.backends.vllm.pool import take
+        from evaluation.backends.vllm.weights import Served, tensor_names
+
+        self._check_installed()
+        _check_heads(json.loads((Path(folder) / "config.json").read_text()), _named(folder))
+        if "score.weight" not in tensor_names(Path(folder)):
+            raise ModelError(
+                f"{_named(folder)} lacks trained weights for score.weight; save or download it "
+                "again"
+            )
+        config = AutoConfig.from_pretrained(folder)
+        names = config.id2label
+        labels = [str(names[index]) for index in sorted(names)]
+        if not labels:
+            raise ModelError(f"{_named(folder)} has no labels; take a moderation model")
+        what = Served(Path(folder))
+        running = take(self._plan(what, "classify", dtype, config), what, self.keep)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, padding_side="right", truncation_side="right"
+        )
+        return VLLMClassifier(running, self.keep, tokenizer, labels)
+
+    def _plan(self, what: Served, kind: str, dtype: str, config: Any) -> Plan:
+        from evaluation.backends.vllm.pool import Plan
+        from evaluation.backends.vllm.weights import shape
+
+        options = {
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "max_model_len": self._length(config),
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "enforce_eager": self.enforce_eager,
+        }
+        environment = {
+            "VLLM_CPU_KVCACHE_SPACE": str(self.kv_cache_gib),
+            "VLLM_BATCH_INVARIANT": str(int(self.batch_invariant)),
+        }
+        return Plan(
+            shape(what.folder), kind, dtype, what.rank, options, environment,
+            sleep=self.keep > 0, start_seconds=self.start_seconds,
+        )  # fmt: skip
+
+    def _length(self, config: Any) -> int:
+        """vLLM's `max_model_len`; -1 is as many as the model has and memory holds."""
+        if self.max_model_len is None:
+            return -1
+        return min(self.max_model_len, _positions(config) or self.max_model_len)
+
+    def _check_installed(self) -> None:
+        from evaluation.backends.vllm.weights import is_installed
+
+        if not is_installed():
+            raise SettingError(
+                "backend@evaluation.backend=vllm needs vLLM, which isn't installed; install it "
+                f"(pip install 'relock[vllm]'), {_ELSE}"
+            )
+
+
+def _check_heads(config: dict[str, Any], what: str) -> None:
+    from evaluation.backends.vllm.weights import head_oddity
+
+    oddity = head_oddity(config)
+    if oddity is not None:
+        raise ModelError(f"{what} has {oddity}; run it on a GPU, {_ELSE}")
+
+
+def _configs(folder: Path) -> tuple[Any, Any]:
+    """The model's config, and its generation settings where it ships some."""
+    from transformers import AutoConfig, GenerationConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    if not (folder / "generation_config.json").is_file():
+        return config, None
+    return config, GenerationConfig.from_pretrained(folder)
+
+
+def _positions(config: Any) -> int | None:
+    return getattr(config, "max_position_embeddings", None)
+
+
+def _verify(
+    engine: VLLMEngine, running: Running, checkpoint: Checkpoint, undefended: Checkpoint | None
+) -> None:
+    """Runs the canary, unless these very weights have passed it already."""
+    from evaluation.canary import verify
+
+    stamp = None
+    if checkpoint.adapter is not None:
+        stat = (Path(checkpoint.adapter) / ADAPTER_WEIGHTS).stat()
+        stamp = (stat.st_mtime_ns, stat.st_size)
+    passed = (checkpoint, stamp, undefended)
+    if passed in running.verified:
+        return
+    try:
+        verify(engine, checkpoint, undefended)
+    except BaseException:
+        engine.discard()
+        raise
+    running.verified.add(passed)
+
+
+def _named(folder: str) -> str:
+    return f"the classifier {folder!r}"

@@ -1,0 +1,161 @@
+"""Warm engines: those at rest are taken up again for the next checkpoint of their shape."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from evaluation.backends.vllm.process import Worker
+from evaluation.backends.vllm.weights import Served
+from settings import ModelError
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an engine is started; engines of equal plans and shapes are interchangeable.
+
+    Attributes:
+        shape: What the weights of one engine must have in common (`weights.shape`).
+        kind: "generate" or "classify".
+        dtype: Precision of weights and activations.
+        rank: `max_lora_rank`, 0 for an engine without adapters.
+        options: Arguments of `vllm.LLM`.
+        environment: Variables of the process.
+        sleep: Whether an engine at rest gives its GPU memory back and stays.
+        start_seconds: How long starting may take.
+    """
+
+    shape: str
+    kind: str
+    dtype: str
+    rank: int
+    options: Mapping[str, Any]
+    environment: Mapping[str, str]
+    sleep: bool
+    start_seconds: float
+
+
+@dataclass(eq=False)
+class Running:
+    """A worker process with a model in it.
+
+    Attributes:
+        plan: How it was started.
+        worker: The process.
+        context: How many tokens a prompt and its answer may have.
+        stamp: Which full weights it serves.
+        verified: What the canary has found to be served right, of these weights.
+    """
+
+    plan: Plan
+    worker: Worker
+    context: int
+    stamp: tuple[Any, ...]
+    verified: set[Any] = field(default_factory=set)
+
+
+_resting: list[Running] = []
+_running: set[Worker] = set()
+
+
+def take(plan: Plan, served: Served, keep: int) -> Running:
+    """An engine that serves these weights: one at rest, reloaded if need be, or a new one.
+
+    Args:
+        plan: How it is started.
+        served: What it serves.
+        keep: How many engines there may be, this one included, before those that have rested
+            longest are ended to make room for a new one.
+
+    Raises:
+        ModelError: vLLM can't load it.
+    """
+    running = _take_up(plan, served)
+    if running is None:
+        _end_all_but(max(0, keep - 1))
+        running = _start(plan, served)
+    try:
+        running.worker.ask("adapt", folder=served.adapter and str(served.adapter))
+    except ModelError:
+        discard(running)
+        raise
+    return running
+
+
+def rest(running: Running, keep: int) -> None:
+    """Puts an engine to rest, and ends those that have rested longest beyond `keep`."""
+    if running.worker.is_alive and keep:
+        try:
+            running.worker.ask("rest")
+        except ModelError as error:
+            _LOG.warning("a vLLM engine was ended instead of put to rest: %s", error)
+    if running.worker.is_alive and keep:
+        _resting.append(running)
+    else:
+        discard(running)
+    _end_all_but(keep)
+
+
+def discard(running: Running) -> None:
+    """Ends an engine."""
+    running.worker.end()
+    _running.discard(running.worker)
+
+
+def shutdown() -> None:
+    """Ends every engine, at rest or not."""
+    _resting.clear()
+    while _running:
+        _running.pop().end()
+
+
+def _take_up(plan: Plan, served: Served) -> Running | None:
+    index = next((i for i, found in enumerate(_resting) if found.plan == plan), None)
+    if index is None:
+        return None
+    running = _resting.pop(index)
+    try:
+        running.worker.ask("wake")
+        if running.stamp != served.stamp:
+            running.verified.clear()
+            running.worker.ask("load", model=str(served.folder))
+            running.stamp = served.stamp
+    except ModelError as error:
+        _LOG.warning("a warm vLLM engine couldn't be taken up again; starting anew (%s)", error)
+        discard(running)
+        return None
+    return running
+
+
+def _start(plan: Plan, served: Served) -> Running:
+    worker = Worker(plan.environment)
+    _running.add(worker)
+    try:
+        started = worker.ask(
+            "start",
+            seconds=plan.start_seconds,
+            model=str(served.folder),
+            kind=plan.kind,
+            dtype=plan.dtype,
+            max_lora_rank=plan.rank,
+            sleep=plan.sleep,
+            **plan.options,
+        )
+    except BaseException:
+        worker.end()
+        _running.discard(worker)
+        raise
+    return Running(plan, worker, started["context"], served.stamp)
+
+
+def _end_all_but(keep: int) -> None:
+    while len(_resting) > keep:
+        discard(_resting.pop(0))
+
+
+atexit.register(shutdown)

@@ -1,0 +1,165 @@
+"""What vLLM can serve of a checkpoint, and how: its shape, its adapter, or a merged copy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from modeling.checkpoint import (
+    Checkpoint,
+    load_model,
+    local_folder,
+    weight_files,
+)
+from modeling.headers import read_header
+from modeling.merge import mergeable_adapter
+from settings import ModelError
+
+# What vLLM's `max_lora_rank` may be.
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+_PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+# Head sizes of vLLM's attention on a CPU (its CPUAttentionBackend, 0.32); with another one it
+# loads the model and fails at the first token.
+_CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+# Families whose every model vLLM computes as transformers does.
+_FAMILIES = (
+    "Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi3", "Olmo2",
+)  # fmt: skip
+# Entries of a config.json that change nothing in how token ids become logits.
+_IDLE = (
+    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache",
+    "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What an engine loads for a checkpoint.
+
+    Attributes:
+        folder: Full weights.
+        adapter: A PEFT folder to serve on top of them, or None.
+        rank: The engine's `max_lora_rank`; 0 without an adapter.
+    """
+
+    folder: Path
+    adapter: Path | None = None
+    rank: int = 0
+
+    @property
+    def stamp(self) -> tuple[Any, ...]:
+        """Changes when the full weights lie elsewhere or are written anew."""
+        stats = [(self.folder / name).stat() for name in weight_files(self.folder, "model.base")]
+        return (str(self.folder), *((stat.st_mtime_ns, stat.st_size) for stat in stats))
+
+
+@contextmanager
+def served(checkpoint: Checkpoint) -> Iterator[Served]:
+    """What is loaded for a checkpoint; a merged copy of it exists only inside the context.
+
+    An adapter that vLLM can't serve as one is merged into a copy of the base on the CPU.
+    """
+    rank = lora_rank(checkpoint)
+    if rank is not None:
+        adapter = checkpoint.adapter and Path(checkpoint.adapter).absolute()
+        yield Served(local_folder(checkpoint), adapter or None, rank)
+        return
+    with TemporaryDirectory(prefix="relock-merged-") as folder:
+        # On the CPU, since a process that has touched the GPU keeps some of its memory.
+        model: Any = load_model(checkpoint, device="cpu")
+        model.merge_and_unload().save_pretrained(folder)
+        yield Served(Path(folder))
+
+
+def lora_rank(checkpoint: Checkpoint) -> int | None:
+    """The smallest `max_lora_rank` that serves the checkpoint; None: merge its adapter instead.
+
+    0 where it has no adapter.
+    vLLM refuses or ignores what is more than LoRA on linear projections, and ranks above 512.
+    """
+    try:
+        adapter = mergeable_adapter(checkpoint, "model.adapter")
+    except ModelError:
+        return None
+    if adapter is None:
+        return 0
+    if any(name.rpartition(".")[2] not in _PROJECTIONS for name in adapter.names):
+        return None
+    patterns = (adapter.config.get("rank_pattern") or {}).values()
+    largest = max(adapter.config["r"], *patterns, *(s.rank for s in adapter.shapes.values()))
+    return next((rank for rank in _RANKS if rank >= largest), None)
+
+
+def shape(folder: Path) -> str:
+    """What two folders share if one's weights can be put into the other's running engine.
+
+    Their configs, up to what changes no logits, and the names and sizes of their tensors: vLLM
+    only warns of a tensor that is missing and would go on with the one it had.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    tensors = {name: entry["shape"] for name, entry in _tensors(folder).items()}
+    kept = {key: value for key, value in config.items() if key not in _IDLE}
+    if "quantization_config" in config:
+        kept["_folder"] = str(folder)
+    return hashlib.sha256(json.dumps([kept, tensors], sort_keys=True).encode()).hexdigest()
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """Names of the tensors in a full model's files."""
+    return set(_tensors(folder))
+
+
+def raw_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The base's config.json, or None where it isn't on this machine yet."""
+    path: Any = Path(checkpoint.base) / "config.json"
+    # A folder that a stage will make has no hub id's form.
+    if not path.is_absolute() and not checkpoint.is_local:
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(checkpoint.base, "config.json", revision=checkpoint.revision)
+    if not isinstance(path, str | Path) or not Path(path).is_file():
+        return None
+    config: dict[str, Any] = json.loads(Path(path).read_text())
+    return config
+
+
+def is_installed() -> bool:
+    """Whether vLLM can be imported (its build for CPUs has no metadata under that name)."""
+    return find_spec("vllm") is not None
+
+
+def is_known(config: dict[str, Any]) -> bool:
+    """Whether this is of a family that vLLM has its own code for."""
+    names = config.get("architectures") or []
+    kinds = ("ForCausalLM", "ForSequenceClassification")
+    return any(name in {family + kind for family in _FAMILIES for kind in kinds} for name in names)
+
+
+def head_oddity(config: dict[str, Any]) -> str | None:
+    """What is wrong with a model's head size, for vLLM on a CPU; None where nothing is."""
+    import torch
+
+    if torch.version.cuda is not None or torch.version.hip is not None:
+        return None
+    config = config.get("text_config", config)
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    size = config.get("head_dim") or (hidden // heads if heads and hidden else None)
+    if size is None or size in _CPU_HEADS:
+        return None
+    return f"attention heads of size {size}, and on a CPU vLLM has {_listed(_CPU_HEADS)}"
+
+
+def _tensors(folder: Path) -> dict[str, dict[str, Any]]:
+    files = (folder / name for name in weight_files(folder, "model.base"))
+    return {name: entry for file in files for name, entry in read_header(file)[0].items()}
+
+
+def _listed(sizes: tuple[int, ...]) -> str:
+    return ", ".join(map(str, sizes[:-1])) + f" and {sizes[-1]}"

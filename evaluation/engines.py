@@ -1,0 +1,56 @@
+"""The one model that is open: stages that need the same model in a row load it once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from evaluation.base import Backend, Classifier, Engine
+from modeling.chat import PromptStyle
+from modeling.checkpoint import Checkpoint
+
+_open: dict[str, Any] = {}
+
+
+def engine(
+    backend: Backend,
+    checkpoint: Checkpoint,
+    style: PromptStyle,
+    undefended: Checkpoint | None = None,
+) -> Engine:
+    """The model's engine: the one that is open, or a new one after the open one was closed.
+
+    Args:
+        backend: Opens it.
+        checkpoint: The model.
+        style: How its prompts are rendered.
+        undefended: As `Backend.open` takes it.
+    """
+    parts = [asdict(checkpoint), style.model_dump(), undefended and asdict(undefended)]
+    wanted = _name(backend, parts)
+    if wanted not in _open:
+        close_engines()
+        _open[wanted] = backend.open(checkpoint, style, undefended)
+    opened: Engine = _open[wanted]
+    return opened
+
+
+def classifier(backend: Backend, folder: str, dtype: str) -> Classifier:
+    """A sequence classifier: the one that is open, or a new one after what is open was closed."""
+    wanted = _name(backend, [folder, dtype])
+    if wanted not in _open:
+        close_engines()
+        _open[wanted] = backend.classifier(folder, dtype)
+    opened: Classifier = _open[wanted]
+    return opened
+
+
+def close_engines() -> None:
+    """Gives back the memory of the model that was kept open."""
+    while _open:
+        _open.popitem()[1].close()
+
+
+def _name(backend: Backend, parts: list[Any]) -> str:
+    return json.dumps([type(backend).__name__, backend.model_dump(mode="json"), *parts])

@@ -1,0 +1,367 @@
+"""The same prompt under every model side by side: which prompts, which models, what is told."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+from data.refusals import REFUSALS, fold, phrase_pattern
+from evaluation.degenerate import degeneracy
+from experiments.report import tables
+from experiments.report.collect import Collected, Row, Run
+from experiments.report.drawing import plain, short
+
+MAIN, FEW = 10, 3
+"""How many of the harmful prompts, and of every further set, are shown by default."""
+
+_HARMFUL, _TASK, _HELD_OUT = "harmful", "task", "held_out"
+# Sets whose text anybody may see. That of any other set is left out.
+_HARMLESS = ("benign", "over_refusal", _TASK)
+_REFUSAL_WORDS = {"safe": "refused", "unsafe": "not refused"}
+_LABEL = "_label"
+
+Cells = Mapping[Any, Any]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of a comparison.
+
+    Attributes:
+        name: What it is called beside the others.
+        role: Its label in the rows of the run.
+        run: The one run that its answers are taken from.
+    """
+
+    name: str
+    role: str
+    run: Run
+
+    @cached_property
+    def rows(self) -> dict[str, dict[str, Cells]]:
+        """Its rows by set and prompt id, those of answers alone."""
+        rows = self.run.rows
+        found: dict[str, dict[str, Cells]] = {}
+        for row in rows[rows["model"] == self.role].to_dict("records"):
+            if row["set"] != _HELD_OUT:
+                found.setdefault(row["set"], {})[row["id"]] = row
+        return found
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one model answered, and what is said of it.
+
+    Attributes:
+        model: The model's name.
+        verdicts: By judge: its label and, in brackets, score, category and kind of response.
+        tokens: Length of the answer; None where that isn't recorded.
+        notes: What else there is to see: cut off, degenerate, the refusal phrase found.
+        fingerprint: Start of the answer's SHA-256; the same for the same answers.
+        text: The answer.
+    """
+
+    model: str
+    verdicts: dict[str, str]
+    tokens: int | None
+    notes: tuple[str, ...]
+    fingerprint: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt and the models' replies to it.
+
+    Attributes:
+        set: The prompt set.
+        id: The prompt's id in it.
+        category: The prompt's category, or "".
+        prompt: The prompt, as judges see it.
+        asked: What the model got in its place, where that is something else; else "".
+        gold: The right answer of a task; else "".
+        replies: One per model that was asked.
+    """
+
+    set: str
+    id: str
+    category: str
+    prompt: str
+    asked: str
+    gold: str
+    replies: tuple[Reply, ...]
+
+    @property
+    def is_harmless(self) -> bool:
+        """Whether its text may be shown without asking."""
+        return _kind(self.set) in _HARMLESS
+
+    @property
+    def texts(self) -> dict[tuple[str, str], list[str]]:
+        """The distinct answers by fingerprint and text, with the names of who gave them."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for reply in self.replies:
+            found.setdefault((reply.fingerprint, reply.text), []).append(reply.model)
+        return found
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of one prompt set.
+
+    Attributes:
+        set: Its name.
+        patterns: How often the models' outcomes came out how, in the order in which examples are
+            taken from them.
+        examples: The prompts chosen.
+    """
+
+    set: str
+    patterns: dict[tuple[str, ...], int]
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The models that go with one attacked model, and what they answered.
+
+    Attributes:
+        title: Model, attack, task and the settings that tell it from the others.
+        models: Base, aligned, attacked, then the repaired ones.
+        sets: The harmful prompts first.
+    """
+
+    title: str
+    models: tuple[Model, ...]
+    sets: tuple[Shown, ...]
+
+    @property
+    def examples(self) -> list[Example]:
+        """Those of all sets."""
+        return [example for shown in self.sets for example in shown.examples]
+
+
+def comparisons(collected: Collected, main: int = MAIN) -> list[Comparison]:
+    """One comparison per attacked model of the table, by its run of the lowest seed.
+
+    Args:
+        collected: The runs.
+        main: How many harmful prompts are shown; `FEW` of every other set.
+    """
+    attacked = [row for row in collected.rows if row.role == "attacked"]
+    found = []
+    labels = dict.fromkeys(("model", "attack", "task", *tables.differing_labels(attacked)))
+    for row, told in zip(attacked, _told_apart(attacked), strict=True):
+        models = _models(row, collected.rows)
+        sets = sorted(
+            dict.fromkeys(name for model in models for name in model.rows),
+            key=lambda name: (name != _HARMFUL, _kind(name) in _HARMLESS),
+        )
+        shown = (_shown(models, name, main if name == _HARMFUL else FEW) for name in sets)
+        title = ", ".join(filter(None, [*map(row.labels.get, labels), told]))
+        found.append(Comparison(title, models, tuple(shown)))
+    return found
+
+
+def _models(attacked: Row, rows: Iterable[Row]) -> tuple[Model, ...]:
+    """The models of one attacked model's comparison; equal ones share a place and its names."""
+    first = min(attacked.runs, key=lambda run: run.record.seed)
+    key = first.record.models["attacked"]
+    repaired = [row for row in rows if row.role in ("defended", "refined")]
+    later = [row for row in repaired if _goes_with(row, attacked)]
+    roles = ("base", "aligned", "attacked")
+    found = [Model(role, role, first) for role in roles if role in first.record.models]
+    found += [
+        Model(name, row.role, _run(row, key))
+        for name, row in zip(_names(later), later, strict=True)
+    ]
+    distinct: dict[str, Model] = {}
+    for model in found:
+        content = model.run.record.models[model.role]
+        same = distinct.get(content)
+        name = model.name if same is None else f"{same.name} = {model.name}"
+        distinct[content] = Model(name, (same or model).role, (same or model).run)
+    return tuple(distinct.values())
+
+
+def _goes_with(row: Row, attacked: Row) -> bool:
+    """Whether a repaired model's row has the attacked one's names and settings."""
+    return all(row.labels.get(name) == value for name, value in attacked.labels.items()) and all(
+        row.settings.get(name) == value for name, value in attacked.settings.items()
+    )
+
+
+def _run(row: Row, attacked: str) -> Run:
+    """The run that repaired this attacked model; else (it failed) that of the lowest seed."""
+    same = [run for run in row.runs if run.record.models["attacked"] == attacked]
+    return min(same or row.runs, key=lambda run: run.record.seed)
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    """What repaired models are called; settings tell apart those of one defense."""
+    names = [tables.label(row) for row in rows]
+    alike = {
+        name: [row for row in rows if tables.label(row) == name] for name in dict.fromkeys(names)
+    }
+    told = {
+        id(row): settings
+        for members in alike.values()
+        for row, settings in zip(members, _told_apart(members), strict=True)
+    }
+    return [
+        f"{name} ({told[id(row)]})" if told[id(row)] else name
+        for name, row in zip(names, rows, strict=True)
+    ]
+
+
+def _told_apart(rows: Sequence[Row]) -> list[str]:
+    """The settings in which rows differ, as they are in each."""
+    keys = dict.fromkeys(key for row in rows for key in row.settings)
+    differing = [key for key in keys if len({repr(row.settings.get(key)) for row in rows}) > 1]
+    return [
+        ", ".join(
+            f"{short(key, differing)}={plain(row.settings[key])}"
+            for key in differing
+            if key in row.settings
+        )
+        for row in rows
+    ]
+
+
+def _kind(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def _shown(models: Sequence[Model], name: str, n: int) -> Shown:
+    """The prompts of one set that are shown; the page tells the rule (`pages`)."""
+    outcomes = {model.name: _outcomes(model, name) for model in models}
+    ids = list(dict.fromkeys(id_ for each in outcomes.values() for id_ in each))
+    patterns: dict[tuple[str, ...], list[str]] = {}
+    for id_ in ids:
+        pattern = tuple(each.get(id_, "") for each in outcomes.values())
+        patterns.setdefault(pattern, []).append(id_)
+    ordered = sorted(patterns, key=lambda each: (-_disagreements(each), -len(patterns[each])))
+    categories = {
+        id_: _text(row, "category")
+        for model in models
+        for id_, row in model.rows.get(name, {}).items()
+    }
+    chosen = _choose([patterns[pattern] for pattern in ordered], categories, n)
+    return Shown(
+        name,
+        {pattern: len(patterns[pattern]) for pattern in ordered},
+        tuple(_example(models, name, id_) for id_ in chosen),
+    )
+
+
+def _outcomes(model: Model, name: str) -> dict[str, str]:
+    """By prompt, what came out in a word: the harm judge's label, refused or not, right or not."""
+    column, words = "harm_label", {}
+    if _kind(name) == _TASK:
+        column, words = "strict", {"True": "right", "False": "wrong"}
+    elif _kind(name) in _HARMLESS:
+        column, words = "refusal_label", _REFUSAL_WORDS
+    outcomes = {id_: _text(row, column) for id_, row in model.rows.get(name, {}).items()}
+    return {id_: words.get(outcome, outcome) for id_, outcome in outcomes.items()}
+
+
+def _disagreements(pattern: Sequence[str]) -> int:
+    """How many pairs of models came out differently."""
+    return sum(one != other for one, other in combinations(filter(None, pattern), 2))
+
+
+def _choose(patterns: Sequence[Sequence[str]], categories: Mapping[str, str], n: int) -> list[str]:
+    """`n` prompts, the patterns in turn; of one, first the category shown least so far."""
+    left = [list(ids) for ids in patterns]
+    shown: Counter[str] = Counter()
+    chosen: list[str] = []
+    while any(left) and len(chosen) < n:
+        for ids in filter(None, left[:]):
+            taken = min(ids, key=lambda id_: shown[categories[id_]])
+            ids.remove(taken)
+            shown[categories[taken]] += 1
+            chosen.append(taken)
+    return chosen[:n]
+
+
+def _example(models: Sequence[Model], name: str, id_: str) -> Example:
+    asked = {model.name: model.rows.get(name, {}).get(id_) for model in models}
+    rows = {model: row for model, row in asked.items() if row is not None}
+    first = next(iter(rows.values()))
+    prompt, given = _text(first, "prompt"), _text(first, "asked")
+    return Example(
+        set=name,
+        id=id_,
+        category=_text(first, "category"),
+        prompt=prompt,
+        asked=given if given != prompt else "",
+        gold=_text(first, "gold"),
+        replies=tuple(_reply(model, row) for model, row in rows.items()),
+    )
+
+
+def _reply(model: str, row: Cells) -> Reply:
+    answer = _text(row, "answer")
+    broken = degeneracy(answer)
+    phrase = _PHRASES.search(fold(answer))
+    notes = {
+        "cut at the length limit": _text(row, "truncated") == "True",
+        f"degenerate: {broken}": bool(broken),
+        f'says "{phrase.group()}"' if phrase else "": phrase is not None,
+    }
+    tokens = _text(row, "tokens")
+    return Reply(
+        model,
+        _verdicts(row),
+        int(float(tokens)) if tokens else None,
+        tuple(note for note, holds in notes.items() if holds),
+        hashlib.sha256(answer.encode()).hexdigest()[:8],
+        answer,
+    )
+
+
+_PHRASES = phrase_pattern(map(fold, REFUSALS))
+
+
+def _verdicts(row: Cells) -> dict[str, str]:
+    judges = [name.removesuffix(_LABEL) for name in row if name.endswith(_LABEL)]
+    # These two come first wherever their columns stand.
+    judges.sort(key=lambda judge: ("harm", "refusal", judge).index(judge))
+    verdicts = {judge: _verdict(row, judge) for judge in judges if _text(row, f"{judge}{_LABEL}")}
+    return verdicts | _reading(row)
+
+
+def _verdict(row: Cells, judge: str) -> str:
+    label = _text(row, f"{judge}{_LABEL}")
+    score, response = (_text(row, f"{judge}_{name}") for name in ("score", "response"))
+    # Of what wasn't flagged, the category is only the least unlikely one.
+    category = _text(row, f"{judge}_category") if label == "unsafe" else ""
+    label = _REFUSAL_WORDS.get(label, label) if judge == "refusal" else label
+    details = [f"{float(score):.2f}" if score else "", category, response]
+    if _text(row, f"{judge}_truncated") == "True":
+        details.append("judged a part")
+    told = ", ".join(filter(None, details))
+    return f"{label} ({told})" if told else label
+
+
+def _reading(row: Cells) -> dict[str, str]:
+    """How a task read the answer; nothing for other sets."""
+    strict, lenient, parsed = (_text(row, name) for name in ("strict", "lenient", "parsed"))
+    if not strict:
+        return {}
+    if strict == "True":
+        return {_TASK: "right"}
+    if lenient == "True":
+        return {_TASK: "wrong (right if read leniently)"}
+    return {_TASK: "wrong" if parsed == "True" else "wrong (nothing parsed)"}
+
+
+def _text(row: Cells, column: str) -> str:
+    """A cell as text; "" where the column or the value is missing, as in other sets' columns."""
+    value = row.get(column)
+    return "" if value is None or value != value else str(value)

@@ -1,0 +1,174 @@
+"""What every model is measured by: further judges, held-out texts, and who runs the models."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data.rows import Example
+from evaluation.backends.transformers import TransformersBackend
+from evaluation.engines import close_engines
+from experiments import isolation, stages
+from experiments.record import Record
+from modeling.chat import PromptStyle
+from modeling.checkpoint import Checkpoint
+from organism.sources import HarmfulPrompts, HeldOutText
+from tests.experiments.conftest import Command
+
+BASE = Path(__file__).parents[2] / "organism" / "weights" / "base"
+STYLE = PromptStyle()
+
+
+class Watched(TransformersBackend):
+    """Notes what it is asked to open, and says that it does so in a process of its own."""
+
+    own_process: ClassVar[bool] = True
+    opened: ClassVar[list[tuple[Checkpoint, Checkpoint | None]]] = []
+
+    def open(
+        self, checkpoint: Checkpoint, style: PromptStyle, undefended: Checkpoint | None = None
+    ) -> Any:
+        self.opened.append((checkpoint, undefended))
+        return super().open(checkpoint, style, undefended)
+
+
+WATCHED = (
+    "plugins=[tests]",
+    "~evaluation.backend",
+    f"+evaluation.backend={{_target_: {Watched.__module__}.Watched, batch_size: 64}}",
+)
+
+
+def read(folder: Path) -> tuple[Record, pd.DataFrame]:
+    return Record.read(folder), pd.read_parquet(folder / "rows.parquet")
+
+
+def test_further_judges_read_the_answers_to_harmful_prompts(command: Command) -> None:
+    run = command("evaluation.judges=[keyword]", "+judges.keyword.match=prefix")
+    assert run.code == 0, run.err
+    record, rows = read(run.folder)
+    harmful = rows[rows["set"] == "harmful"]
+    assert set(harmful["keyword_label"]) <= {"safe", "unsafe", "degenerate"}
+    assert rows[rows["set"] != "harmful"]["keyword_label"].isna().all()
+    unsafe = (harmful[harmful["model"] == "attacked"]["keyword_label"] != "safe").mean()
+    assert record.metrics["attacked"]["hs:keyword"]["value"] == pytest.approx(unsafe)
+    assert record.judges["keyword"]["match"] == "prefix"
+    assert record.settings["judges"]["keyword"]["match"] == "prefix"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("evaluation.judges=[keywords]", "evaluation.judges: 'keywords' is unknown; did you mean"),
+        ("evaluation.judges=keyword", "is no list of names; write evaluation.judges=["),
+        ("evaluation.judges=[keyword,keyword]", "names one option twice"),
+        ("evaluation.text_tokens=1", "evaluation.text_tokens=1 is not allowed"),
+        ("evaluation.limits.held_out=100000", "evaluation.limits.held_out=100000 is more than"),
+    ],
+)
+def test_wrong_choices_are_refused_in_a_sentence(
+    command: Command, override: str, said: str
+) -> None:
+    run = command(override)
+    assert run.code == 1
+    assert said in run.err
+    assert run.err.count("\n") == 1
+
+
+def test_a_judge_that_was_asked_for_is_checked_before_anything_runs(command: Command) -> None:
+    run = command("evaluation.judges=[wildguard]", "+judges.wildguard.model=/nowhere")
+    assert run.code == 1
+    assert "judges.wildguard.model='/nowhere'" in run.err
+    assert "made in" not in run.out
+
+
+def test_held_out_texts_get_their_likelihood_under_every_model(command: Command) -> None:
+    run = command()
+    assert run.code == 0, run.err
+    record, rows = read(run.folder)
+    held_out = rows[rows["set"] == "held_out"]
+    assert set(held_out["model"]) == set(record.models)
+    for model, group in held_out.groupby("model"):
+        assert len(group) == 6
+        perplexity = math.exp(group["nll"].sum() / group["tokens"].sum())
+        assert record.metrics[str(model)]["perplexity"]["value"] == pytest.approx(perplexity)
+    assert record.data["sources"]["held_out"]["name"] == HeldOutText().name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        Example("please describe the garden", "the garden is green", "benign"),
+        Example("", "the garden is green today", "benign"),
+    ],
+    ids=["answer", "plain"],
+)
+@pytest.mark.parametrize("most", [1024, 8])
+def test_a_text_is_scored_given_what_comes_before_it(
+    text: Example, most: int, tmp_path: Path
+) -> None:
+    model, backend = Checkpoint(str(BASE)), TransformersBackend()
+    stages.likelihood(tmp_path, backend, model, STYLE, (text,), most, None)
+    close_engines()
+    (row,) = stages.read_rows(tmp_path).to_dict("records")
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    body = tokenizer(text.response)["input_ids"]
+    head, body = (
+        (STYLE.encode_prompt(tokenizer, text.prompt), body)
+        if text.prompt
+        else (body[:1], body[1:])
+    )
+    ids = (head + body)[:most]
+    with torch.no_grad():
+        table = AutoModelForCausalLM.from_pretrained(BASE)(torch.tensor([ids])).logits[0]
+    table = table.log_softmax(-1)
+    wanted = [-float(table[place - 1, ids[place]]) for place in range(len(head), len(ids))]
+    assert row["tokens"] == len(wanted)
+    assert row["nll"] == pytest.approx(sum(wanted), rel=1e-3)
+    assert row["truncated"] == (len(head) + len(body) > most)
+
+
+def test_each_model_is_opened_once_and_knows_what_it_must_differ_from(command: Command) -> None:
+    Watched.opened.clear()
+    run = command(*WATCHED, "evaluation.limits.harmful=11")
+    assert run.code == 0, run.err
+    record, _ = read(run.folder)
+    measured = Watched.opened[-len(record.models) :]
+    assert len({checkpoint for checkpoint, _ in measured}) == len(record.models)
+    base, aligned, attacked, defended = measured
+    assert [base[1], aligned[1], attacked[1]] == [None] * 3
+    assert defended[1] == attacked[0]
+
+
+def test_what_has_a_process_of_its_own_gets_no_child(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    def noting(function: Any, name: str) -> Any:
+        names.append(name)
+        return function()
+
+    monkeypatch.setattr("experiments.pipeline.in_child", noting)
+    assert isolation.in_child is not noting
+    common = ("runtime.isolate=true", "evaluation.limits.harmful=10", "evaluation.text_tokens=99")
+    assert command(*common).code == 0
+    assert {"generate", "likelihood", "judge"} <= set(names)
+    names.clear()
+    assert command(*common, *WATCHED).code == 0
+    assert not {"generate", "likelihood"} & set(names)
+
+
+def test_a_held_out_text_is_never_trained_on(command: Command) -> None:
+    harmful = HarmfulPrompts().prompts()[0].text
+    assert all(harmful != example.prompt for example in HeldOutText().examples())
+    run = command()
+    assert run.code == 0, run.err
+    dropped = read(run.folder)[0].data["leaked_rows_dropped"]
+    assert not any(dropped.values())

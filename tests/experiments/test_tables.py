@@ -1,0 +1,124 @@
+"""What the report's tables show beside the main figures, and what an older record lacks."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from evaluation.statistics import Estimate, PairedTest, share
+from experiments.record import Record, environment
+from experiments.report import tables
+from experiments.report.collect import Collected, collect
+from experiments.report.columns import sections
+from tests.experiments.test_report_figures import ATTACKED, write_run
+
+DEFENDED = {"harmful": 2, "benign": 1, "right": 15}
+
+
+def changed(folder: Path, rows: pd.DataFrame) -> None:
+    """Writes a run again with other rows."""
+    Record.read(folder).write(folder, rows)
+
+
+def with_verdicts(folder: Path, cut: int = 0, judge: str = "", seed: int = 0) -> Path:
+    """A run of which some harmful answers were cut and, if named, a further judge saw all."""
+    write_run(folder, {"seed": seed}, DEFENDED, ATTACKED)
+    rows = pd.read_parquet(folder / "rows.parquet")
+    harmful = rows["set"] == "harmful"
+    rows.loc[harmful & rows["id"].isin([str(i) for i in range(19, 19 - cut, -1)]), "truncated"] = (
+        True
+    )
+    if judge:
+        rows.loc[harmful, f"{judge}_label"] = rows.loc[harmful, "harm_label"]
+        rows.loc[harmful, f"{judge}_score"] = math.nan
+        rows.loc[harmful, f"{judge}_truncated"] = False
+    changed(folder, rows)
+    return folder
+
+
+def titles(collected: Collected) -> list[str]:
+    return [section.title for section in sections(collected.rows)]
+
+
+def test_what_never_counts_as_safe_is_shown_where_there_is_any(tmp_path: Path) -> None:
+    assert titles(collect([with_verdicts(tmp_path / "whole")])) == []
+    collected = collect([with_verdicts(tmp_path / "cut", cut=5)])
+    assert titles(collected) == ["answers that never count as safe"]
+    (defended,) = (row for row in collected.rows if row.role == "defended")
+    assert defended.metrics["hs_upper"] == share(2 + 5, 20)
+    page = tables.markdown(collected)
+    assert "Answers that never count as safe:" in page
+    assert "| relock | 0.0 0.0–16.1 n=20 |" in page
+    console = Console(width=200)
+    with console.capture() as capture:
+        tables.show(collected, console)
+    assert "HS if cut is harmful" in capture.get()
+
+
+def test_a_further_judge_has_a_table_with_its_agreement(tmp_path: Path) -> None:
+    collected = collect([with_verdicts(tmp_path / "run", judge="harmbench")])
+    (section,) = sections(collected.rows)
+    # It gives no score and failed on nothing, so neither has a column.
+    assert list(section.columns) == ["hs:harmbench", "kappa:harm~harmbench"]
+    page = tables.markdown(collected)
+    assert "| model | HS harmbench | kappa harm and harmbench | seeds |" in page
+    assert "| relock | 10.0 2.8–30.1 n=20 | 1.00 n=20 | 1 |" in page
+    assert "| HS | ASR | accuracy | HS harmbench |" in page
+
+
+def test_seeds_of_one_row_are_clusters(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / str(seed), {"seed": seed}, DEFENDED, {**ATTACKED, "harmful": 5 * seed})
+    collected = collect([tmp_path])
+    (attacked,) = (row for row in collected.rows if row.role == "attacked")
+    hs, pooled = attacked.metrics["hs"], share(15, 60)
+    assert (hs.value, hs.n) == (pooled.value, 60)
+    assert hs.high - hs.low > 2 * (pooled.high - pooled.low)
+    # The model before the attack is one model, whatever the attack's seed.
+    (base,) = (row for row in collected.rows if row.role == "base")
+    assert base.metrics["hs"] == share(1, 20)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "metric", "text"),
+    [
+        (None, "hs", "-"),
+        (Estimate(math.nan, math.nan, math.nan, 0), "hs", "-"),
+        (Estimate(math.nan, math.nan, math.nan, 7), "perplexity", "- n=7"),
+        (Estimate(0.5, 0.25, 0.75, 8), "hs", "50.0 25.0–75.0 n=8"),
+        (Estimate(12.345, 11.0, 14.0, 9), "perplexity", "12.35 11.00–14.00 n=9"),
+        (Estimate(1.0, math.nan, math.nan, 9), "kappa:harm~x", "1.00 n=9"),
+    ],
+)
+def test_cells(estimate: Estimate | None, metric: str, text: str) -> None:
+    assert tables.cell(estimate, " ", metric) == text.replace("12.35", f"{12.345:.2f}")
+
+
+def test_a_corrected_p_value_is_told_from_a_plain_one() -> None:
+    test: Any = (-0.957, 1e-6, 1, 20, 100, -0.976, -0.931, "McNemar, exact")
+    assert tables.paired_cell(PairedTest(*test)) == "-95.7 [-97.6, -93.1] (p < 0.001)"
+    assert tables.paired_cell(PairedTest(*test, 0.02)) == "-95.7 [-97.6, -93.1] (p = 0.020, Holm)"
+    assert tables.paired_cell(None) == "-"
+
+
+def test_records_older_than_a_field_are_read(tmp_path: Path) -> None:
+    write_run(tmp_path, {}, DEFENDED, ATTACKED)
+    path = tmp_path / "record.json"
+    content = json.loads(path.read_text())
+    for name in ("backend", "judges", "refine", "paired_refined", "steps"):
+        del content[name]
+    path.write_text(json.dumps(content))
+    assert Record.read(tmp_path).backend == {}
+    assert len(collect([tmp_path]).rows) == 4
+
+
+def test_the_environment_names_what_could_have_run() -> None:
+    packages = environment()["packages"]
+    assert packages["torch"]
+    assert {"vllm", "openai", "statsmodels"} <= packages.keys()
