@@ -8,7 +8,7 @@ BIN_VLLM := $(VENV_VLLM)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-vllm lint bench bench-vllm organism clean
+.PHONY: help run test test-slow vllm-env test-vllm lint bench bench-vllm organism clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,8 @@ test: $(VENV)/.dev  ## Set up, then the tests
 
 test-slow: $(VENV)/.dev  ## The tests that take minutes
 	$(BIN)/python -m pytest -m 'slow and not vllm' $(ARGS)
+
+vllm-env: $(VENV_VLLM)/.dev  ## Set up vLLM for the CPU
 
 test-vllm: $(VENV_VLLM)/.dev  ## Set up vLLM for the CPU, then the tests that run it
 	$(BIN_VLLM)/python -m pytest -m vllm tests/vllm $(ARGS)

@@ -126,7 +126,8 @@ def _line(figure: Figure, rows: Sequence[Row]) -> Line:
             return Line(figure, None, _ambiguous(fitting))
         estimate = _measured(fitting[0], figure.metric) if fitting else None
         if fitting and estimate is None:
-            return Line(figure, None, f"{figure.metric} wasn't measured")
+            note = f"; {figure.note}" if figure.note else ""
+            return Line(figure, None, f"{figure.metric} wasn't measured{note}")
         if estimate is None:
             apart = {name: condition[name] for name in condition if len(figure.where[name]) > 1}
             missing.append(_written(apart))

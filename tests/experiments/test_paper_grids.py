@@ -16,7 +16,9 @@ from tests.experiments.conftest import Command
 # The figures that need a model's own name, which the organism hasn't got.
 OF_OTHER_MODELS = {"fgsn_table"}
 # Sets that no paper has a figure of.
-LEFT_OUT = ("sources.benign=null", "sources.over_refusal=null")
+LEFT_OUT = ("sources.benign=null", "sources.over_refusal=null", "sources.held_out=null")
+# A judge behind an endpoint is asked for only where the user names one.
+OF_AN_ENDPOINT = ":rubric@"
 
 
 @pytest.mark.parametrize("name", published.names())
@@ -40,6 +42,7 @@ def test_the_grid_runs_and_is_held_against_the_paper(name: str, command: Command
     assert [row["paper"] for row in table] == [figure.value for figure in figures]
     for row, figure in zip(table, figures, strict=True):
         measured = figure.defense and figure.metric and name not in OF_OTHER_MODELS
+        measured = measured and OF_AN_ENDPOINT not in figure.metric
         # The organism has other kinds of harm than the paper's three.
         if measured and not figure.metric.startswith("share_edited/"):
             assert math.isfinite(float(row["ours"])), row

@@ -33,6 +33,8 @@ def test_the_hooked_form_answers_as_the_baked_one(command: Command) -> None:
     assert run.code == 0, run.err
     hooked = Record.read(run.folder)
     assert hooked.defense["apply"]["baked"] is False
+    likelihoods = [each.metrics["defended"].pop("perplexity") for each in (hooked, baked)]
+    assert likelihoods[0] == pytest.approx(likelihoods[1], rel=1e-5)
     assert hooked.metrics["defended"] == baked.metrics["defended"]
 
 

@@ -48,7 +48,8 @@ class VLLMBackend(Backend):
 
     gpu_memory_utilization: float = Field(default=0.9, gt=0.0, le=1.0)
     kv_cache_gib: int = Field(default=4, ge=1)
-    max_model_len: int | None = Field(default=None, ge=1)
+    # The canary's longest text and continuation take 168.
+    max_model_len: int | None = Field(default=None, ge=168)
     tensor_parallel_size: int = Field(default=1, ge=1)
     enforce_eager: bool = False
     batch_invariant: bool = False
