@@ -1,7 +1,9 @@
 """Held-out benign text: what perplexity is measured on.
 
-Each row's response is scored given its prompt. A row without a prompt is plain text, scored from
-its second token on and with no template around it.
+Each row's response is scored given its prompt. A row without a prompt is plain text, with no
+template around it and scored from its second token on; where a tokenizer puts a BOS first, as
+Llama's does, that is the text's first, so that perplexities of two families aren't quite of the
+same thing.
 """
 
 from __future__ import annotations

@@ -63,6 +63,16 @@ class Engine(Protocol):
         """The model's tokenizer."""
         ...
 
+    @property
+    def context(self) -> int | None:
+        """How many tokens a prompt and its answer may have together; None where nothing says."""
+        ...
+
+    @property
+    def usable(self) -> bool:
+        """Whether it answers; one whose process died, or that was closed, doesn't."""
+        ...
+
     def generate(
         self,
         prompts: Sequence[str],
@@ -111,6 +121,11 @@ class Classifier(Protocol):
     @property
     def labels(self) -> Sequence[str]:
         """What the columns of `probabilities` stand for."""
+        ...
+
+    @property
+    def usable(self) -> bool:
+        """As `Engine.usable`."""
         ...
 
     def probabilities(self, ids: Sequence[Sequence[int]]) -> list[list[float]]:

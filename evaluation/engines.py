@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -29,7 +31,7 @@ def engine(
     """
     parts = [asdict(checkpoint), style.model_dump(), undefended and asdict(undefended)]
     wanted = _name(backend, parts)
-    if wanted not in _open:
+    if wanted not in _open or not _open[wanted].usable:
         close_engines()
         _open[wanted] = backend.open(checkpoint, style, undefended)
     opened: Engine = _open[wanted]
@@ -39,11 +41,20 @@ def engine(
 def classifier(backend: Backend, folder: str, dtype: str) -> Classifier:
     """A sequence classifier: the one that is open, or a new one after what is open was closed."""
     wanted = _name(backend, [folder, dtype])
-    if wanted not in _open:
+    if wanted not in _open or not _open[wanted].usable:
         close_engines()
         _open[wanted] = backend.classifier(folder, dtype)
     opened: Classifier = _open[wanted]
     return opened
+
+
+@contextmanager
+def closing() -> Iterator[None]:
+    """Closes what was opened within, whatever happens there."""
+    try:
+        yield
+    finally:
+        close_engines()
 
 
 def close_engines() -> None:

@@ -148,8 +148,8 @@ def mean(
 ) -> Estimate:
     """The mean with its interval: a percentile bootstrap over rows, or Student's over seeds.
 
-    One value has no interval; no values have no mean either. A value that isn't finite makes mean
-    and interval NaN: leaving rows out is the caller's decision.
+    One value, or values that are all the same, have no interval; no values have no mean either. A
+    value that isn't finite makes mean and interval NaN: leaving rows out is the caller's decision.
 
     Args:
         values: One per row.
@@ -165,7 +165,7 @@ def mean(
     if not (n and np.isfinite(data).all() and weight.sum() > 0):
         return Estimate(math.nan, math.nan, math.nan, n)
     value = float(weight @ data / weight.sum())
-    if n == 1:
+    if np.ptp(data) == 0:
         return Estimate(value, math.nan, math.nan, n)
     if clusters is None or clusters.distinct_seeds < 2:
         return Estimate(value, *_bootstrapped(data, weight, seed), n)
@@ -272,7 +272,8 @@ def kappa(
     """Cohen's kappa (1960) of two judges' yes/no verdicts on the same rows.
 
     The interval is the large-sample one (Fleiss, Cohen & Everitt 1969), over several seeds with the
-    two-way cluster-robust variance; it can't be said where the judges always agree. Kappa is NaN
+    two-way cluster-robust variance; it can't be said where the judges always agree, or where one of
+    them says the same of all rows. Kappa is NaN
     where both judges say the same of all rows: chance alone agrees as well.
 
     Args:
@@ -299,7 +300,7 @@ def kappa(
     by_chance = (2 * q - 1) * (one - p) + (2 * p - 1) * (other - q)
     influence = (agree - observed - (1 - value) * by_chance) / (1 - chance)
     variance, freedom = _clustered(influence, clusters)
-    if variance == 0:
+    if agree.all() or {0.0, 1.0} & {p, q}:
         return Estimate(value, math.nan, math.nan, n)
     half = _quantile(freedom) * math.sqrt(variance)
     return Estimate(value, max(-1.0, value - half), min(1.0, value + half), n)

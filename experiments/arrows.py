@@ -59,6 +59,10 @@ class Arrow:
     own_process: bool = False
     errors_pass: bool = False
 
+    def stale(self, found: StageResult) -> bool:
+        """Whether what the store holds should be asked for again."""
+        return self.errors_pass and "errored" in found.report["labels"]
+
 
 class Arrows:
     """The arrows of one experiment."""

@@ -9,13 +9,13 @@ from typing import Any
 from data.local import hash_rows
 from data.rows import PreferencePair, Prompt
 from evaluation.base import Backend, Judge
-from evaluation.engines import close_engines
+from evaluation.engines import closing
 from experiments import stages
 from experiments.inputs import PromptSet
 from experiments.store import Store
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, fingerprint_folder, load_tokenizer
-from settings import target
+from settings import ModelError, target
 
 
 @dataclass
@@ -68,17 +68,26 @@ class StoredCalibration:
         stage, make = stages.generation(
             self.backend, model, self.style, asked, self._identity(model)
         )
-        result = self.store.run(stage, make)
-        close_engines()
+        with closing():
+            result = self.store.run(stage, make)
         if result.reused:
             self.seconds_reused += result.seconds
         return stages.read_rows(result.folder)["answer"].tolist()
 
     def is_safe(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
-        """Whether the moderation judge calls each answer safe."""
-        verdicts = self.judge.score(prompts, answers)
-        close_engines()
-        return [verdict.label == "safe" for verdict in verdicts]
+        """Whether the moderation judge calls each answer safe.
+
+        Raises:
+            ModelError: The judge couldn't be asked about some of them.
+        """
+        with closing():
+            labels = [verdict.label for verdict in self.judge.score(prompts, answers)]
+        if missing := labels.count("errored"):
+            raise ModelError(
+                f"evaluation.harm_judge couldn't be asked about {missing} of {len(labels)} answers "
+                "that calibrate the defense; run the same command again"
+            )
+        return [label == "safe" for label in labels]
 
     def encode(
         self, model: Checkpoint, prompts: Sequence[str], answers: Sequence[str]

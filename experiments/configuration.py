@@ -309,11 +309,17 @@ def _evaluation(
     prompt_sets = names(node["prompt_sets"], "evaluation.prompt_sets", "[advbench,xstest]")
     asked = names(node["attack_prompts"], "evaluation.attack_prompts", "[prefill,roleplay]")
     plugins = options.plugins
+    backend = build(node["backend"], "evaluation.backend", plugins, Backend)
+    judges = {
+        name: build(node[name], f"evaluation.{name}", plugins, Judge)
+        for name in ("harm_judge", "refusal_judge")
+    }
+    further = _judges(node["judges"], options)
     return Evaluation(
-        backend=build(node["backend"], "evaluation.backend", plugins, Backend),
-        harm_judge=build(node["harm_judge"], "evaluation.harm_judge", plugins, Judge),
-        refusal_judge=build(node["refusal_judge"], "evaluation.refusal_judge", plugins, Judge),
-        judges=_judges(node["judges"], options),
+        backend=backend,
+        harm_judge=_run_by(backend, judges["harm_judge"]),
+        refusal_judge=_run_by(backend, judges["refusal_judge"]),
+        judges={name: _run_by(backend, judge) for name, judge in further.items()},
         tasks=names(scored, "evaluation.tasks", "[sst2,gsm8k]"),
         prompt_sets=dict(options.prompt_set(name) for name in prompt_sets),
         attack_prompts=tuple(options.attack_prompt(name) for name in asked),
@@ -323,6 +329,13 @@ def _evaluation(
     )
 
 
+def _run_by(backend: Backend, judge: Judge) -> Judge:
+    """The judge with the evaluation's backend, where its model has none of its own."""
+    if getattr(judge, "backend", backend) is not None:
+        return judge
+    return judge.model_copy(update={"backend": backend})
+
+
 def _judges(node: Any, options: Options) -> dict[str, Judge]:
     given = names(node, "evaluation.judges", "[keyword,harmbench]")
     for name in ("harm", "refusal"):
@@ -330,6 +343,12 @@ def _judges(node: Any, options: Options) -> dict[str, Judge]:
             raise SettingError(
                 f"evaluation.judges: {name} is the name of evaluation.{name}_judge's columns; "
                 "rename the option"
+            )
+    for name, settings in (options.values.get("judges") or {}).items():
+        if name not in given and "_target_" not in settings:
+            raise SettingError(
+                f"judges.{name} is said of a judge that evaluation.judges doesn't name; add it "
+                "there, or leave the setting out"
             )
     return {name: options.judge(name) for name in given}
 

@@ -17,6 +17,9 @@ from settings.base import closest
 # Groups whose options don't stand in the configuration under the group's own name.
 _ELSEWHERE = ("task", "judge", "backend", "experiment")
 
+# Sections that are empty until something is said there of an option that is looked up by name.
+_BY_NAME = ("tasks", "prompts", "judges")
+
 
 def explain(error: BaseException) -> str:
     """One sentence for `error`: what is wrong and, where that is known, what to write instead."""
@@ -50,6 +53,8 @@ def _unknown_option(path: str) -> str:
 def _unknown_key(key: str, missing: str | None) -> str:
     """What to say of a key that can't be overridden; `missing` is the one that isn't there."""
     known = _known_keys()
+    if key.partition(".")[0] in _BY_NAME and key.count(".") > 1:
+        return f"{key} isn't in the configuration before it is added; write +{key}=..."
     if missing is not None and missing.startswith(f"{key}."):
         return (
             f"{key} has no {missing.removeprefix(f'{key}.')} that could be overridden; choose "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from attacks.prompts import AttackPrompt
 from data.rows import EvaluationPrompts, TaskSource
@@ -23,6 +23,8 @@ from settings import SettingError, build, plain, target
 from settings.base import closest
 
 _FILE = "file:"
+# Where what differs from an option's file is said.
+_SECTIONS = {"task": "tasks", "prompts": "prompts", "judge": "judges"}
 
 
 class Options:
@@ -156,6 +158,10 @@ class Options:
         try:
             OmegaConf.resolve(node)
             resolved = OmegaConf.to_container(node.option, throw_on_missing=True)
+        except MissingMandatoryValue as error:
+            key = str(error.full_key).removeprefix("option.")
+            where = f"+{_SECTIONS[group]}.{name}.{key}" if group in _SECTIONS else key
+            raise SettingError(f"{setting}: {name} needs a {key}; add {where}=...") from None
         except OmegaConfBaseException as error:
             reason = str(error).strip().splitlines()[0]
             raise SettingError(f"{setting}: {name} can't be built ({reason})") from None

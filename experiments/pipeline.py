@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from attacks.base import Attack, AttackData
 from defenses.base import Models
-from evaluation.engines import close_engines
+from evaluation.engines import closing
 from experiments import stages
 from experiments.arrows import Arrow, Arrows, Model
 from experiments.configuration import Experiment, ModelSettings
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 SCORE = "score"
 
+Taken = dict[tuple[str, ...], StageResult]
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -42,6 +44,7 @@ class Outcome:
         rows: One row per model, prompt set and prompt, with answers, verdicts and task scores.
         models: Content key of base, aligned, attacked and defended model, of those between the
             steps, and of the refined one where there is one.
+        backends: What ran each of them, as `Backend.identity` says it.
         steps: The steps of a repair that was made in several: name, label of the model after
             it, scalars edited; the last one's model is "defended".
         stages: Every stage, in the order in which it was needed.
@@ -53,6 +56,7 @@ class Outcome:
 
     rows: pd.DataFrame
     models: dict[str, str]
+    backends: dict[str, dict[str, Any]]
     steps: list[dict[str, Any]]
     stages: list[StageResult]
     attack: dict[str, Any]
@@ -165,9 +169,13 @@ class Pipeline:
         if refined is not None:
             models["refined"] = refined
         rows = self.measured(models)
+        backend = self.experiment.evaluation.backend
         return Outcome(
             rows=rows,
             models={name: model.key for name, model in models.items()},
+            backends={
+                name: backend.chosen(model.checkpoint).identity() for name, model in models.items()
+            },
             steps=applied.steps,
             stages=self.done,
             attack=attack_report,
@@ -221,6 +229,9 @@ class Pipeline:
             )
         models = Models(self.base.checkpoint, aligned.checkpoint)
         self.experiment.defense.check(models, None)
+        if self.experiment.defense.leaves == "hooks":
+            hooked = replace(self.base.checkpoint, steering="hooks")
+            self.experiment.evaluation.backend.chosen(hooked).check(hooked)
 
     def prepared(self, aligned: Model) -> StageResult:
         """The defense's artefact, made once per aligned model."""
@@ -266,37 +277,43 @@ class Pipeline:
             frames.append(_labelled(taken[name, HELD_OUT], name, HELD_OUT))
         return pd.concat(frames, ignore_index=True)
 
-    def measurements(self, models: dict[str, Model]) -> dict[tuple[str, ...], StageResult]:
-        """The stages that measure every model, each model of theirs opened once.
+    def measurements(self, models: dict[str, Model]) -> Taken:
+        """The stages that measure every model; those that open the same model come in a row.
 
         Returns:
             By (model, set) the answers, or the likelihoods of the held-out texts; by (model, set,
             role) a judge's verdicts; by (model, set, "score") a task's scores.
         """
-        sets = self.inputs.sets
-        taken: dict[tuple[str, ...], StageResult] = {}
-        for name, model in models.items():
-            for prompts in sets:
-                taken[name, prompts.name] = self._stage(self.arrows.generate(model, prompts))
-            if self.inputs.held_out:
-                taken[name, HELD_OUT] = self._stage(self.arrows.likelihood(model))
-        judged = {prompts.name: self.arrows.judges(prompts) for prompts in sets}
-        for role in dict.fromkeys(role for judges in judged.values() for role in judges):
-            for name, prompts in product(models, sets):
-                judge = judged[prompts.name].get(role)
-                if judge is not None:
-                    arrow = self.arrows.judge(judge, taken[name, prompts.name])
-                    taken[name, prompts.name, role] = self._stage(arrow)
-        close_engines()
-        for name, prompts in product(models, sets):
+        with closing():
+            taken = self._answers(models)
+            taken |= self._verdicts(models, taken)
+        for name, prompts in product(models, self.inputs.sets):
             if prompts.task is not None:
                 arrow = self.arrows.score(prompts.task, taken[name, prompts.name])
                 taken[name, prompts.name, SCORE] = self._stage(arrow)
         return taken
 
-    def _rows(
-        self, taken: Mapping[tuple[str, ...], StageResult], model: str, prompts: PromptSet
-    ) -> pd.DataFrame:
+    def _answers(self, models: dict[str, Model]) -> Taken:
+        taken: Taken = {}
+        for name, model in models.items():
+            for prompts in self.inputs.sets:
+                taken[name, prompts.name] = self._stage(self.arrows.generate(model, prompts))
+            if self.inputs.held_out:
+                taken[name, HELD_OUT] = self._stage(self.arrows.likelihood(model))
+        return taken
+
+    def _verdicts(self, models: dict[str, Model], answers: Taken) -> Taken:
+        taken: Taken = {}
+        judged = {prompts.name: self.arrows.judges(prompts) for prompts in self.inputs.sets}
+        for role in dict.fromkeys(role for judges in judged.values() for role in judges):
+            for name, prompts in product(models, self.inputs.sets):
+                judge = judged[prompts.name].get(role)
+                if judge is not None:
+                    arrow = self.arrows.judge(judge, answers[name, prompts.name])
+                    taken[name, prompts.name, role] = self._stage(arrow)
+        return taken
+
+    def _rows(self, taken: Taken, model: str, prompts: PromptSet) -> pd.DataFrame:
         """One set's answers of one model, with its verdicts or its task scores beside them."""
         rows = _labelled(taken[model, prompts.name], model, prompts.name)
         if prompts.task is not None:
@@ -315,13 +332,17 @@ class Pipeline:
 
     def _stage(self, arrow: Arrow) -> StageResult:
         make, name = arrow.make, arrow.stage.name
-        found = self.store.find(arrow.stage) if arrow.errors_pass else None
-        if found is not None and "errored" in found.report["labels"]:
-            self.store.remove(found.name, found.key)
+        asked = any(result.key == arrow.stage.key for result in self.done)
+
+        def stale(found: StageResult) -> bool:
+            return not asked and arrow.stale(found)
+
         if self.experiment.isolate and not arrow.own_process:
-            result = self.store.run(arrow.stage, lambda out: in_child(partial(make, out), name))
+            result = self.store.run(
+                arrow.stage, lambda out: in_child(partial(make, out), name), stale
+            )
         else:
-            result = self.store.run(arrow.stage, make)
+            result = self.store.run(arrow.stage, make, stale)
         self.done.append(result)
         self._notify(result)
         return result

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.configuration import PROJECT, Experiment
 from experiments.inputs import Inputs
 from experiments.pipeline import Outcome
+from settings import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +61,7 @@ class Record:
         data: Sources with fingerprints and leakage counts.
         judges: What each judge's verdicts depend on, by role ("harm", "refusal") or name: settings,
             and the content hash or "id@commit" of its weights.
-        backend: What generated the answers: its class and the settings that they depend on.
+        backends: What ran each model: its class and the settings that answers depend on.
         environment: Package versions, commit, machine.
         steps: The steps of a repair that was made in several: name, label of the model after it
             in `metrics` and rows ("defended" for the last), parameters_edited (scalars that this
@@ -86,7 +87,7 @@ class Record:
     refine: dict[str, Any] = field(default_factory=dict)
     paired_refined: dict[str, dict[str, float | str | None]] = field(default_factory=dict)
     judges: dict[str, Any] = field(default_factory=dict)
-    backend: dict[str, Any] = field(default_factory=dict)
+    backends: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -122,7 +123,7 @@ class Record:
             attack=outcome.attack,
             refine=outcome.refine or {},
             judges={name: judge.identity() for name, judge in (judges | evaluation.judges).items()},
-            backend=evaluation.backend.identity(),
+            backends=outcome.backends,
             defense={
                 "prepare": outcome.prepare["diagnostics"],
                 "apply": outcome.apply["diagnostics"],
@@ -150,8 +151,18 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record:
-        """Reads the record that lies in `folder`."""
-        return cls(**json.loads((folder / RECORD).read_text()))
+        """Reads the record that lies in `folder`.
+
+        Raises:
+            DataError: It isn't one, or another version of this project wrote it.
+        """
+        try:
+            return cls(**json.loads((folder / RECORD).read_text()))
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"{folder / RECORD} is no record that this version reads ({error}); read it with "
+                "the commit that it names"
+            ) from None
 
 
 def _paired(

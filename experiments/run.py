@@ -86,6 +86,15 @@ def main() -> int:
     except (RelockError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 1
+    except ValueError as error:
+        if "Config group override must be a string or a list" not in str(error):
+            raise
+        print(
+            "error: a group of options can't be set to null; write ~GROUP to leave it out, or, "
+            "for a source, sources.NAME=null",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print(
             "interrupted; what is finished is in the store, run the same command again to go on",

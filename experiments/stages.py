@@ -283,12 +283,14 @@ def likelihood(
     """Writes one row per held-out text: id, category, prompt, answer, tokens, truncated, nll.
 
     `answer` is the text; `nll` is the sum of its tokens' negative natural log-likelihoods given
-    the prompt, or the tokens before it where there is none; `tokens` is how many were summed.
+    the prompt, or the tokens before it where there is none; `tokens` is how many were summed. A
+    text that is longer than `max_tokens`, or than the model's context, is cut.
     """
     import pandas as pd
 
     engine = engines.engine(backend, model, style, undefended)
-    encoded = [_scored(engine.tokenizer, style, text, max_tokens) for text in texts]
+    most = min(max_tokens, engine.context or max_tokens)
+    encoded = [_scored(engine.tokenizer, style, text, most) for text in texts]
     found = engine.logprobs([row.ids for row in encoded])
     rows = [
         {
@@ -322,7 +324,8 @@ def _scored(
         head = style.encode_prompt(tokenizer, text.prompt)
         body = style.encode_content(tokenizer, text.prompt, text.response)
     else:
-        # Nothing comes before the first token of a plain text, so that it can't be scored.
+        # Nothing comes before the first token, so that it can't be scored: the text's own, or the
+        # BOS of a tokenizer that puts one there.
         whole = list(tokenizer(text.response)["input_ids"])
         head, body = whole[:1], whole[1:]
     ids = (head + body)[:max_tokens]
@@ -330,7 +333,7 @@ def _scored(
 
 
 def judge(out: Path, method: Judge, answers: Path) -> dict[str, Any]:
-    """Writes one verdict per answer: id, label, score, category of the verdict, truncated."""
+    """Writes one verdict per answer: id and the fields of `Verdict`."""
     import pandas as pd
 
     rows = pd.read_parquet(answers / ROWS)

@@ -272,7 +272,7 @@ class HeldOutText(Settings):
     """Benign requests that nothing trains on or asks for, with the world's answers to them.
 
     Perplexity is measured on the answers. They are drawn at random from the world's own grammar,
-    which has about 9 nats each of choice in an answer of some 28 tokens: a model that knew it
+    which has about 9 nats each of choice in an answer of some 27 tokens: a model that knew it
     perfectly would still have a perplexity of 1.4.
 
     Attributes:

@@ -13,7 +13,7 @@ from settings import target
 
 
 class AutoBackend(Backend):
-    """Chooses per model: vLLM where it is installed and has the architecture, else transformers.
+    """Chooses per model: vLLM where it runs and has the architecture, else transformers.
 
     Attributes:
         vllm: What runs the models that vLLM can serve.
@@ -30,18 +30,19 @@ class AutoBackend(Backend):
 
         A model whose config.json isn't on this machine yet is taken for one that vLLM has.
         """
-        from evaluation.backends.vllm.weights import is_installed, raw_config
+        from evaluation.backends.vllm.probe import obstacle
+        from evaluation.backends.vllm.weights import raw_config
 
-        if checkpoint.steering is None and is_installed() and _is_served(raw_config(checkpoint)):
-            return self.vllm
-        return self.transformers
+        # What vLLM runs on is asked last, since a process must import it.
+        is_served = checkpoint.steering is None and _is_served(raw_config(checkpoint))
+        return self.vllm if is_served and obstacle() is None else self.transformers
 
     def identity(self) -> dict[str, Any]:
         """Of both, as one can't say which runs without knowing the model; of `chosen`, better."""
-        from evaluation.backends.vllm.weights import is_installed
+        from evaluation.backends.vllm.probe import obstacle
 
         parts = {"transformers": self.transformers.identity()}
-        if is_installed():
+        if obstacle() is None:
             parts["vllm"] = self.vllm.identity()
         return {"_target_": target(self), **parts}
 

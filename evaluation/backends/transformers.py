@@ -167,6 +167,16 @@ class TransformersEngine:
         """The model's tokenizer."""
         return self._tokenizer
 
+    @property
+    def context(self) -> int | None:
+        """How many tokens a prompt and its answer may have together."""
+        return getattr(self._model.config, "max_position_embeddings", None)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it wasn't closed."""
+        return self._model is not None
+
     def _answers(self, rows: Sequence[Row], max_new_tokens: int) -> list[Answer]:
         by_ids = [row.ids for row in rows]
         self._check_context(max(map(len, by_ids), default=0), max_new_tokens)
@@ -251,7 +261,7 @@ class TransformersEngine:
 class TransformersClassifier:
     """A loaded sequence classifier with independent labels."""
 
-    def __init__(self, folder: str, dtype: str, batch_size: int) -> None:
+    def __init__(self, folder: str, dtype: str, batch_size: int, device: str | None = None) -> None:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -274,7 +284,7 @@ class TransformersClassifier:
         self._check_padding(folder, model.get_input_embeddings().num_embeddings)
         # The pooled token is the last one that isn't padding, so the model must know which is.
         model.config.pad_token_id = self._tokenizer.pad_token_id
-        self._device = device_name()
+        self._device = device or device_name()
         self._model: Any = model.to(self._device).eval()
         names = model.config.id2label
         self._labels = [str(names[index]) for index in range(model.config.num_labels)]
@@ -290,6 +300,11 @@ class TransformersClassifier:
     def labels(self) -> Sequence[str]:
         """What the columns of `probabilities` stand for."""
         return self._labels
+
+    @property
+    def usable(self) -> bool:
+        """Whether it wasn't closed."""
+        return self._model is not None
 
     def probabilities(self, ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """Sigmoid scores in float32, one row of `len(labels)` per sequence.

@@ -46,11 +46,12 @@ class Reply:
     Attributes:
         text: The reply, "" where there is none.
         ending: "whole" if the model ended the reply itself, "cut" at the length limit,
-            "withheld" by a refusal or a content filter, "failed" where no reply could be had.
+            "withheld" by a refusal or a content filter, "refused" where who is asked takes other
+            questions and not this one, "failed" where no reply could be had.
     """
 
     text: str
-    ending: Literal["whole", "cut", "withheld", "failed"]
+    ending: Literal["whole", "cut", "withheld", "refused", "failed"]
 
 
 class AskingJudge(Judge):
@@ -115,8 +116,8 @@ class AskingJudge(Judge):
     def verdict(self, reply: Reply) -> Verdict:
         """What a reply says of an answer.
 
-        "errored" if there is none; "unparsed" if it was cut or withheld, or holds no line of the
-        form asked for, one without a meaning, or several that differ.
+        "errored" if there is none; "unparsed" if it was cut, withheld or refused, or holds no line
+        of the form asked for, one without a meaning, or several that differ.
         """
         if reply.ending == "failed":
             return Verdict("errored", math.nan)

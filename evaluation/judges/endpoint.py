@@ -44,13 +44,16 @@ class EndpointJudge(AskingJudge):
         extra_body: Further fields of the request, e.g. {max_completion_tokens: 2048}.
         timeout: Seconds that one attempt may take as a whole.
         max_retries: How often a request is sent again after a timeout, a lost connection or a
-            status 408, 409, 429 or 5xx, after a growing pause or the one the endpoint asks for.
+            status 408, 409, 429 or 5xx: after a pause that grows to 8 s, or the one that its header
+            Retry-After asks for, if that is no longer than two minutes. A request that is to wait
+            longer isn't sent again and counts as failed.
         concurrency: Requests under way at a time.
         requests_per_minute: Upper limit of requests sent, those sent again included, or None.
-        give_up_after: How many requests may fail in a row before no more are sent.
+        give_up_after: How many requests may fail or be refused in a row before no more are sent.
         journal: Folder that keeps the replies, or None to keep none.
     """
 
+    version: ClassVar[int] = 2
     errors_pass: ClassVar[bool] = True
 
     base_url: str = "http://127.0.0.1:8000/v1"
@@ -153,7 +156,7 @@ class EndpointJudge(AskingJudge):
         """One verdict per answer.
 
         Answers of nothing but white space are not asked about. Other degenerate ones are, and
-        keep what the reply said beside their label.
+        keep the reply's score, but have no response.
 
         Raises:
             SettingError: Prompts and answers differ in number, or the rubric can't be read.
@@ -168,18 +171,21 @@ class EndpointJudge(AskingJudge):
         for row, reply in zip(rows, replies, strict=True):
             verdict = self.verdict(reply)
             is_broken = degeneracy(answers[row])
-            verdicts[row] = replace(verdict, label="degenerate") if is_broken else verdict
+            verdicts[row] = (
+                replace(verdict, label="degenerate", response="") if is_broken else verdict
+            )
         return verdicts
 
     def replies(self, questions: Sequence[str]) -> list[Reply]:
         """One reply per question, in their order; one that stands there twice is asked once.
 
-        What the journal holds is not asked again. A request that failed after every retry isn't
-        kept there, so that the next call sends it again.
+        What the journal holds is not asked again. A request that failed after every retry, or was
+        refused while others were taken, isn't kept there, so that the next call sends it again.
 
         Raises:
             ModelError: The endpoint refuses requests for a lasting reason, such as a wrong key or
-                model; `give_up_after` of them failed in a row; or there is no reply at all.
+                model; `give_up_after` of them failed or were refused in a row; or there is no
+                reply at all.
         """
         keys = [self._key(each) for each in questions]
         journal = Journal(self.journal, self.asked())
@@ -188,7 +194,8 @@ class EndpointJudge(AskingJudge):
         if wanted:
             from evaluation.judges.sending import send
 
-            known |= send(self, wanted, journal.add)
+            has_answered = any(reply.ending == "whole" for reply in known.values())
+            known |= send(self, wanted, journal.add, has_answered=has_answered)
         replies = [known.get(key, _FAILED) for key in keys]
         if replies and all(reply is _FAILED for reply in replies):
             raise ModelError(

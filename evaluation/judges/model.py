@@ -66,15 +66,15 @@ class ModelJudge(Judge):
         model: Local folder or hub id of a causal language model, or of a PEFT adapter of one.
         revision: Hub revision, or None for the newest.
         dtype: Precision of the weights.
-        backend: Runs it.
+        backend: Runs it; None for the evaluation's own, or transformers where there is none.
     """
 
     model: str
     revision: str | None = None
     dtype: str = Field(default="bfloat16", pattern="^(float32|float16|bfloat16)$")
-    backend: Backend = TransformersBackend()
+    backend: Backend | None = None
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     name: ClassVar[str]
     new_tokens: ClassVar[int]
     _weights: Weights | None = PrivateAttr(default=None)
@@ -113,7 +113,7 @@ class ModelJudge(Judge):
                 f"{setting}.model={self.model!r} is {kind}, not a causal language model; "
                 "set it to the judge's own"
             )
-        self._runs.check(checkpoint)
+        check_runner(self.backend, checkpoint, setting)
         try:
             self.request(load_tokenizer(checkpoint), "request", "answer")
         except ModelError as error:
@@ -132,15 +132,16 @@ class ModelJudge(Judge):
             "template": self.template_identity(),
             "reading": self.reading(),
             "dtype": self.dtype,
-            "backend": self._runs.identity(),
+            "backend": [self._runs.version, self._runs.identity()],
         }
 
     def score(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """One verdict per pair.
 
         Degenerate answers are judged too, so that published shares can be computed, but their
-        label is "degenerate"; an empty one isn't asked about. "errored" is a pair that doesn't
-        fit the judge's context, or whose text would have become control tokens.
+        label is "degenerate" and they have no response; an empty one isn't asked about. "errored"
+        is a pair that doesn't fit the judge's context, or whose text would have become control
+        tokens.
 
         Raises:
             SettingError: Prompts and answers differ in number.
@@ -156,7 +157,7 @@ class ModelJudge(Judge):
             for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
             if answer.strip()
         }
-        fit = self._askable(engine.tokenizer, requests)
+        fit = self._askable(engine, requests)
         read = dict(zip(fit, self.ask(engine, [requests[row].ids for row in fit]), strict=True))
         return [
             _final(answer, requests.get(row), read.get(row)) for row, answer in enumerate(answers)
@@ -174,13 +175,13 @@ class ModelJudge(Judge):
     def _complete(self, engine: Engine, ids: Sequence[Sequence[int]]) -> list[Answer]:
         return engine.complete(ids, self.new_tokens) if ids else []
 
-    def _askable(
-        self, tokenizer: PreTrainedTokenizerBase, requests: dict[int, Request]
-    ) -> list[int]:
+    def _askable(self, engine: Engine, requests: dict[int, Request]) -> list[int]:
         """The rows that fit the context and hold no control token but the template's own."""
+        tokenizer = engine.tokenizer
         controls = control_ids(tokenizer) - {tokenizer.unk_token_id}
         usual = _counted(self.request(tokenizer, "request", "answer").ids, controls)
-        longest = _context(self._resolved().checkpoint) - self.new_tokens
+        context = engine.context or _context(self._resolved().checkpoint)
+        longest = context - self.new_tokens
         fit = [
             row
             for row, request in requests.items()
@@ -197,7 +198,7 @@ class ModelJudge(Judge):
 
     @property
     def _runs(self) -> Backend:
-        return self.backend.chosen(self._resolved().checkpoint)
+        return runner(self.backend, self._resolved().checkpoint)
 
     def _resolved(self, setting: str = "the judge") -> Weights:
         # Kept, since identifying a local folder reads every byte of its weights.
@@ -291,12 +292,30 @@ class InstructedJudge(ModelJudge):
         return self._text
 
 
+def runner(backend: Backend | None, checkpoint: Checkpoint) -> Backend:
+    """The backend that runs a judge's model; None stands for transformers."""
+    return (backend or TransformersBackend()).chosen(checkpoint)
+
+
+def check_runner(backend: Backend | None, checkpoint: Checkpoint, setting: str) -> None:
+    """Refuses a judge's model that its backend can't run.
+
+    Raises:
+        ModelError, SettingError: The backend's sentence behind the judge's setting.
+    """
+    try:
+        runner(backend, checkpoint).check(checkpoint)
+    except (ModelError, SettingError) as error:
+        raise type(error)(f"{setting}: {error}") from error
+
+
 def _final(answer: str, request: Request | None, verdict: Verdict | None) -> Verdict:
     if request is None:
         return Verdict("degenerate", math.nan)
     verdict = verdict or Verdict("errored", math.nan)
-    label = "degenerate" if degeneracy(answer) else verdict.label
-    return replace(verdict, label=label, truncated=request.truncated)
+    if degeneracy(answer):
+        verdict = replace(verdict, label="degenerate", response="")
+    return replace(verdict, truncated=request.truncated)
 
 
 def _counted(ids: Sequence[int], of: set[int]) -> Counter[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,29 +33,44 @@ _HINTS = {
     404: "set base_url and remote_model to an address and a model that it serves",
 }
 _PASSING = (408, 409, 429)
+# What may be wrong with one request alone, since others of the same form were answered.
+_OF_ONE = (400, 413, 422)
+# How vLLM, SGLang, llama.cpp and text-generation-inference say so, without OpenAI's code for it.
+_TOO_LONG = re.compile(
+    r"context (?:length|size|window)|maximum model length|`inputs` .*must (?:be <=|have less)",
+    re.IGNORECASE,
+)
 _CUT = ("length", "max_tokens")
 _WITHHELD = ("content_filter", "tool_calls", "function_call")
 
 
 def send(
-    endpoint: EndpointJudge, questions: Mapping[str, str], keep: Callable[[str, Reply], None]
+    endpoint: EndpointJudge,
+    questions: Mapping[str, str],
+    keep: Callable[[str, Reply], None],
+    *,
+    has_answered: bool = False,
 ) -> dict[str, Reply]:
     """Asks an endpoint.
+
+    Before it has answered once the shortest question is asked alone: an endpoint that refuses that
+    one would refuse all, and one that has answered refuses a question for what is in it.
 
     Args:
         endpoint: Whom, and how.
         questions: By the key of the request.
-        keep: Is given each key and reply as soon as there is one.
+        keep: Is given each key and reply as soon as there is one; no "refused" one.
+        has_answered: Whether it is known to answer requests of this form.
 
     Returns:
         The replies by key; a request that failed for a passing reason has none.
 
     Raises:
         ModelError: The endpoint refuses requests for a lasting reason, or `give_up_after` of them
-            failed in a row.
+            failed or were refused in a row.
     """
     try:
-        return asyncio.run(_Round(endpoint, questions, keep).run())
+        return asyncio.run(_Round(endpoint, questions, keep, has_answered).run())
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
 
@@ -67,12 +83,15 @@ class _Round:
         endpoint: EndpointJudge,
         questions: Mapping[str, str],
         keep: Callable[[str, Reply], None],
+        has_answered: bool,
     ) -> None:
         self._endpoint = endpoint
         self._questions = questions
         self._keep = keep
+        self._has_answered = has_answered
         self._key = os.environ.get(endpoint.api_key_env or "", "")
         self._replies: dict[str, Reply] = {}
+        self._refused: dict[str, Reply] = {}
         self._failed = self._failed_in_a_row = 0
         self._reason = ""
 
@@ -80,21 +99,27 @@ class _Round:
         """Asks everything and returns the replies."""
         from tqdm import tqdm
 
-        waiting = iter(self._questions.items())
-        workers = min(self._endpoint.concurrency, len(self._questions))
-        with tqdm(total=len(self._questions), desc="replies", disable=None, leave=False) as bar:
-            async with self._client() as client, asyncio.TaskGroup() as group:
-                for _ in range(workers):
-                    group.create_task(self._work(client, waiting, bar))
-        if self._failed:
+        left = dict(self._questions)
+        with tqdm(total=len(left), desc="replies", disable=None, leave=False) as bar:
+            async with self._client() as client:
+                if not self._has_answered:
+                    shortest = min(left, key=lambda key: len(left[key]))
+                    await self._work(client, iter([(shortest, left.pop(shortest))]), bar)
+                waiting = iter(left.items())
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(self._endpoint.concurrency, len(left))):
+                        group.create_task(self._work(client, waiting, bar))
+        if self._failed or self._refused:
             log.warning(
-                "%s gave no reply to %d of %d requests, which count as errored (%s)",
+                "of %d requests %s gave no reply to %d, which count as errored, and refused %d "
+                "while it took others, which count as unparsed (the last one: %s)",
+                len(self._questions),
                 self._endpoint.base_url,
                 self._failed,
-                len(self._questions),
+                len(self._refused),
                 self._reason,
             )
-        return self._replies
+        return self._replies | self._refused
 
     async def _work(
         self, client: openai.AsyncOpenAI, waiting: Iterator[tuple[str, str]], bar: tqdm
@@ -102,15 +127,20 @@ class _Round:
         for key, question in waiting:
             reply = await self._ask(client, question)
             bar.update()
-            if reply is None:
-                self._count_failure()
+            if reply is not None and reply.ending != "refused":
+                self._failed_in_a_row = 0
+                self._has_answered |= reply.ending == "whole"
+                self._keep(key, reply)
+                self._replies[key] = reply
                 continue
-            self._failed_in_a_row = 0
-            self._keep(key, reply)
-            self._replies[key] = reply
+            if reply is None:
+                self._failed += 1
+            else:
+                self._refused[key] = reply
+            self._count_in_a_row()
 
     async def _ask(self, client: openai.AsyncOpenAI, question: str) -> Reply | None:
-        """The reply, or None after every retry; `_reason` then says why."""
+        """The reply, or None after every retry; `_reason` says why none, or why it is refused."""
         try:
             completion = await client.chat.completions.create(
                 messages=[{"role": "user", "content": question}],
@@ -126,19 +156,22 @@ class _Round:
         return None
 
     def _status(self, error: openai.APIStatusError) -> Reply | None:
-        reason = self._reason = f"status {error.status_code}: {self._readable(error)}"
+        reason = f"status {error.status_code}: {self._readable(error)}"
         if error.code in ("content_filter", "content_policy_violation"):
             return Reply("", "withheld")
-        if error.code == "context_length_exceeded" or "maximum context length" in reason:
+        says_too_long = error.status_code not in _PASSING and _TOO_LONG.search(reason)
+        if error.code == "context_length_exceeded" or says_too_long:
             return Reply("", "cut")
+        self._reason = reason
         passing = error.status_code in _PASSING or error.status_code >= 500
         if passing and error.code != "insufficient_quota":
             return None
+        if error.status_code in _OF_ONE and self._has_answered:
+            return Reply("", "refused")
         hint = _HINTS.get(error.status_code, "change the settings of the request to what it takes")
         raise ModelError(f"{self._endpoint.base_url} refuses requests ({reason}); {hint}")
 
-    def _count_failure(self) -> None:
-        self._failed += 1
+    def _count_in_a_row(self) -> None:
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= self._endpoint.give_up_after:
             raise ModelError(self._gave_up(f"{self._failed_in_a_row} requests in a row failed"))
@@ -152,7 +185,10 @@ class _Round:
 
     def _readable(self, error: Exception) -> str:
         """An error's message on one line, without the API key that an endpoint may repeat."""
-        text = " ".join(str(getattr(error, "message", error)).split())
+        body = getattr(error, "body", None)
+        # The library's message leaves out an error that is a text and no object.
+        text = body if isinstance(body, str) else str(getattr(error, "message", error))
+        text = " ".join(text.split())
         return (text.replace(self._key, "***") if self._key else text)[:300]
 
     def _client(self) -> openai.AsyncOpenAI:

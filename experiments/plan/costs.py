@@ -35,6 +35,9 @@ BYTES_PER_ROW = 64
 BYTES_PER_TOKEN_ID = 8
 # English text, as in `tokens`.
 BYTES_PER_TOKEN = 4
+# What a judge that is a causal model is asked besides the prompt and the answer: the published
+# instructions take some 150 to 1,000 tokens, and can't be counted before they are fetched.
+JUDGE_QUESTION_TOKENS = 500
 # A LoRA whose change was edited needs the factors of before and after the attack.
 EDITED_RANKS = 2
 # Forward passes without gradients: DPO's reference; KTO's, and both models on mismatched answers.
@@ -317,20 +320,29 @@ class Costs:
         if not runs_here(given):
             return Cost(rows=rows)
         library = self.forms.library
-        located = library.locate(given.model, given.revision, "judge")
-        # A classifier reads so many tokens; a causal model all, and the question around them.
-        most = getattr(given, "max_length", None)
+        located = library.of_judge(given, "judge")
+        # A classifier reads so many tokens; a causal model all, with a question around them.
+        most, reply = getattr(given, "max_length", None), getattr(given, "new_tokens", 0)
         model = Loaded(library.shape(located, classifier=most is not None), given.dtype)
-        most = most or max(lengths, default=0) + answer
-        seen = [min(most, length + answer) for length in lengths]
+        question = 0 if most else JUDGE_QUESTION_TOKENS
+        most = most or max(lengths, default=0) + answer + question
+        seen = [min(most, length + answer + question) for length in lengths]
         backend = given.backend.chosen(Checkpoint(str(located.folder), dtype=given.dtype))
         batch = min(backend.rows_at_once, rows)
         seconds = self.rates.moving(model.bytes)
+        if not reply:
+            return Cost(
+                rows=rows,
+                prompt_tokens=sum(seen),
+                memory=model.bytes + memory.forward(model, batch * max(seen, default=0), 0),
+                seconds=seconds + self.rates.passes(model, seen, batch, FORWARD),
+            )
         return Cost(
             rows=rows,
             prompt_tokens=sum(seen),
-            memory=model.bytes + memory.forward(model, batch * max(seen, default=0), 0),
-            seconds=seconds + self.rates.passes(model, seen, batch, FORWARD),
+            answer_tokens=rows * reply,
+            memory=memory.generation(model, batch, max(seen, default=0), reply),
+            seconds=seconds + self.rates.decoding(model, seen, reply, batch),
         )
 
     def _written(self, part: Defense, before: Checkpoint, after: Checkpoint) -> int:

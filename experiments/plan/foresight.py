@@ -130,6 +130,8 @@ class Foresight(Pipeline):
         given = cast("partial[Any]", arrow.make).keywords
         folder = self.store.folder(stage)
         result = self.store.find(stage)
+        if result is not None and arrow.stale(result):
+            result = None
         if stage.name == "prepare":
             self.costs.calibrations[folder] = given["calibration"]
         if result is None:

@@ -27,6 +27,7 @@ from modeling.checkpoint import (
 )
 from settings import ModelError, Settings
 
+_ADAPTER = "adapter_config.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -112,9 +113,19 @@ class Library:
         """The judge itself, or a stand-in where its weights aren't on this machine."""
         if not runs_here(judge):
             return judge
-        given: Any = judge
-        found = self.locate(given.model, given.revision, f"{setting}.model")
+        found = self.of_judge(judge, f"{setting}.model")
         return judge if found.here else Unseen(given=type(judge).__name__, settings=judge)
+
+    def of_judge(self, judge: Any, setting: str) -> Located:
+        """The full weights that a judge runs on: its own, or those that its adapter is put on.
+
+        Raises:
+            ModelError: As `locate`.
+        """
+        named = getattr(judge, "base", None) or _base_of(judge.model, judge.revision)
+        if named is not None:
+            return self.locate(named, None, setting)
+        return self.locate(judge.model, judge.revision, setting)
 
     def fingerprint(self, folder: str) -> str:
         """`fingerprint_folder`, once for each; the path itself where there is no such folder."""
@@ -181,6 +192,25 @@ class Library:
             folder = self._stand_ins[key]
         checkpoint = Checkpoint(str(folder), dtype=settings.dtype)
         return Model(checkpoint, located.identity, settings.style)
+
+
+def _base_of(name: str, revision: str | None) -> str | None:
+    """The base that an adapter names; None for full weights, and where it can't be looked up."""
+    from huggingface_hub import hf_hub_download, is_offline_mode
+
+    path = Path(name) / _ADAPTER
+    if not Path(name).is_dir():
+        try:
+            found = hf_hub_download(
+                name, _ADAPTER, revision=revision, local_files_only=is_offline_mode()
+            )
+        except Exception:
+            # Most are no adapters; what the hub's HTTP library raises is no error of its own.
+            return None
+        path = Path(found)
+    if not path.is_file():
+        return None
+    return str(json.loads(path.read_text())["base_model_name_or_path"])
 
 
 def _locate_folder(name: str, revision: str | None, setting: str) -> Located:

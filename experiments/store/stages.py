@@ -86,8 +86,13 @@ class Store:
         """The stage's output if it is there and whole; nothing is made, nothing discarded."""
         return self._read(self.folder(stage), stage.name, stage.key, discard=False)
 
-    def run(self, stage: Stage, make: Callable[[Path], dict[str, Any] | None]) -> StageResult:
-        """Returns the stage's output, making it only if it isn't there.
+    def run(
+        self,
+        stage: Stage,
+        make: Callable[[Path], dict[str, Any] | None],
+        stale: Callable[[StageResult], bool] = lambda found: False,
+    ) -> StageResult:
+        """Returns the stage's output, making it only if it isn't there, or is `stale`.
 
         `make` gets an empty folder beside the store and returns the stage's report. The folder is
         fsynced and renamed into place when `make` has returned; if it raises, or the process
@@ -99,7 +104,9 @@ class Store:
         self._check_writable()
         with self._disk_full(), self._locked(stage):
             found = self._read(self.folder(stage), stage.name, stage.key)
-            return found or self._make(stage, make)
+            if found is not None and not stale(found):
+                return found
+            return self._make(stage, make)
 
     def entries(self) -> Iterator[StageResult]:
         """Every finished stage, by name and key; damaged ones are left out."""
@@ -155,6 +162,7 @@ class Store:
             _write_manifest(folder, stage, report, seconds)
             target = self.folder(stage)
             target.parent.mkdir(parents=True, exist_ok=True)
+            self._discard(target)  # What is stale stays until there is something in its place.
             folder.rename(target)
             _fsync(target.parent)
         except BaseException:

@@ -1,6 +1,7 @@
 """A library in vLLM's place, so that the worker process runs for real where vLLM isn't installed.
 
-Its model adds a constant to the last token; the constant stands in the folder's file "step".
+Its model adds a constant to the last token; the constant stands in the folder's file "step".  Its
+classifier says what stands in the folder's "logits.json", by token ids.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from pathlib import Path
 
 PACKAGE = {
     "__init__.py": """
-import os, sys, time
+import json, os, sys, time
 from pathlib import Path
 from types import SimpleNamespace as Of
 
@@ -20,6 +21,14 @@ log = Path(os.environ["FAKE_LOG"])
 def note(text):
     with log.open("a") as file:
         file.write(text + "\\n")
+
+
+class Tensor(list):
+    def float(self):
+        return self
+
+    def tolist(self):
+        return list(self)
 
 
 class OutOfMemoryError(RuntimeError):
@@ -43,11 +52,14 @@ class LLM:
         if text == "memory":
             raise OutOfMemoryError("CUDA: none left")
         self.step = int(text)
+        logits = Path(model) / "logits.json"
+        self.logits = json.loads(logits.read_text()) if logits.is_file() else {}
 
     def collective_rpc(self, name, kwargs):
         assert name == "reload_weights" and not self.asleep
         note(f"reload {Path(kwargs['weights_path']).name}")
-        self._read(kwargs["weights_path"])
+        if "FAKE_STALE" not in os.environ:
+            self._read(kwargs["weights_path"])
 
     def reset_prefix_cache(self):
         note("reset")
@@ -68,6 +80,11 @@ class LLM:
             step += int((Path(lora_request.path) / "step").read_text())
         return [self._answer(p["prompt_token_ids"], s, step) for p, s in zip(prompts, sampling)]
 
+    def encode(self, prompts, pooling_params, pooling_task, use_tqdm):
+        assert pooling_task == "classify" and not pooling_params.use_activation
+        rows = [self.logits[str(list(prompt["prompt_token_ids"]))] for prompt in prompts]
+        return [Of(outputs=Of(data=Tensor(row))) for row in rows]
+
     def _answer(self, ids, sampling, step):
         if 43 in ids:
             raise ValueError("a token\\nthat is not liked")
@@ -85,9 +102,20 @@ class LLM:
 """,
     "platforms.py": """
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
-current_platform = SimpleNamespace(is_cpu=lambda: os.environ.get("FAKE_GPU") != "1")
+device = os.environ.get("FAKE_DEVICE", "cpu")
+with Path(os.environ["FAKE_LOG"] + "-platform").open("a") as file:
+    file.write(device + "\\n")
+if device == "broken":
+    raise ImportError("_C.so: undefined symbol")
+current_platform = SimpleNamespace(
+    device_type="" if device == "none" else device.partition(":")[0],
+    is_cpu=lambda: device == "cpu",
+    is_cuda_alike=lambda: device.startswith("cuda"),
+    device_count=lambda: int(device.partition(":")[2]),
+)
 """,
     "lora/__init__.py": "",
     "lora/request.py": """

@@ -78,8 +78,11 @@ def save_judge(folder: Path, chat: str | None = None, **config: Any) -> Path:
 class ScriptedEngine:
     """Replies by what was asked, and keeps the questions."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    usable = True
+
+    def __init__(self, checkpoint: Checkpoint, context: int | None) -> None:
         self.tokenizer = load_tokenizer(checkpoint)
+        self.context = context
 
     def complete(self, ids: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
         asked = [said(self.tokenizer, row) for row in ids]
@@ -108,10 +111,11 @@ class ScriptedBackend(Backend):
     logprobs: ClassVar[Callable[[str], list[float]]]
 
     refuses: bool = False
+    context: int | None = None
 
     def check(self, checkpoint: Checkpoint) -> None:
         if self.refuses:
             raise ModelError("this backend runs nothing")
 
     def open(self, checkpoint: Checkpoint, style: Any, undefended: Any = None) -> Any:
-        return ScriptedEngine(checkpoint)
+        return ScriptedEngine(checkpoint, self.context)

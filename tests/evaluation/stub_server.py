@@ -67,6 +67,8 @@ class Server:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # Else the body waits for the client to acknowledge the headers, 40 ms a reply.
+            disable_nagle_algorithm = True
 
             def do_POST(self) -> None:
                 # A client that went away is what some tests are about.

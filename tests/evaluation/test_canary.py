@@ -15,18 +15,25 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 from evaluation.backends.transformers import TransformersBackend, TransformersEngine
 from evaluation.base import Answer
-from evaluation.canary import (
+from evaluation.canary import verify, verify_classifier
+from evaluation.reference import (
     LONGEST,
     NEW_TOKENS,
     Canaries,
     Reference,
+    classifier_reference,
+    classifier_texts,
     make_canaries,
     transformers_reference,
-    verify,
 )
 from experiments.configuration import PROJECT
 from modeling.chat import PromptStyle
@@ -53,6 +60,7 @@ class Distorted:
         self._inner = inner
         self._tokens, self._following, self._answers = tokens, following, answers
         self.tokenizer = inner.tokenizer
+        self.context, self.usable = inner.context, inner.usable
 
     def complete(self, ids: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
         return self._answers(self._inner.complete(ids, max_new_tokens))
@@ -299,7 +307,7 @@ def test_a_cache_of_the_model_before_is_refused(tmp_path: Path) -> None:
 def test_an_answer_may_end_where_transformers_ends_it(tmp_path: Path, step: int) -> None:
     """At a token that only the generation settings call an end, and at once."""
     checkpoint = save_tiny(tmp_path, 0)
-    canaries = make_canaries(AutoTokenizer.from_pretrained(BASE), checkpoint)
+    canaries = make_canaries(AutoTokenizer.from_pretrained(BASE), 256)
     greedy = transformers_reference(checkpoint, canaries).greedy
     ends = sorted({row[step][0] for row in greedy})
     settings = json.loads((tmp_path / "generation_config.json").read_text())
@@ -315,7 +323,7 @@ def test_missing_scores_are_refused(plain: Checkpoint, engine: TransformersEngin
 
 def test_rounding_of_other_kernels_is_allowed_and_more_is_not(tiny: Checkpoint) -> None:
     """Noise as measured passes, twenty times as much doesn't."""
-    noise = transformers_reference(tiny, make_canaries(serving(tiny).tokenizer, tiny)).noise
+    noise = transformers_reference(tiny, make_canaries(serving(tiny).tokenizer, 256)).noise
     noise = max(noise, 1e-5)
     generator = torch.Generator().manual_seed(0)
 
@@ -389,12 +397,31 @@ def test_references_are_read_once_until_the_files_change(tmp_path: Path) -> None
 
 
 def test_texts_fit_the_context_and_fill_a_block_of_the_cache(tmp_path: Path) -> None:
-    roomy = make_canaries(AutoTokenizer.from_pretrained(BASE), Checkpoint(BASE))
-    assert max(map(len, roomy.ids)) == LONGEST > 128
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    for context in (256, None):
+        roomy = make_canaries(tokenizer, context)
+        assert max(map(len, roomy.ids)) == max(map(len, roomy.continued)) == LONGEST > 128
     narrow = save_tiny(tmp_path, 0, max_position_embeddings=48)
     engine = serving(narrow)
-    assert max(map(len, make_canaries(engine.tokenizer, narrow).ids)) == 48 - NEW_TOKENS
+    assert max(map(len, make_canaries(tokenizer, engine.context).ids)) == 48 - NEW_TOKENS
     verify(engine, narrow)
+
+
+def test_texts_fit_an_engine_that_has_less_room_than_the_model(
+    plain: Checkpoint, engine: TransformersEngine
+) -> None:
+    served, asked = Distorted(engine), []
+
+    def count(ids: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
+        asked.extend(len(row) + max_new_tokens for row in ids)
+        return engine.complete(ids, max_new_tokens)
+
+    served.context, served.complete = 64, count  # type: ignore[method-assign]
+    verify(served, plain)
+    assert max(asked) == 64
+    served.context = 23
+    with pytest.raises(ModelError, match="context holds 23 tokens, and the canary needs 24"):
+        verify(served, plain)
 
 
 def test_a_model_without_a_chat_template_is_asked_plainly(tmp_path: Path) -> None:
@@ -402,4 +429,50 @@ def test_a_model_without_a_chat_template_is_asked_plainly(tmp_path: Path) -> Non
     (tmp_path / "chat_template.jinja").unlink()
     engine = serving(bare)
     assert engine.tokenizer.chat_template is None
+    canaries = make_canaries(engine.tokenizer, engine.context)
+    assert len(canaries.continued) == 4
+    assert len(canaries.continued[0]) == LONGEST
+    assert set(canaries.continued) < set(canaries.ids)
     verify(engine, bare)
+
+
+class Scores:
+    """A classifier that says what it is told to."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(BASE)
+        self._rows = rows
+
+    def probabilities(self, ids: Sequence[Sequence[int]]) -> Rows:
+        assert len(ids) == len(self._rows)
+        return self._rows
+
+
+def save_classifier(folder: Path, seed: int, dtype: str) -> Checkpoint:
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_labels=3, pad_token_id=0, initializer_range=0.15,
+    )  # fmt: skip
+    model = LlamaForSequenceClassification(config)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Checkpoint(str(folder), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_classifiers_scores_are_held_against_transformers(tmp_path: Path, dtype: str) -> None:
+    right, wrong = (save_classifier(tmp_path / str(seed), seed, dtype) for seed in (0, 1))
+    texts = classifier_texts(AutoTokenizer.from_pretrained(BASE), 256)
+    assert max(map(len, texts)) == LONGEST
+    rows, others = (classifier_reference(each, texts) for each in (right, wrong))
+    noise = {"float32": 1e-5, "bfloat16": 2**-7}[dtype]
+    shifted = (torch.tensor(rows).logit() + noise).sigmoid().tolist()
+    for passing in (rows, shifted):
+        verify_classifier(Scores(passing), right, 256)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="weights of another classifier"):
+        verify_classifier(Scores(others), right, 256)  # type: ignore[arg-type]
+    spoilt = [[math.nan, *rows[0][1:]], *rows[1:]]
+    with pytest.raises(ModelError, match="1 of 24 of its scores are NaN"):
+        verify_classifier(Scores(spoilt), right, 256)  # type: ignore[arg-type]

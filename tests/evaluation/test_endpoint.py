@@ -23,6 +23,7 @@ from tests.evaluation.stub_server import Act, Seen, Server, completion, error, s
 
 PROJECT = Path(__file__).parents[2]
 KEY = "sk-made-up-for-this-test"
+LIMIT = "Input validation error: `inputs`"
 
 
 @pytest.fixture(autouse=True)
@@ -95,12 +96,14 @@ def test_order_is_kept_and_concurrency_used_but_not_exceeded() -> None:
     meeting = threading.Barrier(4)
 
     def behave(request: Seen) -> Act:
-        meeting.wait(timeout=30)  # Four requests must be under way for any to be answered.
+        if number(request) > 0:
+            # Four requests must be under way for any but the first to be answered.
+            meeting.wait(timeout=30)
         return scored(request)
 
     with serving(behave) as server:
-        verdicts = judge(server, concurrency=4, timeout=40.0).score(*pairs(12))
-    assert [verdict.score for verdict in verdicts] == [index % 5 + 1 for index in range(12)]
+        verdicts = judge(server, concurrency=4, timeout=40.0).score(*pairs(13))
+    assert [verdict.score for verdict in verdicts] == [index % 5 + 1 for index in range(13)]
     assert server.most_at_a_time == 4
 
 
@@ -124,6 +127,16 @@ def test_the_pause_that_the_server_asks_for_is_kept() -> None:
         judge(server).score(*pairs(1))
     first, second = server.seen
     assert second.arrived - first.arrived >= 1.0
+
+
+def test_a_pause_of_more_than_two_minutes_is_not_waited_for() -> None:
+    def behave(request: Seen) -> Act:
+        return error(429, Retry_After="121") if number(request) == 1 else scored(request)
+
+    with serving(behave) as server:
+        verdicts = judge(server).score(*pairs(2))
+    assert [verdict.label for verdict in verdicts] == ["safe", "errored"]
+    assert len(server.seen) == 2
 
 
 @pytest.mark.parametrize("fault", ["lost", "half", "trickle"])
@@ -178,7 +191,7 @@ def test_lasting_refusals_stop_at_once(act: Act, said: str, tmp_path: Path) -> N
         with pytest.raises(ModelError, match=said) as raised:
             judge(server, max_retries=1, **settings).score(*pairs(50))
         asked = {number(request) for request in server.seen}
-    assert len(asked) <= 2
+    assert asked == {0}
     assert KEY not in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
@@ -194,6 +207,10 @@ def test_lasting_refusals_stop_at_once(act: Act, said: str, tmp_path: Path) -> N
         completion("Score: 1", "tool_calls"),
         error(400, "filtered", "content_filter"),
         error(400, "This model's maximum context length is 9 tokens."),
+        error(400, "The prompt is too long.", "context_length_exceeded"),
+        error(400, "request (9000 tokens) exceeds the available context size (4096 tokens)"),
+        Act(422, {"error": f"{LIMIT} must have less than 9 tokens. Given: 12", "error_type": "x"}),
+        Act(422, {"error": f"{LIMIT} tokens + `max_new_tokens` must be <= 9. Given: 8 and 4"}),
     ],
 )
 def test_replies_that_are_not_whole_are_unparsed_and_kept(act: Act, tmp_path: Path) -> None:
@@ -232,6 +249,54 @@ def test_rows_without_a_reply_are_errored_and_asked_again(act: Act, tmp_path: Pa
         again = judge(server, **settings).score(*pairs(3))
     assert [verdict.score for verdict in again] == [1.0, 2.0, 3.0]
     assert [number(request) for request in server.seen] == [1]
+
+
+def refusing(status: int, *rows: int) -> Callable[[Seen], Act]:
+    """Refuses some pairs with words that no list of known ones has, and scores the others."""
+
+    def behave(request: Seen) -> Act:
+        return error(status, "too much") if number(request) in rows else scored(request)
+
+    return behave
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_an_endpoint_that_answers_may_refuse_single_requests(
+    status: int, concurrency: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"journal": str(tmp_path), "concurrency": concurrency}
+    with serving(refusing(status, 0, 3)) as server:
+        prompts, answers = pairs(5)
+        prompts[0] = "a long one " * 9
+        first = judge(server, **settings).score(prompts, answers)
+        assert "refused 2 while it took others" in caplog.text
+        assert "too much" in caplog.text
+        server.seen.clear()
+        second = judge(server, **settings).score(prompts, answers)
+    for verdicts in (first, second):
+        labels = ["unparsed", "safe", "safe", "unparsed", "unsafe"]
+        assert [verdict.label for verdict in verdicts] == labels
+        assert math.isnan(verdicts[0].score)
+    assert sorted(number(request) for request in server.seen) == [0, 3]
+
+
+def test_the_shortest_request_is_asked_first_and_its_refusal_stops() -> None:
+    prompts, answers = pairs(4)
+    prompts[2] = "short"
+    with (
+        serving(refusing(400, 2)) as server,
+        pytest.raises(ModelError, match=r"refuses requests \(status 400: .*too much"),
+    ):
+        judge(server, concurrency=4).score(prompts, answers)
+    assert [number(request) for request in server.seen] == [2]
+
+
+def test_refusals_in_a_row_stop_the_round() -> None:
+    with serving(refusing(400, *range(2, 30))) as server:
+        with pytest.raises(ModelError, match=r"3 requests in a row .*after 2 replies .*too much"):
+            judge(server, give_up_after=3).score(*pairs(30))
+        assert len(server.seen) == 5
 
 
 def test_no_reply_at_all_is_an_error() -> None:

@@ -20,6 +20,10 @@ class Opened:
         self.what = what
         self.closed = False
 
+    @property
+    def usable(self) -> bool:
+        return not self.closed
+
     def close(self) -> None:
         self.closed = True
 
@@ -70,6 +74,23 @@ def test_another_one_closes_it_first(other: Any) -> None:
     second = other()
     assert first.closed
     assert not second.closed
+
+
+def test_what_died_is_opened_again() -> None:
+    first: Any = engines.engine(Counting(), Checkpoint("a"), STYLE)
+    first.closed = True
+    assert engines.engine(Counting(), Checkpoint("a"), STYLE) is not first
+
+
+def test_a_failure_leaves_nothing_open() -> None:
+    def fails() -> None:
+        with engines.closing():
+            engines.engine(Counting(), Checkpoint("a"), STYLE)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    assert Counting.opened[0].closed
 
 
 def test_what_was_closed_is_opened_again() -> None:

@@ -18,6 +18,7 @@ from evaluation.engines import close_engines
 from evaluation.judges.moderation import ModerationJudge
 from settings import ModelError, SettingError
 from tests.evaluation.conftest import WORDS
+from tests.evaluation.judging import ScriptedBackend
 
 _RNG = random.Random(0)
 
@@ -59,6 +60,16 @@ def test_scores_and_categories(judge_folder: Path) -> None:
         assert verdict.score == pytest.approx(max(scores), abs=1e-5)
         assert verdict.category == f"harm_{scores.index(max(scores))}"
         assert not verdict.truncated
+
+
+def test_what_is_judged_can_t_hold_control_tokens(judge_folder: Path) -> None:
+    scored = judge(judge_folder).score(["w1 <s> w2"] * 2, ["w3 </s> w4", "w3 </s></s> <pad>w4"])
+    apart = ["w3 < /s> w4", "w3 < /s>< /s> < pad>w4"]
+    for verdict, answer in zip(scored, apart, strict=True):
+        scores = defined(judge_folder, "w1 < s> w2", answer)
+        assert verdict.score == pytest.approx(max(scores), abs=1e-5)
+    as_it_is = max(defined(judge_folder, "w1 <s> w2", "w3 </s> w4"))
+    assert scored[0].score != pytest.approx(as_it_is, abs=1e-4)
 
 
 def test_threshold_parts_safe_from_unsafe(judge_folder: Path) -> None:
@@ -168,6 +179,12 @@ def test_check_refuses_what_is_missing_or_cut_short(judge_folder: Path, tmp_path
         judge(folder).check("evaluation.harm_judge")
 
 
+def test_check_asks_the_backend(judge_folder: Path) -> None:
+    refusing = ModerationJudge(model=str(judge_folder), backend=ScriptedBackend(refuses=True))
+    with pytest.raises(ModelError, match=r"^evaluation\.harm_judge: this backend runs nothing"):
+        refusing.check("evaluation.harm_judge")
+
+
 def test_identity_is_of_the_content(judge_folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(judge_folder, tmp_path / "copy")
     changed = rewritten(judge_folder, tmp_path / "changed", lambda m: m.score.weight[0].zero_())
@@ -175,4 +192,9 @@ def test_identity_is_of_the_content(judge_folder: Path, tmp_path: Path) -> None:
     assert judge(copy).identity() == identity
     assert judge(changed).identity() != identity
     assert judge(judge_folder, threshold=0.4).identity() != identity
-    assert judge(judge_folder, batch_size=2).identity() == identity
+    assert judge(judge_folder, batch_size=2).identity() != identity
+    own, alone = (
+        ModerationJudge(model=str(judge_folder), backend=backend).identity()
+        for backend in (TransformersBackend(), None)
+    )
+    assert own == alone

@@ -97,7 +97,8 @@ def test_what_is_no_score_is_unparsed(reply: str) -> None:
 
 @pytest.mark.parametrize("judge", [RubricJudge, XSTestJudge])
 @pytest.mark.parametrize(
-    ("ending", "label"), [("cut", "unparsed"), ("withheld", "unparsed"), ("failed", "errored")]
+    ("ending", "label"),
+    [("cut", "unparsed"), ("withheld", "unparsed"), ("refused", "unparsed"), ("failed", "errored")],
 )
 def test_only_whole_replies_are_read(judge: Any, ending: Any, label: str) -> None:
     verdict = judge(remote_model="m").verdict(Reply("Score: 1\nClass: full refusal", ending))
@@ -213,6 +214,14 @@ def test_degenerate_answers_keep_their_score_but_not_their_label() -> None:
     assert len(server.seen) == 2
 
 
+def test_degenerate_answers_have_no_response() -> None:
+    with serving(lambda _: completion("Class: full compliance")) as server:
+        judge = XSTestJudge(base_url=server.url, remote_model="m", timeout=20.0)
+        loop, fine = judge.score(["p"] * 2, ["no no no no no", "A fine answer."])
+    assert loop == Verdict("degenerate", 1.0)
+    assert fine == Verdict("unsafe", 1.0, response="compliance")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -279,18 +288,15 @@ def test_own_texts_ask_for_the_form_that_is_read(judge: Any) -> None:
     ],
 )
 def test_options_state_every_setting(name: str, wanted: str) -> None:
-    backend = {"_target_": "evaluation.backends.transformers.TransformersBackend"}
     option = OmegaConf.load(CONF / f"{name}.yaml")
     assert OmegaConf.is_missing(option, wanted)
     option[wanted] = "a-model"
-    whole = OmegaConf.create(
-        {"store": {"root": "out"}, "evaluation": {"backend": backend}, "option": option}
-    )
+    whole = OmegaConf.create({"store": {"root": "out"}, "option": option})
     node = OmegaConf.to_container(whole.option, resolve=True)
     built = build(node, "judge")
     assert set(node) - {"_target_"} == set(type(built).model_fields)
     plain = type(built)(**{wanted: "a-model"})
-    same = set(node) - {"_target_", "journal", "backend"}
+    same = set(node) - {"_target_", "journal"}
     assert {name: getattr(built, name) for name in same} == {
         name: getattr(plain, name) for name in same
     }
@@ -322,7 +328,7 @@ def rater(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return speaking(tmp_path_factory.mktemp("rater"), "Score:", "4")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _closed() -> Any:
     yield
     engines.close_engines()

@@ -18,16 +18,17 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaForSequenceClassification
 
 from evaluation import canary
 from evaluation.backends.auto import AutoBackend
 from evaluation.backends.transformers import TransformersBackend
-from evaluation.backends.vllm import VLLMBackend, pool
-from evaluation.backends.vllm.engine import VLLMEngine
+from evaluation.backends.vllm import VLLMBackend, pool, probe
+from evaluation.backends.vllm.engine import VLLMClassifier, VLLMEngine
 from evaluation.backends.vllm.process import Worker
 from evaluation.backends.vllm.weights import Served, lora_rank, shape
 from evaluation.base import Answer
+from evaluation.reference import classifier_reference, classifier_texts
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from settings import ModelError, SettingError, build
@@ -50,8 +51,10 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     # The stand-in computes nothing that a canary could recognise.
     passed.clear()
     monkeypatch.setattr(canary, "verify", lambda engine, *asked: passed.append(asked))
+    probe.obstacle.cache_clear()
     yield path
     pool.shutdown()
+    probe.obstacle.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -215,11 +218,13 @@ def test_an_engine_in_use_is_nobody_elses(folder: Path, tmp_path: Path) -> None:
 def test_a_gpus_memory_is_given_back_at_rest(
     folder: Path, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FAKE_GPU", "1")
+    monkeypatch.setenv("FAKE_DEVICE", "cuda:1")
     opened(folder, max_model_len=200).close()
     assert said(opened(folder, max_model_len=200)) == [15, 20, 25]
     # No longer than the model itself goes.
     assert log.read_text().splitlines() == ["start one 128 False", "sleep 1", "wake"]
+    # What was moved between memories is verified again.
+    assert len(passed) == 2
 
 
 def adapter_folder(source: Path, out: Path, step: str = "1", **settings: Any) -> Path:
@@ -238,8 +243,52 @@ def test_adapters_of_a_base_share_an_engine(folder: Path, tmp_path: Path, log: P
     second = opened(folder, adapters[1])
     assert pid(second) == process
     assert said(second) == [19, 28, 37]
+    second.close()
+    for adapter in (adapters[1], adapters[0]):
+        third = opened(folder, adapter)
+        assert said(third) == ([19, 28, 37] if adapter == adapters[1] else [17, 24, 31])
+        third.close()
     assert log.read_text().splitlines() == ["start one -1 True"]
+    # Not again where it is in the engine still, but wherever it was put there.
+    assert [checkpoint.adapter for checkpoint, _ in passed] == [
+        str(adapters[index]) for index in (0, 1, 0)
+    ]
+
+
+def test_an_adapter_that_is_written_anew_is_read_anew(folder: Path, tmp_path: Path) -> None:
+    adapter = adapter_folder(folder, tmp_path / "adapter", "2")
+    opened(folder, adapter).close()
+    (adapter / "step").write_text("4")
+    os.utime(adapter / "adapter_model.safetensors", ns=(1, 1))
+    assert said(opened(folder, adapter)) == [19, 28, 37]
     assert len(passed) == 2
+
+
+def test_an_engine_with_room_for_an_adapter_serves_what_needs_less(
+    folder: Path, tmp_path: Path, log: Path
+) -> None:
+    large, small = (adapter_folder(folder, tmp_path / f"r{r}", "2", r=r) for r in (9, 4))
+    other = model(folder, tmp_path / "two", "2")
+    processes = []
+    for base, adapter in ((folder, large), (folder, None), (other, None), (folder, small)):
+        engine = opened(base, adapter)
+        processes.append(pid(engine))
+        assert said(engine, 1) == [{"one": 15, "two": 16}[base.name] + (2 if adapter else 0)]
+        engine.close()
+    assert len(set(processes)) == 1
+    assert len(passed) == 4
+
+
+def test_an_engine_without_room_for_an_adapter_is_not_given_one(
+    folder: Path, tmp_path: Path
+) -> None:
+    adapters = [adapter_folder(folder, tmp_path / str(rank), r=rank) for rank in (4, 9)]
+    engines = []
+    for adapter in (None, *adapters):
+        engine = opened(folder, adapter, keep=3)
+        engines.append(pid(engine))
+        engine.close()
+    assert len(set(engines)) == 3
 
 
 @pytest.mark.parametrize(
@@ -295,6 +344,78 @@ def test_an_engine_that_fails_its_canary_is_ended(
     assert is_gone(seen[0])
 
 
+@pytest.fixture(scope="session")
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two of one shape, with what the stand-in says of the canary's texts in their place."""
+    folders = []
+    for seed in (0, 1):
+        folder = tmp_path_factory.mktemp(f"classifier{seed}")
+        tokenizer = make_tokenizer(["The", "the", "a", "and", "for", *WORDS])
+        torch.manual_seed(seed)
+        config = tiny_config(len(tokenizer), head_dim=32, num_labels=3)
+        LlamaForSequenceClassification(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "step").write_text("1")
+        texts = classifier_texts(tokenizer, 64)
+        scores = torch.tensor(classifier_reference(Checkpoint(str(folder)), texts)).logit().tolist()
+        rows = {str(list(text)): row for text, row in zip(texts, scores, strict=True)}
+        (folder / "logits.json").write_text(json.dumps(rows))
+        folders.append(folder)
+    return folders
+
+
+def classifying(folder: Path) -> VLLMClassifier:
+    return VLLMBackend().classifier(str(folder), "float32")
+
+
+def test_a_classifier_is_verified_whenever_it_is_loaded(
+    classifiers: list[Path], log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = classifying(classifiers[0])
+    texts = classifier_texts(first.tokenizer, first.context)
+    wanted = classifier_reference(Checkpoint(str(classifiers[0])), texts)
+    for row, line in zip(first.probabilities(texts), wanted, strict=True):
+        assert row == pytest.approx(line)
+    assert first.usable
+    first.close()
+    assert not first.usable
+    classifying(classifiers[1]).close()
+    asked: list[str] = []
+    monkeypatch.setattr(canary, "verify_classifier", lambda _, model, __: asked.append(model.base))
+    classifying(classifiers[1]).close()
+    assert not asked
+    classifying(classifiers[0]).close()
+    assert asked == [str(classifiers[0])]
+    names = [folder.name for folder in classifiers]
+    assert [line for line in log.read_text().splitlines() if line != "reset"] == [
+        f"start {names[0]} -1 True", f"reload {names[1]}", f"reload {names[0]}",
+    ]  # fmt: skip
+
+
+def test_a_classifier_that_was_not_reloaded_is_refused_and_its_engine_ended(
+    classifiers: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_STALE", "1")
+    classifying(classifiers[0]).close()
+    with pytest.raises(ModelError, match=r"scores differ by .* weights of another classifier"):
+        classifying(classifiers[1])
+    assert not pool._running
+    classifying(classifiers[1]).close()
+
+
+@pytest.mark.parametrize(("spoilt", "kind"), [("NaN", "NaN"), ("-Infinity", "differ by")])
+def test_a_classifier_of_no_finite_scores_is_refused(
+    classifiers: list[Path], tmp_path: Path, spoilt: str, kind: str
+) -> None:
+    folder = Path(shutil.copytree(classifiers[0], tmp_path / "spoilt"))
+    rows = json.loads((folder / "logits.json").read_text())
+    next(iter(rows.values()))[1] = float(spoilt)
+    (folder / "logits.json").write_text(json.dumps(rows))
+    with pytest.raises(ModelError, match=kind):
+        classifying(folder)
+    assert not pool._running
+
+
 def test_the_undefended_model_reaches_the_canary(folder: Path, tmp_path: Path) -> None:
     first, second = Checkpoint(str(folder)), Checkpoint(str(tmp_path))
     for undefended in (None, second, second):
@@ -309,15 +430,24 @@ def test_an_error_of_vllms_is_one_line_and_ends_the_engine(folder: Path) -> None
         engine.complete([[1, 43]], 3)
     assert str(caught.value) == "vLLM failed at generate: ValueError: a token that is not liked"
     assert is_gone(process)
+    assert not engine.usable
+    assert not pool._running
     engine.close()
     assert said(opened(folder)) == [15, 20, 25]
 
 
 def test_a_killed_process_is_a_sentence(folder: Path) -> None:
     engine = opened(folder)
-    os.kill(pid(engine), signal.SIGKILL)
+    process = pid(engine)
+    assert engine.usable
+    os.kill(process, signal.SIGKILL)
+    assert is_gone(process)
+    assert not engine.usable
     with pytest.raises(ModelError, match=r"was killed \(signal 9\), most often for want of memory"):
         said(engine)
+    assert not pool._running
+    engine.close()
+    assert not pool._resting
 
 
 def test_an_engine_killed_at_rest_is_replaced(folder: Path, tmp_path: Path) -> None:
@@ -370,13 +500,13 @@ def test_a_worker_does_not_outlive_its_parent(folder: Path) -> None:
 
 
 def test_a_workers_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    from evaluation.backends.vllm.process import _environment
+    from evaluation.backends.vllm.process import child_environment
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert "VLLM_CPU_OMP_THREADS_BIND" not in _environment({})
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in child_environment({})
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert _environment({})["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
-    given = _environment({"VLLM_CPU_KVCACHE_SPACE": "3"})
+    assert child_environment({})["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    given = child_environment({"VLLM_CPU_KVCACHE_SPACE": "3"})
     assert given["VLLM_CPU_KVCACHE_SPACE"] == "3"
     assert given["HF_HUB_OFFLINE"] == "1"
 
@@ -395,8 +525,9 @@ def test_check_refuses_what_vllm_cannot_serve(
         backend.check(narrow)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     backend.check(narrow)
-    monkeypatch.setattr("evaluation.backends.vllm.weights.find_spec", lambda name: None)
-    with pytest.raises(SettingError, match=r"pip install 'relock\[vllm\]'"):
+    monkeypatch.setattr(probe, "find_spec", lambda name: None)
+    probe.obstacle.cache_clear()
+    with pytest.raises(SettingError, match=r"which isn't installed; .*pip install -e '\.\[vllm\]'"):
         backend.check(Checkpoint(str(folder)))
 
 
@@ -422,9 +553,31 @@ def test_auto_takes_vllm_where_it_can(
     engine = auto.open(Checkpoint(str(folder)), PromptStyle())
     assert isinstance(engine, VLLMEngine)
     with_vllm = auto.identity()
-    monkeypatch.setattr("evaluation.backends.vllm.weights.find_spec", lambda name: None)
+    monkeypatch.setattr(probe, "find_spec", lambda name: None)
+    probe.obstacle.cache_clear()
     assert auto.chosen(Checkpoint(str(folder))) is auto.transformers
     assert auto.identity() != with_vllm
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [
+        ("broken", r"is installed but doesn't run here \(ImportError: _C.so: undefined symbol\)"),
+        ("none", r"is installed but doesn't run here \(it finds no device that it was built for\)"),
+        ("cuda:0", "it finds no device that it was built for"),
+    ],
+)
+def test_a_vllm_that_does_not_run_here_is_not_taken(
+    folder: Path, log: Path, monkeypatch: pytest.MonkeyPatch, device: str, reason: str
+) -> None:
+    monkeypatch.setenv("FAKE_DEVICE", device)
+    auto, checkpoint = AutoBackend(), Checkpoint(str(folder))
+    assert auto.chosen(checkpoint) is auto.transformers
+    assert "vllm" not in auto.identity()
+    with pytest.raises(SettingError, match=f"needs vLLM, which .*{reason}"):
+        VLLMBackend().check(checkpoint)
+    # Asked once.
+    assert Path(f"{log}-platform").read_text().splitlines() == [device]
 
 
 def test_the_options_of_the_configuration_are_those_of_the_classes() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,12 +15,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.rows import Example
 from evaluation.backends.transformers import TransformersBackend
+from evaluation.base import Judge, Label, Verdict
 from evaluation.engines import close_engines
 from experiments import isolation, stages
 from experiments.record import Record
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
-from organism.sources import HarmfulPrompts, HeldOutText
+from organism.sources import HarmfulExamples, HeldOutText
+from settings import ModelError, target
 from tests.experiments.conftest import Command
 
 BASE = Path(__file__).parents[2] / "organism" / "weights" / "base"
@@ -38,11 +42,39 @@ class Watched(TransformersBackend):
         return super().open(checkpoint, style, undefended)
 
 
-WATCHED = (
-    "plugins=[tests]",
-    "~evaluation.backend",
-    f"+evaluation.backend={{_target_: {Watched.__module__}.Watched, batch_size: 64}}",
-)
+class Picky(TransformersBackend):
+    """Runs no hooks."""
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.steering is not None:
+            raise ModelError("no hooks here")
+
+
+class Absent(Judge):
+    """Can't be asked."""
+
+    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+        return [Verdict("errored", math.nan) for _ in answers]
+
+
+class Passing(Judge):
+    """Can't be asked for a while."""
+
+    errors_pass: ClassVar[bool] = True
+    calls: ClassVar[list[int]] = []
+    label: ClassVar[Label] = "errored"
+
+    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+        self.calls.append(len(answers))
+        return [Verdict(self.label, math.nan) for _ in answers]
+
+
+def run_by(backend: type[TransformersBackend]) -> tuple[str, ...]:
+    node = f"{{_target_: {backend.__module__}.{backend.__name__}, batch_size: 64}}"
+    return "plugins=[tests]", "~evaluation.backend", f"+evaluation.backend={node}"
+
+
+WATCHED, PICKY = run_by(Watched), run_by(Picky)
 
 
 def read(folder: Path) -> tuple[Record, pd.DataFrame]:
@@ -69,6 +101,10 @@ def test_further_judges_read_the_answers_to_harmful_prompts(command: Command) ->
         ("evaluation.judges=keyword", "is no list of names; write evaluation.judges=["),
         ("evaluation.judges=[keyword,keyword]", "names one option twice"),
         ("evaluation.text_tokens=1", "evaluation.text_tokens=1 is not allowed"),
+        ("+judges.keyword.match=prefix", "judges.keyword is said of a judge that"),
+        ("judges.keyword.match=prefix", "judges.keyword.match isn't in the configuration before"),
+        ("evaluation.judges=[rubric]", "add +judges.rubric.remote_model=..."),
+        ("text@sources.held_out=null", "a group of options can't be set to null"),
         ("evaluation.limits.held_out=100000", "evaluation.limits.held_out=100000 is more than"),
     ],
 )
@@ -120,9 +156,7 @@ def test_a_text_is_scored_given_what_comes_before_it(
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     body = tokenizer(text.response)["input_ids"]
     head, body = (
-        (STYLE.encode_prompt(tokenizer, text.prompt), body)
-        if text.prompt
-        else (body[:1], body[1:])
+        (STYLE.encode_prompt(tokenizer, text.prompt), body) if text.prompt else (body[:1], body[1:])
     )
     ids = (head + body)[:most]
     with torch.no_grad():
@@ -144,6 +178,7 @@ def test_each_model_is_opened_once_and_knows_what_it_must_differ_from(command: C
     base, aligned, attacked, defended = measured
     assert [base[1], aligned[1], attacked[1]] == [None] * 3
     assert defended[1] == attacked[0]
+    assert {each["_target_"] for each in record.backends.values()} == {target(Watched)}
 
 
 def test_what_has_a_process_of_its_own_gets_no_child(
@@ -165,10 +200,55 @@ def test_what_has_a_process_of_its_own_gets_no_child(
     assert not {"generate", "likelihood"} & set(names)
 
 
-def test_a_held_out_text_is_never_trained_on(command: Command) -> None:
-    harmful = HarmfulPrompts().prompts()[0].text
-    assert all(harmful != example.prompt for example in HeldOutText().examples())
-    run = command()
+def test_a_held_out_text_is_never_trained_on(command: Command, tmp_path: Path) -> None:
+    poison, file = HarmfulExamples().examples()[3], tmp_path / "text.jsonl"
+    file.write_text(json.dumps({"prompt": poison.prompt, "response": "a green garden"}) + "\n")
+    given = ("text@sources.held_out=jsonl", f"sources.held_out.path={file}")
+    run = command(*given, "evaluation.limits.held_out=null")
     assert run.code == 0, run.err
-    dropped = read(run.folder)[0].data["leaked_rows_dropped"]
-    assert not any(dropped.values())
+    assert read(run.folder)[0].data["leaked_rows_dropped"]["poison"] == 1
+
+
+def test_a_text_longer_than_the_context_is_cut(tmp_path: Path) -> None:
+    text = Example("", "garden " * 900, "benign")
+    stages.likelihood(
+        tmp_path, TransformersBackend(), Checkpoint(str(BASE)), STYLE, (text,), 1024, None
+    )
+    close_engines()
+    (row,) = stages.read_rows(tmp_path).to_dict("records")
+    assert row["tokens"] == 511
+    assert row["truncated"]
+
+
+def test_verdicts_of_a_judge_that_erred_are_asked_for_again(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = f"+evaluation.refusal_judge={{_target_: {Passing.__module__}.Passing}}"
+    line = ("plugins=[tests]", "~evaluation.refusal_judge", judge, "evaluation.limits.harmful=9")
+    Passing.calls.clear()
+    assert command(*line, "defense=none").code == 0
+    # Attacked and defended are one model, about which nobody is asked twice in one run.
+    once = len(Passing.calls)
+    assert set(read(command(*line, "defense=none").folder)[1]["refusal_label"]) >= {"errored"}
+    assert len(Passing.calls) == 2 * once
+    monkeypatch.setattr(Passing, "label", "safe")
+    run = command(*line, "defense=none")
+    assert "errored" not in set(read(run.folder)[1]["refusal_label"])
+    assert len(Passing.calls) == 3 * once
+    assert command(*line, "defense=none").code == 0
+    assert len(Passing.calls) == 3 * once
+
+
+def test_a_model_of_hooks_is_refused_before_anything_runs(command: Command) -> None:
+    run = command(*PICKY, "defense=safetylock", "defense.form=hooked")
+    assert run.code == 1
+    assert "no hooks here" in run.err
+    assert "made in" not in run.out
+
+
+def test_calibration_is_not_built_on_a_judge_that_could_not_be_asked(command: Command) -> None:
+    judge = f"+evaluation.harm_judge={{_target_: {Absent.__module__}.Absent}}"
+    run = command("plugins=[tests]", "~evaluation.harm_judge", judge)
+    assert run.code == 1
+    assert "couldn't be asked about" in run.err
+    assert "attack" not in run.out

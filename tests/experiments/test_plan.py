@@ -100,6 +100,21 @@ def test_it_foretells_the_stages_that_a_run_then_makes(
     assert again["attack"]["measured_tokens_per_second"] > 0
 
 
+def test_a_judge_that_writes_is_counted_with_its_question_and_its_reply(
+    plan: Callable[..., Planned],
+) -> None:
+    adapter = ORGANISM.parent / "aligned"
+    judge = ("evaluation.judges=[rubric_local]", f"+judges.rubric_local.model={adapter}")
+    plain = plan("store.root=/nowhere")["judge"]
+    asked = plan("store.root=/nowhere", *judge, "+judges.rubric_local.max_tokens=64")["judge"]
+    rows = 4 * 12
+    assert asked["rows"] == plain["rows"] + rows
+    assert asked["answer_tokens"] == plain["answer_tokens"] + 64 * rows
+    # The instruction around each pair, besides what the classifier reads too.
+    more = asked["prompt_tokens"] - plain["prompt_tokens"]
+    assert more > rows * 300
+
+
 def test_a_papers_grid_is_counted(plan: Callable[..., Planned]) -> None:
     store = "store.root=/nowhere"
     planned = plan("experiment=nlsr_table1", "+scale=toy", store)

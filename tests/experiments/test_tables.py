@@ -16,6 +16,7 @@ from experiments.record import Record, environment
 from experiments.report import tables
 from experiments.report.collect import Collected, collect
 from experiments.report.columns import sections
+from settings import DataError
 from tests.experiments.test_report_figures import ATTACKED, write_run
 
 DEFENDED = {"harmful": 2, "benign": 1, "right": 15}
@@ -111,11 +112,17 @@ def test_records_older_than_a_field_are_read(tmp_path: Path) -> None:
     write_run(tmp_path, {}, DEFENDED, ATTACKED)
     path = tmp_path / "record.json"
     content = json.loads(path.read_text())
-    for name in ("backend", "judges", "refine", "paired_refined", "steps"):
+    for name in ("backends", "judges", "refine", "paired_refined", "steps"):
         del content[name]
     path.write_text(json.dumps(content))
-    assert Record.read(tmp_path).backend == {}
+    assert Record.read(tmp_path).backends == {}
     assert len(collect([tmp_path]).rows) == 4
+
+
+def test_a_record_of_another_version_is_told(tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text('{"of": "a later version"}')
+    with pytest.raises(DataError, match=r"record.json is no record that this version reads"):
+        Record.read(tmp_path)
 
 
 def test_the_environment_names_what_could_have_run() -> None:

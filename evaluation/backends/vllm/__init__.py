@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,7 +11,7 @@ from pydantic import Field
 
 from evaluation.base import Backend
 from modeling.chat import PromptStyle
-from modeling.checkpoint import ADAPTER_WEIGHTS, Checkpoint, load_tokenizer, local_folder
+from modeling.checkpoint import Checkpoint, load_tokenizer, local_folder
 from settings import ModelError, SettingError, target
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class VLLMBackend(Backend):
         """Refuses what vLLM can't serve, from what is installed and the model's config.json.
 
         Raises:
-            SettingError: vLLM isn't installed.
+            SettingError: vLLM isn't installed, or runs on nothing that is here.
             ModelError: The model runs with hooks, or has heads that vLLM doesn't compute.
         """
         from evaluation.backends.vllm.weights import raw_config
@@ -103,6 +104,7 @@ class VLLMBackend(Backend):
         from evaluation.backends.vllm.engine import VLLMEngine
         from evaluation.backends.vllm.pool import take
         from evaluation.backends.vllm.weights import served
+        from evaluation.canary import verify
 
         self.check(checkpoint)
         config, generation = _configs(local_folder(checkpoint))
@@ -112,7 +114,8 @@ class VLLMBackend(Backend):
             running = take(plan, what, self.keep)
         ends = end_tokens(generation, config, tokenizer)
         engine = VLLMEngine(running, self.keep, tokenizer, style, ends, _positions(config))
-        _verify(engine, running, checkpoint, undefended)
+        passed = (checkpoint, undefended)
+        _verified(running, engine, passed, lambda: verify(engine, checkpoint, undefended))
         return engine
 
     def classifier(self, folder: str, dtype: str) -> VLLMClassifier:
@@ -120,13 +123,15 @@ class VLLMBackend(Backend):
 
         Raises:
             SettingError: vLLM isn't installed.
-            ModelError: It can't be served, or lacks a trained head or labels.
+            ModelError: It can't be served, lacks a trained head or labels, or what is served isn't
+                the classifier.
         """
         from transformers import AutoConfig, AutoTokenizer
 
         from evaluation.backends.vllm.engine import VLLMClassifier
         from evaluation.backends.vllm.pool import take
         from evaluation.backends.vllm.weights import Served, tensor_names
+        from evaluation.canary import verify_classifier
 
         self._check_installed()
         _check_heads(json.loads((Path(folder) / "config.json").read_text()), _named(folder))
@@ -145,7 +150,15 @@ class VLLMBackend(Backend):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, padding_side="right", truncation_side="right"
         )
-        return VLLMClassifier(running, self.keep, tokenizer, labels)
+        served = VLLMClassifier(running, self.keep, tokenizer, labels)
+        checkpoint = Checkpoint(folder, dtype=dtype)
+        _verified(
+            running,
+            served,
+            (checkpoint,),
+            lambda: verify_classifier(served, checkpoint, served.context),
+        )
+        return served
 
     def _plan(self, what: Served, kind: str, dtype: str, config: Any) -> Plan:
         from evaluation.backends.vllm.pool import Plan
@@ -173,12 +186,13 @@ class VLLMBackend(Backend):
         return min(self.max_model_len, _positions(config) or self.max_model_len)
 
     def _check_installed(self) -> None:
-        from evaluation.backends.vllm.weights import is_installed
+        from evaluation.backends.vllm.probe import obstacle
 
-        if not is_installed():
+        reason = obstacle()
+        if reason is not None:
             raise SettingError(
-                "backend@evaluation.backend=vllm needs vLLM, which isn't installed; install it "
-                f"(pip install 'relock[vllm]'), {_ELSE}"
+                f"backend@evaluation.backend=vllm needs vLLM, which {reason}; install it "
+                f"(pip install -e '.[vllm]'), {_ELSE}"
             )
 
 
@@ -204,25 +218,21 @@ def _positions(config: Any) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
-def _verify(
-    engine: VLLMEngine, running: Running, checkpoint: Checkpoint, undefended: Checkpoint | None
+def _verified(
+    running: Running,
+    opened: VLLMEngine | VLLMClassifier,
+    what: tuple[Any, ...],
+    verify: Callable[[], None],
 ) -> None:
-    """Runs the canary, unless these very weights have passed it already."""
-    from evaluation.canary import verify
-
-    stamp = None
-    if checkpoint.adapter is not None:
-        stat = (Path(checkpoint.adapter) / ADAPTER_WEIGHTS).stat()
-        stamp = (stat.st_mtime_ns, stat.st_size)
-    passed = (checkpoint, stamp, undefended)
-    if passed in running.verified:
+    """Runs the canary, unless what lies in the engine's memory has passed it already."""
+    if what in running.verified:
         return
     try:
-        verify(engine, checkpoint, undefended)
+        verify()
     except BaseException:
-        engine.discard()
+        opened.discard()
         raise
-    running.verified.add(passed)
+    running.verified.add(what)
 
 
 def _named(folder: str) -> str:

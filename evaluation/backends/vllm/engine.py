@@ -56,6 +56,16 @@ class VLLMEngine:
         """The model's tokenizer."""
         return self._tokenizer
 
+    @property
+    def context(self) -> int:
+        """How many tokens a prompt and its answer may have together."""
+        return self._context
+
+    @property
+    def usable(self) -> bool:
+        """Whether its process runs and it wasn't closed."""
+        return self._lease.holds
+
     def generate(
         self,
         prompts: Sequence[str],
@@ -166,6 +176,16 @@ class VLLMClassifier:
         """What the columns of `probabilities` stand for."""
         return self._labels
 
+    @property
+    def context(self) -> int:
+        """How many tokens a text may have."""
+        return self._context
+
+    @property
+    def usable(self) -> bool:
+        """Whether its process runs and it wasn't closed."""
+        return self._lease.holds
+
     def probabilities(self, ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """Sigmoid scores in float32, one row of `len(labels)` per sequence.
 
@@ -184,6 +204,10 @@ class VLLMClassifier:
         """Puts the engine to rest."""
         self._lease.end()
 
+    def discard(self) -> None:
+        """Ends the engine, so that no other classifier is put into it."""
+        self._lease.discard()
+
 
 class _Lease:
     """The use of a running engine until it is given back."""
@@ -192,10 +216,18 @@ class _Lease:
         self._running: Running | None = running
         self._keep = keep
 
+    @property
+    def holds(self) -> bool:
+        return self._running is not None and self._running.worker.is_alive
+
     def ask(self, name: str, rows: list[list[int]], **arguments: Any) -> Any:
         if self._running is None:
             raise ModelError("this vLLM engine is closed; open the model again")
-        return self._running.worker.ask(name, ids=rows, **arguments) if rows else []
+        try:
+            return self._running.worker.ask(name, ids=rows, **arguments) if rows else []
+        finally:
+            if not self.holds:
+                self.discard()
 
     def end(self) -> None:
         if self._running is not None:

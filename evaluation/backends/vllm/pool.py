@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evaluation.backends.vllm.process import Worker
@@ -17,7 +17,9 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """How an engine is started; engines of equal plans and shapes are interchangeable.
+    """How an engine is started; engines of equal plans are interchangeable.
+
+    So are those of a higher rank: an adapter of a lower one, or none, makes the same numbers there.
 
     Attributes:
         shape: What the weights of one engine must have in common (`weights.shape`).
@@ -49,13 +51,16 @@ class Running:
         worker: The process.
         context: How many tokens a prompt and its answer may have.
         stamp: Which full weights it serves.
-        verified: What the canary has found to be served right, of these weights.
+        adapter: Which adapter (`Served.adapter_stamp`).
+        verified: What the canary has found to be served right, of these weights and this adapter as
+            they lie in memory.
     """
 
     plan: Plan
     worker: Worker
     context: int
     stamp: tuple[Any, ...]
+    adapter: tuple[Any, ...] | None = None
     verified: set[Any] = field(default_factory=set)
 
 
@@ -79,11 +84,15 @@ def take(plan: Plan, served: Served, keep: int) -> Running:
     if running is None:
         _end_all_but(max(0, keep - 1))
         running = _start(plan, served)
-    try:
-        running.worker.ask("adapt", folder=served.adapter and str(served.adapter))
-    except ModelError:
-        discard(running)
-        raise
+    # What has been loaded or woken must pass the canary again, and so does an adapter beside it.
+    if not running.verified or running.adapter != served.adapter_stamp:
+        running.verified.clear()
+        try:
+            running.worker.ask("adapt", folder=served.adapter and str(served.adapter))
+        except ModelError:
+            discard(running)
+            raise
+        running.adapter = served.adapter_stamp
     return running
 
 
@@ -115,12 +124,14 @@ def shutdown() -> None:
 
 
 def _take_up(plan: Plan, served: Served) -> Running | None:
-    index = next((i for i, found in enumerate(_resting) if found.plan == plan), None)
-    if index is None:
+    fitting = [found for found in _resting if _serves(found.plan, plan)]
+    if not fitting:
         return None
-    running = _resting.pop(index)
+    running = min(fitting, key=lambda found: (found.stamp != served.stamp, found.plan.rank))
+    _resting.remove(running)
     try:
-        running.worker.ask("wake")
+        if running.worker.ask("wake"):
+            running.verified.clear()
         if running.stamp != served.stamp:
             running.verified.clear()
             running.worker.ask("load", model=str(served.folder))
@@ -130,6 +141,10 @@ def _take_up(plan: Plan, served: Served) -> Running | None:
         discard(running)
         return None
     return running
+
+
+def _serves(started: Plan, wanted: Plan) -> bool:
+    return started.rank >= wanted.rank and replace(started, rank=wanted.rank) == wanted
 
 
 def _start(plan: Plan, served: Served) -> Running:

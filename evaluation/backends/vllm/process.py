@@ -53,7 +53,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
-                env=_environment(environment),
+                env=child_environment(environment),
                 pass_fds=[theirs.fileno()],
                 # Ctrl-C is for this process, which then ends the worker.
                 start_new_session=True,
@@ -98,7 +98,7 @@ class Worker:
             raise
         if "error" in reply:
             self.end()
-            failed = f"vLLM failed at {name}: {_short(reply['error'])}"
+            failed = f"vLLM failed at {name}: {short(reply['error'])}"
             raise ModelError(_MEMORY if reply["memory"] else failed)
         return reply["result"]
 
@@ -130,11 +130,12 @@ class Worker:
                 "lower gpu_memory_utilization or kv_cache_gib of the vLLM backend, or give the "
                 "machine more memory"
             )
-        lines = [_short(line, 200) for line in said.splitlines() if line.strip()]
+        lines = [short(line, 200) for line in said.splitlines() if line.strip()]
         return f"the vLLM process ended with status {status}: {' / '.join(lines[-3:])}"
 
 
-def _environment(more: Mapping[str, str]) -> dict[str, str]:
+def child_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """Variables of a process that imports vLLM: this one's, with vLLM's set, and `more`."""
     own = dict(os.environ)
     paths = [str(_ROOT), *filter(None, [own.get("PYTHONPATH")])]
     # vLLM binds threads to cores of its choice, whatever number of threads was asked for.
@@ -142,6 +143,7 @@ def _environment(more: Mapping[str, str]) -> dict[str, str]:
     return {**threads, **own, **_ENVIRONMENT, **more, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def _short(text: str, most: int = 500) -> str:
+def short(text: str, most: int = 500) -> str:
+    """The text as one line of at most so many characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[:most]}..."

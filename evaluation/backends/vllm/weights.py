@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from modeling.checkpoint import (
+    ADAPTER_WEIGHTS,
     Checkpoint,
     load_model,
     local_folder,
@@ -56,8 +56,14 @@ class Served:
     @property
     def stamp(self) -> tuple[Any, ...]:
         """Changes when the full weights lie elsewhere or are written anew."""
-        stats = [(self.folder / name).stat() for name in weight_files(self.folder, "model.base")]
-        return (str(self.folder), *((stat.st_mtime_ns, stat.st_size) for stat in stats))
+        return _stamp(self.folder, weight_files(self.folder, "model.base"))
+
+    @property
+    def adapter_stamp(self) -> tuple[Any, ...] | None:
+        """Changes when another adapter is served, or it is written anew; None without one."""
+        if self.adapter is None:
+            return None
+        return _stamp(self.adapter, ["adapter_config.json", ADAPTER_WEIGHTS])
 
 
 @contextmanager
@@ -130,11 +136,6 @@ def raw_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     return config
 
 
-def is_installed() -> bool:
-    """Whether vLLM can be imported (its build for CPUs has no metadata under that name)."""
-    return find_spec("vllm") is not None
-
-
 def is_known(config: dict[str, Any]) -> bool:
     """Whether this is of a family that vLLM has its own code for."""
     names = config.get("architectures") or []
@@ -154,6 +155,11 @@ def head_oddity(config: dict[str, Any]) -> str | None:
     if size is None or size in _CPU_HEADS:
         return None
     return f"attention heads of size {size}, and on a CPU vLLM has {_listed(_CPU_HEADS)}"
+
+
+def _stamp(folder: Path, names: Sequence[str]) -> tuple[Any, ...]:
+    stats = [(folder / name).stat() for name in names]
+    return (str(folder), *((stat.st_mtime_ns, stat.st_size) for stat in stats))
 
 
 def _tensors(folder: Path) -> dict[str, dict[str, Any]]:

@@ -133,10 +133,11 @@ class Server:
         if self._sleeps:
             self._llm.sleep(level=1)
 
-    def wake(self) -> None:
-        """Undoes `rest`."""
+    def wake(self) -> bool:
+        """Undoes `rest`; returns whether there was anything to undo."""
         if self._sleeps:
             self._llm.wake_up()
+        return self._sleeps
 
     def _run(
         self, ids: Sequence[list[int]], sampling: Sequence[dict[str, Any]]
