@@ -14,8 +14,14 @@ from omegaconf.errors import OmegaConfBaseException
 from settings import RelockError
 from settings.base import closest
 
-# Groups whose options don't stand in the configuration under the group's own name.
-_ELSEWHERE = ("task", "judge", "backend", "experiment")
+# Where options stand in the configuration, if not under their group's own name.
+_ELSEWHERE = {
+    "task": (),
+    "experiment": (),
+    "judge": ("evaluation.harm_judge", "evaluation.refusal_judge"),
+    # As they are, and as one of those that "auto" chooses between.
+    "backend": ("evaluation.backend", "evaluation.backend.{option}"),
+}
 
 # Sections that are empty until something is said there of an option that is looked up by name.
 _BY_NAME = ("tasks", "prompts", "judges")
@@ -61,7 +67,11 @@ def _unknown_key(key: str, missing: str | None) -> str:
             f"another option of its group, or write ~{key} and then '+{key}=...'"
         )
     if key in known:
-        return f"{key} is not a setting of the options that were chosen here; leave it out"
+        owner, _, last = key.rpartition(".")
+        beside = [name for name in known if name.startswith(f"{owner}.") and name != key]
+        deeper = [name for name in beside if name.endswith(f".{last}")]
+        instead = f"did you mean {' or '.join(deeper)}?" if deeper else "leave it out"
+        return f"{key} is not a setting of the options that were chosen here; {instead}"
     deeper = [name for name in known if name.endswith(f".{key}")]
     if deeper and "." not in key:
         return f"{key} is not a setting; did you mean {' or '.join(deeper[:3])}?"
@@ -79,11 +89,10 @@ def _known_keys() -> list[str]:
     keys: set[str] = set()
     for path in CONF.rglob("*.yaml"):
         relative = path.relative_to(CONF)
-        prefix = relative.parts[0] if len(relative.parts) > 1 else ""
-        if prefix in _ELSEWHERE:
-            continue
+        group = relative.parts[0] if len(relative.parts) > 1 else ""
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        _collect(content, prefix, keys)
+        for prefix in _ELSEWHERE.get(group, (group,)):
+            _collect(content, prefix.format(option=path.stem), keys)
     return sorted(key for key in keys if not key.startswith(("hydra", "defaults")))
 
 

@@ -25,6 +25,11 @@ from tests.experiments.conftest import Command
         ("attack", "missing EQUAL"),
         ("task=sst2", "did you mean attack.task or"),
         ("defense=nlrs", "did you mean nlsr?"),
+        (
+            "evaluation.backend.batch_size=8",
+            "chosen here; did you mean evaluation.backend.transformers.batch_size?",
+        ),
+        ("evaluation.harm_judge.treshold=0.4", "did you mean evaluation.harm_judge.threshold?"),
         ("model=lama2", "did you mean llama2?"),
         ("attack=unheard_of", "known: benign_ft, explicit, harmful_ft"),
         ("attack.task=ssst2", "attack.task: 'ssst2' is unknown; did you mean sst2?"),
