@@ -335,7 +335,7 @@ def compare(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, PairedTest]:
     first, judges = _numbered(first), _further_judges(first)
     shares = {name: METRICS[name] for name in COMPARED}
     shares |= {f"hs:{judge}": _harmful(judge) for judge in judges}
-    used = {*(metric.sets for metric in shares.values()), (HARMFUL,), (HELD_OUT,)}
+    used = dict.fromkeys([*(metric.sets for metric in shares.values()), (HARMFUL,), (HELD_OUT,)])
     pairs = {sets: _in_pairs(first, second, sets) for sets in used}
     tests = {}
     for name, metric in shares.items():
