@@ -40,8 +40,8 @@ test-slow: $(VENV)/.dev  ## The tests that take minutes
 
 vllm-env: $(VENV_VLLM)/.dev  ## Set up vLLM for the CPU
 
-test-vllm: $(VENV_VLLM)/.dev  ## Set up vLLM for the CPU, then the tests that run it
-	$(BIN_VLLM)/python -m pytest -m vllm tests/vllm $(ARGS)
+test-vllm: $(VENV_VLLM)/.dev  ## Set up vLLM for the CPU, then the tests that run it (ARGS='-m vllm': all)
+	$(BIN_VLLM)/python -m pytest -m 'vllm and not slow' tests/vllm $(ARGS)
 
 lint: $(VENV)/.dev  ## Lint, format, types and the import contracts
 	$(BIN)/ruff check .

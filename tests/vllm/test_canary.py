@@ -59,7 +59,7 @@ def only_o_biases(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float32"])
 def test_what_is_served_right_passes(baked: Checkpoint, dtype: str) -> None:
     served = replace(baked, dtype=dtype)
     engine = BACKEND.open(served, PromptStyle(), replace(BASE, dtype=dtype))
@@ -166,6 +166,7 @@ def test_a_classifier_that_was_not_reloaded_is_seen(
     BACKEND.classifier(right, "float32").close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_classifier_that_is_served_right_passes(tmp_path: Path, dtype: str) -> None:
     BACKEND.classifier(save_classifier(tmp_path, 0), dtype).close()

@@ -107,6 +107,7 @@ def test_a_warm_engine_serves_the_next_checkpoint_of_its_shape(tmp_path: Path) -
     assert set(pids()) == warm
 
 
+@pytest.mark.slow
 def test_what_is_said_does_not_depend_on_what_was_warm(tmp_path: Path) -> None:
     """Of a full model, an engine with room for an adapter says to the bit what one without does."""
 
@@ -150,6 +151,7 @@ def test_adapters_of_one_base_share_an_engine(tmp_path: Path) -> None:
     assert answers != before
 
 
+@pytest.mark.slow
 def test_an_adapter_that_vllm_refuses_is_merged(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules=["v_proj"], use_dora=True, init_lora_weights=False)
