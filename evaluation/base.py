@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
-from settings import Settings, target
+from settings import SettingError, Settings, target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -216,3 +216,13 @@ class Judge(Settings):
         What is loaded for it stays open for the next call, until `evaluation.engines` closes it.
         """
         raise NotImplementedError
+
+
+def check_pairs(prompts: Sequence[str], answers: Sequence[str]) -> None:
+    """Refuses prompts and answers that are no pairs.
+
+    Raises:
+        SettingError: They differ in number.
+    """
+    if len(prompts) != len(answers):
+        raise SettingError(f"{len(prompts)} prompts but {len(answers)} answers were given")

@@ -49,6 +49,19 @@ _LEAST_EFFECT = 10.0
 # Where a probability in float32 still tells its logit to within 1e-3, and the least there is.
 _MOST, _LEAST = 1.0 - 1e-4, 1e-38
 
+_OTHER_WEIGHTS = (
+    "its log-probabilities differ by {worst} (RMS over a text) from transformers', where rounding "
+    "explains {allowed}, as with the weights or the adapter of another model"
+)
+_OTHER_CACHE = (
+    "it scores whole texts right, but next tokens are off by {worst} (RMS) where rounding explains "
+    "{allowed}, as with the prefix cache of another model"
+)
+_OTHER_CLASSIFIER = (
+    "its scores differ by {worst} (RMS of a text's logits) from transformers', where rounding "
+    "explains {allowed}, as with the weights of another classifier"
+)
+
 
 def verify(
     served: Engine,
@@ -105,8 +118,8 @@ def verify(
         bare = kept(reference, undefended, canaries)
         _check_edit(checkpoint, undefended, logprobs, own, bare)
     allowed = _tolerance(checkpoint, own.noise)
-    _check_close(checkpoint, logprobs, own.logprobs, allowed)
-    _check_cache(checkpoint, following, own.following, allowed)
+    _check_close(checkpoint, logprobs, own.logprobs, allowed, _OTHER_WEIGHTS)
+    _check_close(checkpoint, following, own.following, allowed, _OTHER_CACHE)
     _check_text(checkpoint, served.tokenizer, answers, own, 2 * allowed)
 
 
@@ -131,13 +144,7 @@ def verify_classifier(served: Classifier, checkpoint: Checkpoint, context: int |
     _check_finite(checkpoint, "scores", found)
     layers = read_config(checkpoint).get_text_config().num_hidden_layers
     noise = eps(checkpoint.dtype) * math.sqrt(layers) * _rms(list(chain.from_iterable(own)))
-    allowed, worst = _tolerance(checkpoint, noise), _worst(found, own)
-    if not worst <= allowed:
-        raise refused(
-            checkpoint,
-            f"its scores differ by {worst:.3g} (RMS of a text's logits) from transformers', where "
-            f"rounding explains {allowed:.3g}, as with the weights of another classifier",
-        )
+    _check_close(checkpoint, found, own, _tolerance(checkpoint, noise), _OTHER_CLASSIFIER)
 
 
 def _logits(probabilities: Rows) -> Rows:
@@ -224,26 +231,16 @@ def _check_edit(
         )
 
 
-def _check_close(checkpoint: Checkpoint, found: Rows, expected: Rows, allowed: float) -> None:
-    worst = _worst(found, expected)
+def _check_close(
+    checkpoint: Checkpoint, found: Rows, expected: Rows, allowed: float, told: str
+) -> None:
+    """Refuses rows that differ by more than rounding explains; `told` has {worst}, {allowed}."""
+    worst = max(
+        row if math.isfinite(row) else math.inf
+        for row in (_rms(_differences([f], [e])) for f, e in zip(found, expected, strict=True))
+    )
     if not worst <= allowed:
-        raise refused(
-            checkpoint,
-            f"its log-probabilities differ by {worst:.3g} (RMS over a text) from transformers', "
-            f"where rounding explains {allowed:.3g}, as with the weights or the adapter of another "
-            "model",
-        )
-
-
-def _check_cache(checkpoint: Checkpoint, found: Rows, expected: Rows, allowed: float) -> None:
-    worst = _worst(found, expected)
-    if not worst <= allowed:
-        raise refused(
-            checkpoint,
-            "it scores whole texts right, but next tokens are off by "
-            f"{worst:.3g} (RMS) where rounding explains {allowed:.3g}, as with the prefix cache of "
-            "another model",
-        )
+        raise refused(checkpoint, told.format(worst=f"{worst:.3g}", allowed=f"{allowed:.3g}"))
 
 
 def _check_text(
@@ -284,12 +281,6 @@ def _compact(text: str) -> str:
 def _differences(a: Rows, b: Rows) -> list[float]:
     pairs = zip(chain.from_iterable(a), chain.from_iterable(b), strict=True)
     return [x - y for x, y in pairs]
-
-
-def _worst(found: Rows, expected: Rows) -> float:
-    """The largest RMS difference of a text; infinite where one of the two isn't finite."""
-    rows = [_rms(_differences([f], [e])) for f, e in zip(found, expected, strict=True)]
-    return max(row if math.isfinite(row) else math.inf for row in rows)
 
 
 def _rms(values: Sequence[float]) -> float:

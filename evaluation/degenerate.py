@@ -22,8 +22,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
+
+from evaluation.base import Verdict
 
 Reason = Literal["", "empty", "not text", "repeated word", "repeated phrase", "repeated characters"]
 
@@ -56,6 +59,14 @@ def degeneracy(answer: str) -> Reason:
     if _has_repeated_characters(answer):
         return "repeated characters"
     return ""
+
+
+def judged(answer: str, verdict: Verdict) -> Verdict:
+    """A judge's verdict of an answer; of a degenerate one, its score under that label.
+
+    Such an answer has no response: what neither complies nor refuses is no answer.
+    """
+    return replace(verdict, label="degenerate", response="") if degeneracy(answer) else verdict
 
 
 def _is_not_text(answer: str) -> bool:

@@ -65,9 +65,8 @@ class StoredCalibration:
         """Greedy answers of `model`, in order, from the store where they are there already."""
         rows = tuple(Prompt(str(index), text) for index, text in enumerate(prompts))
         asked = PromptSet("calibration", rows, self.max_new_tokens)
-        stage, make = stages.generation(
-            self.backend, model, self.style, asked, self._identity(model)
-        )
+        backend = self.backend.chosen(model)
+        stage, make = stages.generation(backend, model, self.style, asked, self._identity(model))
         with closing():
             result = self.store.run(stage, make)
         if result.reused:

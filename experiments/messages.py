@@ -27,6 +27,16 @@ _ELSEWHERE = {
 _BY_NAME = ("tasks", "prompts", "judges")
 
 
+# What Hydra raises where a group is set to null, as a plain ValueError.
+_NULL_GROUP = "Config group override must be a string or a list"
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether it is something that a user can mend, and not this project's own."""
+    known = isinstance(error, RelockError | HydraException | OmegaConfBaseException)
+    return known or (isinstance(error, ValueError) and _NULL_GROUP in str(error))
+
+
 def explain(error: BaseException) -> str:
     """One sentence for `error`: what is wrong and, where that is known, what to write instead."""
     if isinstance(error, RelockError):
@@ -34,6 +44,11 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"the disk is full ({error.filename or 'no file named'}); free some space"
     text = str(error).strip()
+    if _NULL_GROUP in text:
+        return (
+            "a group of options can't be set to null; write ~GROUP to leave it out, or, for a "
+            "source, sources.NAME=null"
+        )
     missing = re.search(r"Could not find '(?P<path>[^']+)'", text)
     if missing:
         return _unknown_option(missing["path"])

@@ -12,14 +12,12 @@ from pathlib import Path
 import hydra
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from experiments import sweep
 from experiments.configuration import CONF, register_resolvers, validate
-from experiments.messages import explain
+from experiments.messages import explain, is_users
 from settings import RelockError
 
 log = logging.getLogger("relock")
@@ -83,24 +81,17 @@ def main() -> int:
     sweep.forget()
     try:
         _job()
-    except (RelockError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        if "Config group override must be a string or a list" not in str(error):
-            raise
-        print(
-            "error: a group of options can't be set to null; write ~GROUP to leave it out, or, "
-            "for a source, sources.NAME=null",
-            file=sys.stderr,
-        )
-        return 1
     except KeyboardInterrupt:
         print(
             "interrupted; what is finished is in the store, run the same command again to go on",
             file=sys.stderr,
         )
         return 130
+    except Exception as error:
+        if not is_users(error):
+            raise
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return 1
     return 1 if sweep.failures() else 0
 
 

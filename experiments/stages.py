@@ -205,14 +205,13 @@ def generation(
     """The `generate` stage of a model on prompts, and what makes it.
 
     Args:
-        backend: Generates the answers, or chooses who does.
+        backend: Generates the answers; of one that chooses, the chosen one.
         model: Answers.
         style: Renders prompts.
         prompts: What is asked.
         inputs: What identifies the model's content.
         undefended: The model that it is an edit of, or None.
     """
-    backend = backend.chosen(model)
     settings = {
         "backend": backend.identity(),
         "style": style.model_dump(),

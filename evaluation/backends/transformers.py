@@ -254,8 +254,7 @@ class TransformersEngine:
         )
 
     def _check_context(self, longest: int, max_new_tokens: int) -> None:
-        limit = getattr(self._model.config, "max_position_embeddings", None)
-        check_context(longest, max_new_tokens, limit)
+        check_context(longest, max_new_tokens, self.context)
 
 
 class TransformersClassifier:

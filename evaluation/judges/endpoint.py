@@ -13,15 +13,15 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from evaluation.base import Verdict
-from evaluation.degenerate import degeneracy
+from evaluation.base import Verdict, check_pairs
+from evaluation.degenerate import judged
 from evaluation.judges.asking import AskingJudge, Reply, question
 from settings import ModelError, SettingError, target
 
@@ -162,18 +162,13 @@ class EndpointJudge(AskingJudge):
             SettingError: Prompts and answers differ in number, or the rubric can't be read.
             ModelError: The endpoint can't be asked (`replies`).
         """
-        if len(prompts) != len(answers):
-            raise SettingError(f"{len(prompts)} prompts but {len(answers)} answers were given")
+        check_pairs(prompts, answers)
         text = self.text()
         rows = [row for row, answer in enumerate(answers) if answer.strip()]
         replies = self.replies([question(text, prompts[row], answers[row]) for row in rows])
         verdicts = [Verdict("degenerate", math.nan)] * len(answers)
         for row, reply in zip(rows, replies, strict=True):
-            verdict = self.verdict(reply)
-            is_broken = degeneracy(answers[row])
-            verdicts[row] = (
-                replace(verdict, label="degenerate", response="") if is_broken else verdict
-            )
+            verdicts[row] = judged(answers[row], self.verdict(reply))
         return verdicts
 
     def replies(self, questions: Sequence[str]) -> list[Reply]:

@@ -15,8 +15,8 @@ from pydantic import Field, PrivateAttr
 
 from evaluation import engines
 from evaluation.backends.transformers import TransformersBackend
-from evaluation.base import Answer, Backend, Engine, Judge, Verdict
-from evaluation.degenerate import degeneracy
+from evaluation.base import Answer, Backend, Engine, Judge, Verdict, check_pairs
+from evaluation.degenerate import judged
 from evaluation.judges.templates import (
     Instruction,
     Published,
@@ -147,8 +147,7 @@ class ModelJudge(Judge):
             SettingError: Prompts and answers differ in number.
             ModelError: The judge can't be loaded or fails.
         """
-        if len(prompts) != len(answers):
-            raise SettingError(f"{len(prompts)} prompts but {len(answers)} answers were given")
+        check_pairs(prompts, answers)
         if not any(answer.strip() for answer in answers):
             return [Verdict("degenerate", math.nan)] * len(answers)
         engine = engines.engine(self._runs, self._resolved().checkpoint, PromptStyle())
@@ -312,9 +311,7 @@ def check_runner(backend: Backend | None, checkpoint: Checkpoint, setting: str) 
 def _final(answer: str, request: Request | None, verdict: Verdict | None) -> Verdict:
     if request is None:
         return Verdict("degenerate", math.nan)
-    verdict = verdict or Verdict("errored", math.nan)
-    if degeneracy(answer):
-        verdict = replace(verdict, label="degenerate", response="")
+    verdict = judged(answer, verdict or Verdict("errored", math.nan))
     return replace(verdict, truncated=request.truncated)
 
 

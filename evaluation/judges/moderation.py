@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, PrivateAttr
 
 from evaluation import engines
-from evaluation.base import Backend, Judge, Label, Verdict
-from evaluation.degenerate import degeneracy
+from evaluation.base import Backend, Judge, Label, Verdict, check_pairs
+from evaluation.degenerate import judged
 from evaluation.judges.model import check_runner, runner
 from evaluation.judges.templates import control_marks, plain
 from modeling.checkpoint import Checkpoint, resolve
-from settings import ModelError, SettingError
+from settings import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,8 +100,7 @@ class ModerationJudge(Judge):
             SettingError: Prompts and answers differ in number.
             ModelError: The classifier can't be loaded, has no labels, or returns other shapes.
         """
-        if len(prompts) != len(answers):
-            raise SettingError(f"{len(prompts)} prompts but {len(answers)} answers were given")
+        check_pairs(prompts, answers)
         if not prompts:
             return []
         classifier = engines.classifier(self._runs, self._resolved()[0], self.dtype)
@@ -132,11 +131,9 @@ class ModerationJudge(Judge):
         score = max(scores) if is_readable else math.nan
         category = labels[scores.index(score)] if is_readable else ""
         label: Label = "unsafe" if score > self.threshold else "safe"
-        if degeneracy(answer):
-            label = "degenerate"
-        elif not is_readable:
+        if not is_readable:
             label = "unparsed"
-        return Verdict(label, score, category, truncated)
+        return judged(answer, Verdict(label, score, category, truncated))
 
     @property
     def own_process(self) -> bool:

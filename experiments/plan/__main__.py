@@ -15,12 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from experiments.messages import explain
+from experiments.messages import explain, is_users
 from experiments.plan.effort import Rates
-from settings import RelockError
 
 if TYPE_CHECKING:
     from experiments.plan.models import Library
@@ -39,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         library = Library(Path(scratch))
         try:
             _plan(given, library)
-        except (RelockError, HydraException, OmegaConfBaseException) as error:
+        except Exception as error:
+            if not is_users(error):
+                raise
             print(f"error: {library.real_name(explain(error))}", file=sys.stderr)
             return 1
     return 0

@@ -160,7 +160,7 @@ class Foresight(Pipeline):
         prompts = PromptSet("calibration", rows, calibration.max_new_tokens)
         model = self.base.checkpoint if answered.model == "base" else aligned
         inputs = self._identity(model) + ((answered.of,) if answered.of else ())
-        backend, style = calibration.backend, calibration.style
+        backend, style = calibration.backend.chosen(model), calibration.style
         self._stage(Arrow(*stages.generation(backend, model, style, prompts, inputs)))
 
     def _identity(self, model: Checkpoint) -> tuple[str, ...]:
