@@ -441,7 +441,10 @@ def test_a_killed_process_is_a_sentence(folder: Path) -> None:
     process = pid(engine)
     assert engine.usable
     os.kill(process, signal.SIGKILL)
-    assert is_gone(process)
+    # Not `is_gone`: a process of several threads shows as a zombie before its parent can reap it.
+    end = time.monotonic() + 10
+    while engine.usable and time.monotonic() < end:
+        time.sleep(0.05)
     assert not engine.usable
     with pytest.raises(ModelError, match=r"was killed \(signal 9\), most often for want of memory"):
         said(engine)
