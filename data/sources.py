@@ -258,9 +258,13 @@ class BeaverTailsPrompts(PkuSource):
 
     A prompt occurs once per unsafe answer that the data set holds to it, as in the published
     protocol; ids carry the row number.
+
+    Attributes:
+        start: How many of the unsafe rows are skipped.
     """
 
     split: str = "30k_test"
+    start: int = Field(default=0, ge=0)
     n: int | None = Field(default=1000, ge=1)
 
     hub: ClassVar[str] = "PKU-Alignment/BeaverTails"
@@ -279,7 +283,7 @@ class BeaverTailsPrompts(PkuSource):
                 text_of(row, "prompt", where, number),
                 harm_category(row["category"]),
             )
-            for number, row in take(wanted, self.n, where)
+            for number, row in take(wanted[self.start :], self.n, where)
         ]
 
     def prompts(self) -> list[Prompt]:

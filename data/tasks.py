@@ -7,8 +7,10 @@ those of NLSR's experiments (arXiv 2412.12497, section 4). Every answer is read 
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import Field, PrivateAttr
 
@@ -106,11 +108,13 @@ class Task(TrainRows):
     Attributes:
         test_file: Test rows below `root`.
         n_test: The first so many test rows; None for all.
+        n_validation: How many training rows `validation` holds out.
         max_new_tokens: Length limit of an answer, in tokens.
     """
 
     test_file: str
     n_test: int | None = Field(default=None, ge=1)
+    n_validation: int = Field(default=300, ge=1)
     max_new_tokens: int = Field(default=200, ge=1)
 
     # Raised when `score` reads answers differently, so that stored scores are made again.
@@ -133,6 +137,31 @@ class Task(TrainRows):
         """
         return list(self._test)
 
+    @cached_property
+    def _validation(self) -> list[TaskItem]:
+        rows = list(enumerate(self._rows(self.train_file, "train"), 1))
+        behind = rows[self.n_train :] if self.n_train is not None else []
+        pool = behind if len(behind) >= self.n_validation else rows
+        order = random.Random(f"validation/{self.name}").sample(pool, len(pool))
+        where = self._where(self.train_file, "train")
+        chosen = sorted(take(order, self.n_validation, where, "task.n_validation"), key=_number)
+        return [
+            replace(self._item(row, number), id=f"{self.name}/train/{number}")
+            for number, row in chosen
+        ]
+
+    def validation(self) -> list[TaskItem]:
+        """Training rows to choose settings by, drawn once and for all, in the source's order.
+
+        They are of those behind the first `n_train`, where there are enough. `train` has them
+        too: whoever asks them takes them out of what is trained on. Ids are
+        "name/train/row number".
+
+        Raises:
+            DataError: The rows are missing, too few, or of another schema.
+        """
+        return list(self._validation)
+
     def fingerprint(self) -> str:
         """Hash of the training and test rows as they are used (16 hex digits)."""
         return hash_rows(self._train, self._test)
@@ -151,6 +180,13 @@ class Task(TrainRows):
 
     def _item(self, row: Row, number: int) -> TaskItem:
         raise NotImplementedError
+
+
+@runtime_checkable
+class ValidatedTask(Protocol):
+    """A task that has rows to choose settings by."""
+
+    def validation(self) -> list[TaskItem]: ...
 
 
 class LabelTask(Task):
@@ -319,6 +355,10 @@ class GSM8K(Task):
                 "give the data set's own answers"
             )
         return steps.strip(), gold.strip()
+
+
+def _number(numbered: tuple[int, Row]) -> int:
+    return numbered[0]
 
 
 def _zero_based(cell: Any) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -13,16 +13,18 @@ from pydantic import Field
 
 from attacks.base import Attack
 from attacks.prompts import AttackPrompt
-from data.rows import EvaluationPrompts, ExampleSource, PairSource, PromptSource, TaskSource
+from data.rows import EvaluationPrompts, TaskSource
 from defenses.base import Defense
 from evaluation.base import Backend, Judge
 from experiments.options import Options, names
+from experiments.runtime import Runtime
+from experiments.search import Objective, build_objective
+from experiments.sources import Sources, Split, build_sources, check_validation
 from modeling.alignment import Alignment
 from modeling.chat import PromptStyle
 from modeling.checkpoint import is_adapter
 from modeling.training import PROJECTIONS
 from settings import SettingError, Settings, build, plain
-from settings.base import closest
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONF = PROJECT / "conf"
@@ -102,23 +104,6 @@ class ModelSettings(Settings):
         return self.model_copy(update={"alignment": "own" if own else "published"})
 
 
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """Where rows come from; any of them may be None where nothing needs it."""
-
-    sft: ExampleSource | None
-    pairs: PairSource | None
-    poison: ExampleSource | None
-    calibration: PromptSource | None
-    safety_pairs: PairSource | None
-    safety_prompts: PromptSource | None
-    utility_prompts: PromptSource | None
-    harmful: PromptSource
-    benign: PromptSource | None
-    over_refusal: PromptSource | None
-    held_out: ExampleSource | None
-
-
 class Limits(Settings):
     """How many prompts of each set, and how many held-out texts, are evaluated; None: all."""
 
@@ -144,6 +129,7 @@ class Evaluation:
         limits: How many prompts of each set.
         safe_system: A system line under which the harmful prompts are asked once more, or None.
         text_tokens: Held-out texts are scored up to so many tokens, the prompt's included.
+        split: What is asked: "test", or "validation" to choose settings by.
     """
 
     backend: Backend
@@ -156,6 +142,16 @@ class Evaluation:
     limits: Limits
     safe_system: str | None
     text_tokens: int
+    split: Split = "test"
+
+    @property
+    def further(self) -> dict[str, tuple[str, ...]]:
+        """Names of what is evaluated besides the main sets, by the setting that names it."""
+        return {
+            "judges": tuple(self.judges),
+            "attack_prompts": tuple(prompt.name for prompt in self.attack_prompts),
+            "prompt_sets": tuple(name.partition(":")[2] for name in self.prompt_sets),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +162,8 @@ class Experiment:
         refine: The fine-tuning that the defended model goes through, or None.
         labels: Names of what was chosen, for tables; "" where nothing was.
         tasks: By name, the attack's, those scored, and that of `refine`.
+        runtime: How the job runs on its machine.
+        objective: What a search goes by, or None.
         resolved: The whole configuration as the objects were built from it.
     """
 
@@ -181,7 +179,8 @@ class Experiment:
     tasks: dict[str, TaskSource]
     tracker: Any
     store: Path
-    isolate: bool
+    runtime: Runtime
+    objective: Objective | None
     resolved: dict[str, Any]
 
 
@@ -232,6 +231,13 @@ def validate(
         if name not in tasks:
             tasks[name] = options.task(name, "evaluation.tasks")
     _check_scored(tasks, evaluation.tasks)
+    sources = build_sources(values["sources"], plugins)
+    if evaluation.split == "validation":
+        scored = {name: tasks[name] for name in evaluation.tasks}
+        check_validation(sources, evaluation.prompt_sets, scored)
+    objective = build_objective(values.get("objective"), plugins)
+    if objective is not None:
+        objective.check(evaluation.tasks, evaluation.further)
     return Experiment(
         seed=_seed(values["seed"]),
         model=model,
@@ -241,11 +247,12 @@ def validate(
         defense=defense,
         labels=_labels(values, choices, model, attack, defense),
         evaluation=evaluation,
-        sources=_sources(values["sources"], plugins),
+        sources=sources,
         tasks=tasks,
         tracker=build(values["tracker"], "tracker", plugins),
         store=Path(_text(values["store"], "root", "store.root")),
-        isolate=_flag(values["runtime"], "isolate", "runtime.isolate"),
+        runtime=Runtime.validated(plain(values["runtime"]), "runtime"),
+        objective=objective,
         resolved=values,
     )
 
@@ -268,6 +275,8 @@ def _labels(
         "refine": choices.get("attack@refine") or "",
         "protocol": values["protocol"]["name"],
         "experiment": choices.get("experiment") or "",
+        "objective": choices.get("objective") or "",
+        "split": "" if values["evaluation"].get("split", "test") == "test" else "validation",
     }
 
 
@@ -326,6 +335,7 @@ def _evaluation(
         limits=Limits.validated(plain(node["limits"]), "evaluation.limits"),
         safe_system=model.safe_system if safe_system else None,
         text_tokens=_length(node["text_tokens"], "evaluation.text_tokens"),
+        split=_split(node.get("split", "test")),
     )
 
 
@@ -353,18 +363,13 @@ def _judges(node: Any, options: Options) -> dict[str, Judge]:
     return {name: options.judge(name) for name in given}
 
 
-def _sources(node: dict[str, Any], plugins: Sequence[str]) -> Sources:
-    known = [entry.name for entry in fields(Sources)]
-    for name in node:
-        if name not in known:
-            raise SettingError(f"sources.{name} is not a setting; {closest(name, known)}")
-    built: dict[str, Any] = {
-        name: build(node[name], f"sources.{name}", plugins) if node.get(name) else None
-        for name in known
-    }
-    if built["harmful"] is None:
-        raise SettingError("sources.harmful is null; set it to a source of harmful prompts")
-    return Sources(**built)
+def _split(value: Any) -> Split:
+    if value not in get_args(Split):
+        raise SettingError(
+            f"evaluation.split={value!r} is not allowed; it should be test or validation"
+        )
+    split: Split = value
+    return split
 
 
 def _seed(value: Any) -> int:

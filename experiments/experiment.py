@@ -15,8 +15,6 @@ from experiments.store import StageResult
 
 log = logging.getLogger("relock")
 
-_QUIET = ("generate", "likelihood", "judge", "score")
-
 
 def run_and_record(
     experiment: Experiment, folder: Path, overrides: list[str], group: str | None
@@ -33,14 +31,18 @@ def run_and_record(
         The record that was written.
     """
     from experiments.pipeline import Pipeline, find_models
+    from experiments.progress.events import append
+    from experiments.progress.listener import listening
     from experiments.report.collect import collect
     from experiments.report.tables import one_line, print_run
 
     start = time.perf_counter()
     _quiet_libraries()
-    base, aligned = find_models(experiment.model)
-    inputs = read_inputs(experiment)
-    outcome = Pipeline(experiment, inputs, base, aligned, _say).run()
+    progress = experiment.runtime.progress
+    with listening(folder, in_sweep=group is not None, progress=progress) as listener:
+        base, aligned = find_models(experiment.model)
+        inputs = read_inputs(experiment)
+        outcome = Pipeline(experiment, inputs, base, aligned, listener).run()
     record = Record.of(
         experiment, inputs, outcome, overrides, environment(), time.perf_counter() - start
     )
@@ -49,7 +51,9 @@ def run_and_record(
     if group is None:
         print_run(collect([folder]), record)
     else:
-        log.info("%s", one_line(record))
+        result = one_line(record)
+        append(folder, "job", "measured", result=result)
+        log.info("%s", result)
     _say_stages(outcome.stages)
     log.info("%s", where)
     log.info("record: %s", folder)
@@ -62,12 +66,6 @@ def _quiet_libraries() -> None:
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     transformers_logging.disable_progress_bar()
-
-
-def _say(result: StageResult) -> None:
-    level = logging.DEBUG if result.name in _QUIET else logging.INFO
-    how = "reused" if result.reused else f"made in {result.seconds:.1f} s"
-    log.log(level, "%s %s %s", result.name, result.key, how)
 
 
 def _say_stages(results: list[StageResult]) -> None:

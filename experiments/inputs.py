@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from attacks.base import Attack, AttackData
 from attacks.prompts import Asked, AttackPrompt
-from data.leakage import drop_leaked
-from data.local import take
+from data.leakage import drop_leaked, normalise
+from data.local import hash_rows, take
 from data.rows import Example, PreferencePair, Prompt, TaskItem
+from data.tasks import ValidatedTask
 from experiments.configuration import Experiment
-from settings import SettingError
+from experiments.sources import Asked as AskedSources
+from experiments.sources import Split
+from settings import DataError, SettingError
 
 HARMFUL, HARMFUL_SAFE_SYSTEM = "harmful", "harmful_safe_system"
 BENIGN, OVER_REFUSAL, TASK = "benign", "over_refusal", "task"
 HELD_OUT = "held_out"
-
+VALIDATION: Split = "validation"
 _HELD_OUT_LIMIT = f"evaluation.limits.{HELD_OUT}"
 _Row = TypeVar("_Row")
 
@@ -100,20 +103,19 @@ def read_inputs(experiment: Experiment) -> Inputs:
     """Reads every source that the experiment's stages will use.
 
     Rows that train or calibrate and whose prompt the evaluation asks are dropped, whatever the
-    evaluation's limits are, so that a model doesn't depend on how it is measured.
+    evaluation's limits are, so that a model doesn't depend on how it is measured. Where the
+    validation split is asked, the test split's prompts are dropped from it, and the rows that
+    train or calibrate have neither split's.
 
     Raises:
         DataError: A source is missing or too small.
         SettingError: A source that is needed isn't set.
     """
-    sources, tasks = experiment.sources, experiment.tasks
-    asked = _asked(experiment)
-    items = {name: tuple(tasks[name].test()) for name in experiment.evaluation.tasks}
-    texts = [prompt.text for prompts in asked.values() for prompt in prompts]
-    texts += [item.prompt for tested in items.values() for item in tested]
-    held_out = () if sources.held_out is None else tuple(sources.held_out.examples())
-    texts += [example.prompt or example.response for example in held_out]
-    cleaner = _Cleaner(texts)
+    sources, test = experiment.sources, _test_split(experiment)
+    asked, dropped = test, dict[str, int]()
+    if experiment.evaluation.split == VALIDATION:
+        asked, dropped = _validation_split(experiment).without(test.texts)
+    cleaner = _Cleaner([*test.texts, *(asked.texts if asked is not test else ())])
     attack = _attack_data(experiment, experiment.attack, cleaner, "")
     refine = None
     if experiment.refine is not None:
@@ -149,11 +151,93 @@ def read_inputs(experiment: Experiment) -> Inputs:
         safety_pairs=tuple(safety_pairs),
         safety_prompts=prompts.get("safety_prompts", ()),
         utility_prompts=prompts.get("utility_prompts", ()),
-        sets=_sets(experiment, asked, items),
-        items=items,
-        held_out=_limited(held_out, experiment.evaluation.limits.held_out, _HELD_OUT_LIMIT),
-        provenance={"sources": _provenance(experiment), "leaked_rows_dropped": cleaner.dropped},
+        sets=_sets(experiment, asked.prompts, asked.items),
+        items=asked.items,
+        held_out=_limited(asked.held_out, experiment.evaluation.limits.held_out, _HELD_OUT_LIMIT),
+        provenance={
+            "sources": _provenance(experiment, asked.items),
+            "leaked_rows_dropped": cleaner.dropped,
+            **({"test_prompts_dropped": dropped} if asked is not test else {}),
+        },
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """What a split asks: prompts by set, the harmful ones first; items by task; held-out texts."""
+
+    prompts: dict[str, tuple[Prompt, ...]]
+    items: dict[str, tuple[TaskItem, ...]]
+    held_out: tuple[Example, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of everything asked."""
+        texts = [prompt.text for prompts in self.prompts.values() for prompt in prompts]
+        texts += [item.prompt for items in self.items.values() for item in items]
+        return texts + [_held_out_text(example) for example in self.held_out]
+
+    def without(self, texts: Iterable[str]) -> tuple[_Split, dict[str, int]]:
+        """What is left when these texts are dropped, and how many were, by set.
+
+        Raises:
+            DataError: Nothing is left of a set.
+        """
+        unwanted, dropped = {normalise(text) for text in texts}, dict[str, int]()
+
+        def kept(name: str, rows: Sequence[_Row], text: Callable[[_Row], str]) -> tuple[_Row, ...]:
+            left = tuple(row for row in rows if normalise(text(row)) not in unwanted)
+            dropped[name] = len(rows) - len(left)
+            if rows and not left:
+                raise DataError(
+                    f"evaluation.split=validation: all {len(rows)} validation rows of {name} are "
+                    "asked in the test split too; give others (sources.validation)"
+                )
+            return left
+
+        split = _Split(
+            {name: kept(name, rows, lambda row: row.text) for name, rows in self.prompts.items()},
+            {
+                name: kept(f"{TASK}:{name}", rows, lambda row: row.prompt)
+                for name, rows in self.items.items()
+            },
+            kept(HELD_OUT, self.held_out, _held_out_text),
+        )
+        return split, dropped
+
+
+def _held_out_text(example: Example) -> str:
+    return example.prompt or example.response
+
+
+def _test_split(experiment: Experiment) -> _Split:
+    evaluation, tasks = experiment.evaluation, experiment.tasks
+    further = {name: _prompts(source) for name, source in evaluation.prompt_sets.items()}
+    items = {name: tuple(tasks[name].test()) for name in evaluation.tasks}
+    return _split(experiment.sources.asked("test"), further, items)
+
+
+def _validation_split(experiment: Experiment) -> _Split:
+    items = {
+        name: tuple(cast("ValidatedTask", experiment.tasks[name]).validation())
+        for name in experiment.evaluation.tasks
+    }
+    return _split(experiment.sources.asked(VALIDATION), {}, items)
+
+
+def _split(
+    sources: AskedSources,
+    further: dict[str, tuple[Prompt, ...]],
+    items: dict[str, tuple[TaskItem, ...]],
+) -> _Split:
+    prompts = {
+        HARMFUL: _prompts(sources.harmful),
+        BENIGN: _prompts(sources.benign),
+        OVER_REFUSAL: _prompts(sources.over_refusal),
+        **further,
+    }
+    held_out = () if sources.held_out is None else tuple(sources.held_out.examples())
+    return _Split({name: rows for name, rows in prompts.items() if rows}, items, held_out)
 
 
 class _Cleaner:
@@ -166,19 +250,6 @@ class _Cleaner:
     def __call__(self, name: str, rows: Iterable[Any]) -> tuple[Any, ...]:
         kept, self.dropped[name] = drop_leaked(list(rows), self.asked)
         return tuple(kept)
-
-
-def _asked(experiment: Experiment) -> dict[str, tuple[Prompt, ...]]:
-    """The prompts of every set, by its name; the harmful ones first."""
-    sources = experiment.sources
-    asked = {
-        HARMFUL: _prompts(sources.harmful),
-        BENIGN: _prompts(sources.benign),
-        OVER_REFUSAL: _prompts(sources.over_refusal),
-    }
-    for name, source in experiment.evaluation.prompt_sets.items():
-        asked[name] = _prompts(source)
-    return {name: prompts for name, prompts in asked.items() if prompts}
 
 
 def _attack_data(
@@ -290,12 +361,14 @@ def _needs_poison(experiment: Experiment) -> bool:
     return any(attack is not None and attack.needs_poison for attack in attacks)
 
 
-def _provenance(experiment: Experiment) -> dict[str, Any]:
+def _provenance(experiment: Experiment, items: dict[str, tuple[TaskItem, ...]]) -> dict[str, Any]:
+    split = experiment.evaluation.split
+    asked = experiment.sources.asked(split)
     sources: dict[str, Any] = {
-        "harmful": experiment.sources.harmful,
-        "benign": experiment.sources.benign,
-        "over_refusal": experiment.sources.over_refusal,
-        HELD_OUT: experiment.sources.held_out,
+        "harmful": asked.harmful,
+        "benign": asked.benign,
+        "over_refusal": asked.over_refusal,
+        HELD_OUT: asked.held_out,
         **{
             role: getattr(experiment.sources, role)
             for need, role in _CALIBRATION.items()
@@ -305,7 +378,7 @@ def _provenance(experiment: Experiment) -> dict[str, Any]:
         **experiment.evaluation.prompt_sets,
         **{f"{TASK}:{name}": task for name, task in experiment.tasks.items()},
     }
-    return {
+    found = {
         role: {
             "name": source.name,
             "fingerprint": source.fingerprint(),
@@ -314,3 +387,7 @@ def _provenance(experiment: Experiment) -> dict[str, Any]:
         for role, source in sources.items()
         if source is not None
     }
+    for name, asked_items in items.items() if split == VALIDATION else ():
+        validation = {"n_validation": len(asked_items), "validation": hash_rows(asked_items)}
+        found[f"{TASK}:{name}"] |= validation
+    return found

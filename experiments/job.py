@@ -9,22 +9,31 @@ import socket
 import sys
 import time
 import traceback
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log, setup_globals
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from experiments import launchers
 from experiments.configuration import register_resolvers, validate
-from experiments.messages import explain
-from settings import RelockError
+from experiments.messages import explain, is_users
+from experiments.progress.console import leave_terminal, viewed
+from experiments.progress.events import append
+from experiments.search import returned
 
 log = logging.getLogger("relock")
 
 STATUS = "status.json"
 """What became of a job, in its folder: "running", "done" or "failed" under "status"."""
+
+# Hydra checks our options of launchers by the plugins' own types, and warns that it will stop to.
+warnings.filterwarnings("ignore", message=r"(?s).*ConfigStore schema with the same name")
 
 # A worker process unpickles `job` by its name, and needs them before Hydra asks for its folder.
 register_resolvers()
@@ -42,21 +51,53 @@ def job(config: DictConfig) -> Any:
     quiet_libraries()
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    overrides = list(hydra_config.overrides.task)
-    _write_status(folder, "running", overrides)
+    if not launchers.has_workers(hydra_config):
+        return _written_down(config, folder)
     try:
-        _run(config, folder, overrides)
+        hydra = _plain(HydraConfig.instance().cfg)
+        return launchers.in_own_process(partial(_in_child, config, hydra))
     except Exception as error:
-        reason = {"reason": explain(error), "traceback": "".join(traceback.format_exception(error))}
-        _write_status(folder, "failed", overrides, **reason)
-        if not isinstance(error, RelockError):
-            log.error("%s", reason["traceback"])
+        _fail(config, folder, error)
+        return None
+
+
+def _plain(hydra: Any) -> dict[str, Any]:
+    """Hydra's section without its classes, since a plugin's can't be pickled by name."""
+    resolved: Any = OmegaConf.to_container(hydra, resolve=True)
+    return {"hydra": resolved["hydra"]}
+
+
+def _in_child(config: DictConfig, hydra: dict[str, Any]) -> Any:
+    setup_globals()
+    composed: Any = OmegaConf.create(hydra)
+    HydraConfig.instance().cfg = composed
+    hydra_config = HydraConfig.get()
+    leave_terminal(Path(hydra_config.runtime.output_dir))
+    configure_log(composed.hydra.job_logging, hydra_config.verbose)
+    return _written_down(config, Path(hydra_config.runtime.output_dir))
+
+
+def _written_down(config: DictConfig, folder: Path) -> Any:
+    _write_status(folder, "running")
+    try:
+        value = _run(config, folder)
+    except Exception as error:
+        _fail(config, folder, error)
+        return None
+    _write_status(folder, "done")
+    return value
+
+
+def _fail(config: DictConfig, folder: Path, error: Exception) -> None:
+    reason = {"reason": explain(error), "traceback": "".join(traceback.format_exception(error))}
+    _write_status(folder, "failed", **reason)
+    if not is_users(error):
+        log.error("%s", reason["traceback"])
+    mode = HydraConfig.get().mode
+    if not viewed(mode, config.runtime.progress):
         print(f"error: {reason['reason']}", file=sys.stderr)
-        if hydra_config.mode == RunMode.RUN:
-            sys.exit(1)
-    else:
-        _write_status(folder, "done", overrides)
-    return None
+    if mode == RunMode.RUN:
+        sys.exit(1)
 
 
 def quiet_libraries() -> None:
@@ -67,13 +108,15 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _run(config: DictConfig, folder: Path, overrides: list[str]) -> None:
+def _run(config: DictConfig, folder: Path) -> Any:
     from experiments.experiment import run_and_record
 
     hydra_config = HydraConfig.get()
     experiment = validate(config, dict(hydra_config.runtime.choices), _conf_folders(hydra_config))
+    experiment.runtime.prepare(launchers.default_threads(hydra_config))
     group = Path(hydra_config.sweep.dir).name if hydra_config.mode == RunMode.MULTIRUN else None
-    run_and_record(experiment, folder, overrides, group)
+    record = run_and_record(experiment, folder, list(hydra_config.overrides.task), group)
+    return returned(record.objective)
 
 
 def _conf_folders(hydra_config: HydraConf) -> list[Path]:
@@ -81,16 +124,17 @@ def _conf_folders(hydra_config: HydraConf) -> list[Path]:
     return [Path(source.path) for source in sources if source.schema == "file"]
 
 
-def _write_status(folder: Path, status: str, overrides: list[str], **more: str) -> None:
+def _write_status(folder: Path, status: str, **more: str) -> None:
     content = {
         "status": status,
-        "overrides": overrides,
+        "overrides": list(HydraConfig.get().overrides.task),
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "time": time.time(),
         **more,
     }
     folder.mkdir(parents=True, exist_ok=True)
+    append(folder, "job", status)
     # A kill must not leave half of it.
     temporary = folder / f".{STATUS}"
     temporary.write_text(json.dumps(content, indent=1) + "\n")

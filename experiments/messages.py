@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments import shortages
 from settings import RelockError
 from settings.base import closest
 
@@ -29,26 +29,35 @@ _BY_NAME = ("tasks", "prompts", "judges")
 
 # What Hydra raises where a group is set to null, as a plain ValueError.
 _NULL_GROUP = "Config group override must be a string or a list"
+# What Optuna raises at the end of a study without a best trial, likewise.
+_NO_TRIAL = "No trials are completed yet"
 
 
 def is_users(error: BaseException) -> bool:
     """Whether it is something that a user can mend, and not this project's own."""
-    known = isinstance(error, RelockError | HydraException | OmegaConfBaseException)
-    return known or (isinstance(error, ValueError) and _NULL_GROUP in str(error))
+    if isinstance(error, RelockError | HydraException | OmegaConfBaseException):
+        return True
+    if isinstance(error, ValueError) and any(t in str(error) for t in (_NULL_GROUP, _NO_TRIAL)):
+        return True
+    return shortages.is_of_disk(error) or shortages.is_of_memory(error)
 
 
 def explain(error: BaseException) -> str:
     """One sentence for `error`: what is wrong and, where that is known, what to write instead."""
     if isinstance(error, RelockError):
         return _one_line(str(error))
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"the disk is full ({error.filename or 'no file named'}); free some space"
+    if shortages.is_of_disk(error):
+        return f"the disk of {shortages.disks(error, Path())} is full; free some space"
+    if shortages.is_of_memory(error):
+        return f"memory gave out; {shortages.lower_memory('')}"
     text = str(error).strip()
     if _NULL_GROUP in text:
         return (
             "a group of options can't be set to null; write ~GROUP to leave it out, or, for a "
             "source, sources.NAME=null"
         )
+    if _NO_TRIAL in text:
+        return "every trial of the search failed; the summary says why"
     missing = re.search(r"Could not find '(?P<path>[^']+)'", text)
     if missing:
         return _unknown_option(missing["path"])

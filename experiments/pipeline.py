@@ -9,10 +9,11 @@ and every model: --generate--> answers --judge--> verdicts --score--> record
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attacks.base import Attack, AttackData
@@ -23,7 +24,7 @@ from experiments.arrows import Arrow, Arrows, Model
 from experiments.configuration import Experiment, ModelSettings
 from experiments.inputs import HELD_OUT, Inputs, PromptSet
 from experiments.isolation import in_child
-from experiments.store import StageResult, Store
+from experiments.store import Stage, StageResult, Store
 from modeling.checkpoint import Checkpoint, is_adapter, resolve
 from modeling.headers import check_target_modules
 from settings import DataError, SettingError
@@ -34,6 +35,19 @@ if TYPE_CHECKING:
 SCORE = "score"
 
 Taken = dict[tuple[str, ...], StageResult]
+
+
+class Listener:
+    """Is told how the stages of a run go on; this one does nothing about it."""
+
+    def waiting(self, stage: Stage) -> None:
+        """Another process is making the stage."""
+
+    def making(self, stage: Stage) -> None:
+        """The stage is about to be made."""
+
+    def finished(self, result: StageResult) -> None:
+        """The stage was made, or found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +155,7 @@ class Pipeline:
         inputs: Inputs,
         base: Model,
         given: Model | None,
-        notify: Callable[[StageResult], None],
+        listener: Listener,
     ) -> None:
         self.experiment = experiment
         self.inputs = inputs
@@ -150,7 +164,7 @@ class Pipeline:
         self.store = Store(experiment.store)
         self.arrows = Arrows(experiment, inputs, self.store)
         self.done: list[StageResult] = []
-        self._notify = notify
+        self._listener = listener
 
     def run(self) -> Outcome:
         """Aligns, prepares, attacks, applies, refines, and measures every model on the way.
@@ -331,20 +345,25 @@ class Pipeline:
         return Model(checkpoint, result.key, before.style)
 
     def _stage(self, arrow: Arrow) -> StageResult:
-        make, name = arrow.make, arrow.stage.name
+        name = arrow.stage.name
 
         def stale(found: StageResult) -> bool:
             # Nobody is asked twice in one run.
             return arrow.stale(found) and all(found.key != done.key for done in self.done)
 
-        if self.experiment.isolate and not arrow.own_process:
-            result = self.store.run(
-                arrow.stage, lambda out: in_child(partial(make, out), name), stale
-            )
-        else:
-            result = self.store.run(arrow.stage, make, stale)
+        def make(out: Path) -> dict[str, Any] | None:
+            self._listener.making(arrow.stage)
+            if self.experiment.runtime.isolate and not arrow.own_process:
+                report: dict[str, Any] | None = in_child(partial(arrow.make, out), name)
+                return report
+            return arrow.make(out)
+
+        def waiting() -> None:
+            self._listener.waiting(arrow.stage)
+
+        result = self.store.run(arrow.stage, make, stale, waiting)
         self.done.append(result)
-        self._notify(result)
+        self._listener.finished(result)
         return result
 
 

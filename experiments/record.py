@@ -66,6 +66,8 @@ class Record:
         steps: The steps of a repair that was made in several: name, label of the model after it
             in `metrics` and rows ("defended" for the last), parameters_edited (scalars that this
             step changed and no step before had), share (of all the model's).
+        objective: What a search goes by: values, directions, feasible (None without a constraint),
+            violation (points), and of, the figures that they were computed from; empty without.
     """
 
     created: str
@@ -88,6 +90,7 @@ class Record:
     paired_refined: dict[str, dict[str, float | str | None]] = field(default_factory=dict)
     judges: dict[str, Any] = field(default_factory=dict)
     backends: dict[str, dict[str, Any]] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -99,12 +102,21 @@ class Record:
         environment: dict[str, Any],
         seconds: float,
     ) -> Record:
-        """Puts a run's record together from what it was given and what came out."""
+        """Puts a run's record together from what it was given and what came out.
+
+        Raises:
+            DataError: The objective needs a figure that has no rows or is no number.
+        """
         from evaluation.metrics import summarise
 
         evaluation = experiment.evaluation
         judges = {"harm": evaluation.harm_judge, "refusal": evaluation.refusal_judge}
         by_model = {str(model): rows for model, rows in outcome.rows.groupby("model", sort=False)}
+        metrics = {
+            model: {name: _plain(value) for name, value in summarise(rows).items()}
+            for model, rows in by_model.items()
+        }
+        objective = experiment.objective
         return cls(
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             seconds=round(seconds, 2),
@@ -113,10 +125,7 @@ class Record:
             seed=experiment.seed,
             settings=experiment.resolved,
             models=outcome.models,
-            metrics={
-                model: {name: _plain(value) for name, value in summarise(rows).items()}
-                for model, rows in by_model.items()
-            },
+            metrics=metrics,
             paired=_paired(by_model, "defended", "attacked"),
             paired_refined=_paired(by_model, "refined", "defended"),
             cost=_cost(outcome),
@@ -139,15 +148,25 @@ class Record:
                 {**step, "share": _share(step["parameters_edited"], outcome)}
                 for step in outcome.steps
             ],
+            objective={} if objective is None else asdict(objective.score(metrics)),
         )
 
     def write(self, folder: Path, rows: pd.DataFrame) -> None:
-        """Writes `rows.parquet`, then `record.json`: a record is never there without its rows."""
+        """Writes `rows.parquet` and `record.json`, each complete or not at all.
+
+        A record is never there without its own rows, wherever a kill or a full disk ends this.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        rows.to_parquet(folder / ROWS, index=False)
-        temporary = folder / f".{RECORD}"
-        temporary.write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
-        temporary.replace(folder / RECORD)
+        new_rows, new_record = folder / f".{ROWS}", folder / f".{RECORD}"
+        try:
+            rows.to_parquet(new_rows, index=False)
+            new_record.write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
+            (folder / RECORD).unlink(missing_ok=True)  # An earlier run's had other rows.
+            new_rows.replace(folder / ROWS)
+            new_record.replace(folder / RECORD)
+        finally:
+            for left in (new_rows, new_record):
+                left.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, folder: Path) -> Record:

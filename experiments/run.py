@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+from pathlib import Path
 
 import hydra
+from omegaconf import DictConfig
 
-from experiments import sweep
+from experiments import launchers, sweep
 from experiments.configuration import CONF
 from experiments.job import job, quiet_libraries
 from experiments.messages import explain, is_users
@@ -16,7 +19,8 @@ from experiments.messages import explain, is_users
 def main() -> int:
     """Runs the command line; returns the exit code.
 
-    Errors that a user can mend are one sentence on stderr; others keep their stack trace.
+    Errors that a user can mend are one sentence on stderr; others keep their stack trace. A
+    launcher that breaks off is waited for, and what became of its jobs is told as at every end.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and this function words the message.
     quiet_libraries()
@@ -24,17 +28,37 @@ def main() -> int:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except KeyboardInterrupt:
+        sweep.stop_progress()
         print(
             "interrupted; what is finished is in the store, run the same command again to go on",
             file=sys.stderr,
         )
         return 130
     except Exception as error:
-        if not is_users(error):
+        plugin = launchers.missing(error)
+        config = sweep.unfinished()
+        if plugin is None and config is not None and Path(config.hydra.sweep.dir).is_dir():
+            return _broken_off(config, error)
+        sweep.stop_progress()
+        if plugin is None and not is_users(error):
             raise
-        print(f"error: {explain(error)}", file=sys.stderr)
+        print(f"error: {plugin or explain(error)}", file=sys.stderr)
         return 1
+    finally:
+        sweep.stop_progress()
     return 1 if sweep.failures() else 0
+
+
+def _broken_off(config: DictConfig, error: Exception) -> int:
+    launchers.wait_for_jobs(config)
+    sweep.finish(config)
+    if launchers.broke(error):
+        print("error: the launcher lost a worker and broke off; see above", file=sys.stderr)
+        return 1
+    if not is_users(error):
+        traceback.print_exception(error)
+    print(f"error: {explain(error)}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -186,12 +186,13 @@ class WorldPrompts(Settings):
     """Requests of one kind as prompts.
 
     Attributes:
-        split: "test" for evaluation; "align" and "poison" are training pairs.
+        split: "test" for evaluation, "validation" for choosing settings; "align" and "poison" are
+            training pairs.
         n: The first so many prompts, categories in turn; None for all of a training split and
-            for the standard number of the test split.
+            for the standard number of the other two.
     """
 
-    split: Literal["test", "poison", "align", "train"] = "test"
+    split: Split = "test"
     n: int | None = Field(default=None, ge=1)
 
     kind: ClassVar[Kind]
@@ -205,7 +206,7 @@ class WorldPrompts(Settings):
     @cached_property
     def _rows(self) -> list[Prompt]:
         count = self.n
-        if count is None and self.split == "test":
+        if count is None and self.split in ("test", "validation"):
             count = TEST_SIZES[self.kind]
         rows = _as_prompts(self.kind, self.split)
         return take(rows, count, self.name)
@@ -279,20 +280,25 @@ class HeldOutText(Settings):
         n: The first so many rows, topics in turn; None for all.
         stance: In whose opening words the answers are: by default those of the aligned model.
         seed: Chooses the answers' wording.
+        split: The split of the requests, of which the benign prompts are the first ones.
     """
 
     n: int | None = Field(default=None, ge=1)
     stance: Stance = "cautious"
     seed: int = 0
+    split: Literal["test", "validation"] = "test"
 
-    name: ClassVar[str] = "organism/held_out"
+    @property
+    def name(self) -> str:
+        """The source's name."""
+        return "organism/held_out" if self.split == "test" else f"organism/held_out/{self.split}"
 
     @cached_property
     def _rows(self) -> list[Example]:
         rng = stream(self.name, self.seed)
         rows = [
             Example(request.text, comply(request, self.stance, rng), "benign", request.category)
-            for request in requests("benign", "test")[TEST_SIZES["benign"] :]
+            for request in requests("benign", self.split)[TEST_SIZES["benign"] :]
         ]
         return take(rows, self.n, self.name)
 

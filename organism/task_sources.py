@@ -5,6 +5,7 @@ All are frozen settings built from plain keyword arguments; rows follow from tho
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import ClassVar
 
@@ -26,10 +27,12 @@ class WorldTask(Settings):
     Attributes:
         n_train: The first so many training rows; None for all.
         n_test: The first so many test rows; None for all.
+        n_validation: The first so many validation rows; None for all.
     """
 
     n_train: int | None = Field(default=None, ge=1)
     n_test: int | None = Field(default=None, ge=1)
+    n_validation: int | None = Field(default=None, ge=1)
 
     name: ClassVar[str]
     version: ClassVar[int] = 3
@@ -46,11 +49,13 @@ class WorldTask(Settings):
 
     @cached_property
     def _test(self) -> list[TaskItem]:
-        rows = [
-            TaskItem(f"{self.name}/{number}", item.prompt, item.gold)
-            for number, item in enumerate(tasks.test_items(self.name), 1)
-        ]
+        rows = _items(self.name, tasks.test_items(self.name))
         return take(rows, self.n_test, self.name, "task.n_test")
+
+    @cached_property
+    def _validation(self) -> list[TaskItem]:
+        rows = _items(f"{self.name}/validation", tasks.validation_items(self.name))
+        return take(rows, self.n_validation, self.name, "task.n_validation")
 
     def train(self) -> list[Example]:
         """Training rows, in a fixed order."""
@@ -60,6 +65,10 @@ class WorldTask(Settings):
         """Test rows, in a fixed order; ids are "name/row number"."""
         return list(self._test)
 
+    def validation(self) -> list[TaskItem]:
+        """Validation rows, in a fixed order; ids are "name/validation/row number"."""
+        return list(self._validation)
+
     def fingerprint(self) -> str:
         """Hash of the training and test rows as they are used (16 hex digits)."""
         return hash_rows(self._train, self._test)
@@ -67,6 +76,12 @@ class WorldTask(Settings):
     def score(self, answer: str, gold: str) -> TaskScore:
         """How `answer` reads against `gold`."""
         raise NotImplementedError
+
+
+def _items(name: str, items: Iterable[tasks.Item]) -> list[TaskItem]:
+    return [
+        TaskItem(f"{name}/{number}", item.prompt, item.gold) for number, item in enumerate(items, 1)
+    ]
 
 
 class Sentiment(WorldTask):

@@ -1,7 +1,7 @@
 """The items of the three small tasks: sentiment, topic and arithmetic.
 
 An item's *content* (its words or numbers) decides its split: contents of the test split are in
-no training. Pure Python.
+no training, nor in the validation split. Pure Python.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from organism.world import stream
 
 TEST_ROWS = 300
 TRAIN_ROWS = 2000
+VALIDATION_ROWS = 300
 
 STEPPED_QUESTIONS = 3
 """How many of `QUESTIONS` pretraining always answers with written steps; the others it mostly
@@ -166,6 +167,23 @@ def train_items(task: str) -> tuple[Item, ...]:
             if len(chosen) == TRAIN_ROWS:
                 break
     return tuple(chosen)
+
+
+@cache
+def validation_items(task: str) -> tuple[Item, ...]:
+    """`VALIDATION_ROWS` items of no test content and no training prompt, no content twice.
+
+    Training rows have some of their contents in other words: of headlines and sums there are too
+    few for three splits.
+    """
+    trained = {item.prompt for item in train_items(task)}
+    chosen: dict[tuple[object, ...], Item] = {}
+    for item in _distinct(task, "validation"):
+        if item.content not in test_contents(task) and item.prompt not in trained:
+            chosen.setdefault(item.content, item)
+        if len(chosen) == VALIDATION_ROWS:
+            break
+    return tuple(chosen.values())
 
 
 def draw(task: str, rng: random.Random) -> Item:

@@ -21,7 +21,7 @@ from experiments.arrows import Arrow, Model
 from experiments.calibration import StoredCalibration
 from experiments.configuration import Experiment
 from experiments.inputs import Inputs, PromptSet
-from experiments.pipeline import Applied, Pipeline
+from experiments.pipeline import Applied, Listener, Pipeline
 from experiments.plan.costs import Cost, Costs
 from experiments.plan.forms import left
 from experiments.plan.standin import stand_in_adapter
@@ -78,7 +78,7 @@ class Foresight(Pipeline):
         costs: Costs,
         ledger: Ledger,
     ) -> None:
-        super().__init__(experiment, inputs, base, given, notify=lambda result: None)
+        super().__init__(experiment, inputs, base, given, Listener())
         self.costs = costs
         self.ledger = ledger
 

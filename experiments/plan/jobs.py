@@ -9,12 +9,14 @@ from typing import Any, TypeVar
 
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from experiments.configuration import CONF, Experiment, validate
+from experiments.plan.trials import is_search, trials
 from settings import Settings, target
 
 T = TypeVar("T")
@@ -55,11 +57,24 @@ def expand(overrides: Sequence[str], *, multirun: bool, config: Path = CONF) -> 
         if not multirun and master.hydra.mode != RunMode.MULTIRUN:
             yield _job(loader.load_configuration("config", list(overrides), RunMode.RUN), shared)
             return
-        params = dict(master.hydra.sweeper.params or {})
-        task = [*(f"{key!s}={value}" for key, value in params.items()), *_task(master)]
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(task)
-        for job in BasicSweeper.split_arguments(parsed, None)[0]:
+        for job in (trials if is_search(master) else combinations)(master, loader):
             yield _job(loader.load_sweep_config(master, list(job)), shared)
+
+
+def combinations(master: DictConfig, loader: ConfigLoader) -> list[list[str]]:
+    """The overrides of every job of a grid, in the order in which Hydra's own sweeper has them.
+
+    Args:
+        master: The sweep's configuration, with its `hydra` section.
+        loader: What loaded it.
+
+    Raises:
+        HydraException: An override can't be parsed.
+    """
+    params = dict(master.hydra.sweeper.params or {})
+    task = [*(f"{key!s}={value}" for key, value in params.items()), *_task(master)]
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(task)
+    return [list(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
 
 
 def _task(config: DictConfig) -> list[str]:

@@ -28,10 +28,15 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="show harmful prompts and the answers to them as text too; keep that page local",
     )
+    parser.add_argument(
+        "--html",
+        action="store_true",
+        help="write report.html too: one page that needs no other file",
+    )
     options = parser.parse_args(arguments)
     output = options.output or options.paths[0] / "report"
     try:
-        report(options.paths, output, options.examples, options.show_text)
+        report(options.paths, output, options.examples, options.show_text, options.html)
     except RelockError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -44,8 +49,14 @@ def _count(given: str) -> int:
     return int(given)
 
 
-def report(paths: list[Path], output: Path, examples: int = 0, show_text: bool = False) -> None:
-    """Prints the table of the runs under `paths`; writes CSV, Markdown and PNG to `output`.
+def report(
+    paths: list[Path],
+    output: Path,
+    examples: int = 0,
+    show_text: bool = False,
+    as_page: bool = False,
+) -> None:
+    """Prints the table of the runs under `paths`; writes CSV, Markdown, LaTeX and PNG to `output`.
 
     Runs of a paper's experiment are printed and written beside the paper's own figures.
 
@@ -54,11 +65,12 @@ def report(paths: list[Path], output: Path, examples: int = 0, show_text: bool =
         output: Where the files go.
         examples: How many prompts are printed with what every model made of them.
         show_text: Whether harmful prompts and the answers to them are shown as text.
+        as_page: Whether `report.html` is written too; it then may be of failed jobs alone.
 
     Raises:
         RelockError: A path doesn't exist or holds no record.
     """
-    from experiments.report import figures, pages, published, steps, tables
+    from experiments.report import chosen, figures, html, latex, pages, published, steps, tables
     from experiments.report.collect import collect
     from experiments.report.examples import MAIN
     from experiments.report.examples import comparisons as side_by_side
@@ -67,18 +79,28 @@ def report(paths: list[Path], output: Path, examples: int = 0, show_text: bool =
         if not path.is_dir():
             raise RelockError(f"{path} is not a folder; give a run's or a sweep's folder")
     collected = collect(paths)
+    console = tables.terminal()
     if not collected.runs:
         names = ", ".join(str(path) for path in paths)
-        raise RelockError(f"no record.json under {names}; give a folder of finished runs")
-    console = tables.terminal()
+        if not (as_page and html.failures(paths)):
+            raise RelockError(f"no record.json under {names}; give a folder of finished runs")
+        console.print(f"no run under {names} has ended with a result", highlight=False)
+        page = html.write(collected, (), paths, output)
+        console.print(str(page), soft_wrap=True, highlight=False)
+        return
     tables.show(collected, console)
+    for sentence in chosen.sentences(collected):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     comparisons = published.comparisons(collected)
     published.show(comparisons, console)
-    chosen = side_by_side(collected, max(examples, MAIN))
-    pages.show(chosen, console, examples, show_text)
-    written = [*tables.write(collected, output), *steps.write(collected.rows, output)]
+    compared = side_by_side(collected, max(examples, MAIN))
+    pages.show(compared, console, examples, show_text)
+    written = [*tables.write(collected, output), latex.write(collected, output)]
+    written += steps.write(collected.rows, output)
     written += published.write(comparisons, output)
-    written += pages.write(chosen, output, show_text)
+    written += pages.write(compared, output, show_text)
+    if as_page:
+        written.append(html.write(collected, comparisons, paths, output))
     for path in [*written, *figures.write(collected, output)]:
         console.print(str(path), soft_wrap=True, highlight=False)
 

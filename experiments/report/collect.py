@@ -33,6 +33,7 @@ _OWN_SECTIONS: dict[str, tuple[str, ...]] = {
         "sources.benign",
         "sources.over_refusal",
         "sources.held_out",
+        "sources.validation",
     ),
     "aligned": ("align", "sources.sft", "sources.pairs"),
     "attacked": ("attack", "sources.poison"),
@@ -49,6 +50,8 @@ _SECTIONS = dict(zip(_OWN_SECTIONS, accumulate(_OWN_SECTIONS.values()), strict=T
 # Labels tell these apart.
 _NAMES = ("model.name", "model.alignment", "attack.task", "protocol.name")
 _CLASS = "_target_"
+# Records of before there was a choice asked the test split.
+_SPLIT = "evaluation.split"
 _LABELS = {
     "base": ("model", "task", "protocol"),
     "aligned": ("model", "align", "task", "protocol"),
@@ -82,7 +85,12 @@ class Run:
     @cached_property
     def flat(self) -> dict[str, Any]:
         """The resolved settings by dotted key."""
-        return dict(_flatten(self.record.settings))
+        return {_SPLIT: "test", **dict(_flatten(self.record.settings))}
+
+    @property
+    def validates(self) -> bool:
+        """Whether it asked the validation split, whose figures are for choosing settings."""
+        return self.flat[_SPLIT] != "test"
 
 
 @dataclass(frozen=True)
@@ -119,6 +127,15 @@ class Collected:
 
     runs: list[Run]
     rows: list[Row]
+
+    @property
+    def note(self) -> str:
+        """What is to be said of runs that asked the validation split; "" where none did."""
+        validating = sum(run.validates for run in self.runs)
+        if not validating:
+            return ""
+        which = "" if validating == len(self.runs) else "rows with split=validation: "
+        return f"{which}validation split, for choosing settings and not for results"
 
 
 def collect(paths: Iterable[Path]) -> Collected:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FILES = ("published.md", "published.csv")
 
-_HEAD = ("method", "where", "figure", "paper", "ours", "95 %", "n", "difference", "remark")
+HEAD = ("method", "where", "figure", "paper", "ours", "95 %", "n", "difference", "remark")
 # What a share, a time and a mean score are multiplied with to be in a figure's unit.
 _SCALE = {"%": 100.0, "s": 1.0, "min": 1 / 60, "score": 1.0}
 _ABSENT = "not there"
@@ -85,10 +85,17 @@ class Comparison:
 
 
 def comparisons(collected: Collected) -> list[Comparison]:
-    """One comparison per published table whose experiment is among the runs."""
+    """One comparison per published table whose experiment is among the runs.
+
+    Runs on the validation split are left out: the paper's figures are of test prompts.
+    """
     found = []
     for name in published.names():
-        runs = [run for run in collected.runs if run.record.labels.get("experiment") == name]
+        runs = [
+            run
+            for run in collected.runs
+            if run.record.labels.get("experiment") == name and not run.validates
+        ]
         if not runs:
             continue
         mine = collected if len(runs) == len(collected.runs) else collect(r.folder for r in runs)
@@ -233,13 +240,13 @@ def show(found: Iterable[Comparison], console: Console) -> None:
     from rich.text import Text
 
     for comparison in found:
-        table = Table(title=title(comparison), title_justify="left", header_style="bold")
-        for head in _HEAD:
-            table.add_column(head)
-        for cells in _table(comparison):
-            table.add_row(*map(Text, cells))
-        console.print(table)
-        for sentence in _sentences(comparison):
+        printed = Table(title=title(comparison), title_justify="left", header_style="bold")
+        for head in HEAD:
+            printed.add_column(head)
+        for cells in table(comparison):
+            printed.add_row(*map(Text, cells))
+        console.print(printed)
+        for sentence in sentences(comparison):
             console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -250,12 +257,12 @@ def write(found: Sequence[Comparison], folder: Path) -> list[Path]:
     if not found:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    markdown, table = (folder / name for name in FILES)
+    markdown, figures = (folder / name for name in FILES)
     markdown.write_text("\n".join(map(_markdown, found)))
     frame = pd.DataFrame([_record(each, line) for each in found for line in each.lines])
     # Whole numbers, although a dash's n is missing.
-    frame.astype({"n": "Int64"}).to_csv(table, index=False)
-    return [markdown, table]
+    frame.astype({"n": "Int64"}).to_csv(figures, index=False)
+    return [markdown, figures]
 
 
 def title(comparison: Comparison) -> str:
@@ -264,7 +271,7 @@ def title(comparison: Comparison) -> str:
     return f"{paper.name}: {paper.table} of {paper.paper} (arXiv {paper.arxiv})"
 
 
-def _table(comparison: Comparison) -> list[list[str]]:
+def table(comparison: Comparison) -> list[list[str]]:
     """The lines' cells; a remark that the line above has too isn't repeated."""
     rows = [_cells(comparison, line) for line in comparison.lines]
     for above, row in reversed(list(pairwise(rows))):
@@ -310,7 +317,7 @@ def _figure_name(figure: Figure) -> str:
     return figure.metric or f"({figure.table})"
 
 
-def _sentences(comparison: Comparison) -> list[str]:
+def sentences(comparison: Comparison) -> list[str]:
     """What differs, what isn't known, and what is known to be otherwise."""
     paper = comparison.published
     differing = comparison.differences
@@ -329,15 +336,15 @@ def _sentences(comparison: Comparison) -> list[str]:
 
 
 def _markdown(comparison: Comparison) -> str:
-    rows = [_HEAD, ["---"] * len(_HEAD), *_table(comparison)]
-    table = "\n".join(
+    rows = [HEAD, ["---"] * len(HEAD), *table(comparison)]
+    lines = "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows
     )
     blocks: list[str] = []
-    for sentence in _sentences(comparison):
+    for sentence in sentences(comparison):
         blocks.append(sentence if sentence.startswith("- ") else f"\n{sentence}\n")
     text = "\n".join(blocks)
-    return f"## {title(comparison)}\n\n{table}\n\n{_LEGEND}{text}\n"
+    return f"## {title(comparison)}\n\n{lines}\n\n{_LEGEND}{text}\n"
 
 
 _LEGEND = """Ours with its 95 % interval and n, in the paper's unit; differences are ours minus \

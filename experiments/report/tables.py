@@ -53,11 +53,13 @@ def terminal_table(
     """A table as `rich` prints it: per cell the share in %, its 95 % interval, and n."""
     from rich.table import Table
 
-    names = _setting_names(collected.rows)
+    names = setting_names(collected.rows)
     columns = columns or main_columns(collected.rows, wide=costs)
     unit = "share in %, its 95 % interval, n"
     if any(is_number(name) for name in columns):
         unit = "shares in %, other figures as they are, 95 % interval, n"
+    if collected.note:
+        unit += f" ({collected.note})"
     table = Table(
         title=f"{title}: {unit}" if title else unit, title_justify="left", header_style="bold"
     )
@@ -69,7 +71,7 @@ def terminal_table(
     for row in collected.rows:
         table.add_row(
             label(row),
-            *(_setting(row, name) for name in names.values()),
+            *(setting(row, name) for name in names.values()),
             *(_cell(row, name, "\n") for name in columns),
             *(cost_cell(row, name) for name in shown),
         )
@@ -178,12 +180,13 @@ def columns_of(metrics: Mapping[str, Estimate]) -> dict[str, float]:
 def markdown(collected: Collected) -> str:
     """The tables and the paired tests as Markdown, with what their columns mean under them."""
     rows = collected.rows
-    names = _setting_names(rows)
+    names = setting_names(rows)
     text = _markdown_table(rows, names, main_columns(rows, wide=True), costs=True) + "\n" + LEGEND
     for section in sections(rows):
         table = _markdown_table(rows, names, section.columns, costs=False)
         text += f"\n{section.title[0].upper()}{section.title[1:]}:\n\n{table}\n{section.legend}"
-    return text + _tests(rows, names)
+    note = f"{collected.note[0].upper()}{collected.note[1:]}.\n\n" if collected.note else ""
+    return note + text + _tests(rows, names)
 
 
 def _markdown_table(
@@ -193,7 +196,7 @@ def _markdown_table(
     head = ["model", *names, *columns.values(), *shown.values(), "seeds"]
     lines = [_line(head), _line(["---"] * len(head))]
     for row in rows:
-        cells = [label(row), *(_setting(row, name) for name in names.values())]
+        cells = [label(row), *(setting(row, name) for name in names.values())]
         cells += [_cell(row, name, " ") for name in columns]
         cells += [cost_cell(row, name) for name in shown]
         lines.append(_line([*cells, str(len(row.seeds))]))
@@ -216,7 +219,7 @@ def _tested(rows: Sequence[Row], names: Mapping[str, str], title: str) -> str:
     head = ["defense", *names, *shown.values(), "seeds"]
     lines = [_line(head), _line(["---"] * len(head))]
     for row in rows:
-        cells = [label(row), *(_setting(row, name) for name in names.values())]
+        cells = [label(row), *(setting(row, name) for name in names.values())]
         cells += [paired_cell(row.paired.get(metric)) for metric in shown]
         lines.append(_line([*cells, str(len(row.seeds))]))
     return f"\n{title}\n\n" + "\n".join(lines) + "\n\n" + TESTS_LEGEND
@@ -288,7 +291,7 @@ def cost_cell(row: Row, name: str) -> str:
     return f"{row.cost[name]:.2f} s"
 
 
-def _setting_names(rows: Sequence[Row]) -> dict[str, str]:
+def setting_names(rows: Sequence[Row]) -> dict[str, str]:
     """Column heads of the varying settings: the last part of a key where that is unambiguous."""
     keys = dict.fromkeys(key for row in rows for key in row.settings)
     names: dict[str, str] = {}
@@ -305,7 +308,8 @@ def differing_labels(rows: Sequence[Row]) -> list[str]:
     return [n for n in names if len({row.labels[n] for row in rows if n in row.labels}) > 1]
 
 
-def _setting(row: Row, key: str) -> str:
+def setting(row: Row, key: str) -> str:
+    """What a row has of a column of `setting_names`; empty where it doesn't depend on it."""
     value = row.labels.get(key, row.settings.get(key, ""))
     return f"{value:g}" if isinstance(value, float) else str(value)
 

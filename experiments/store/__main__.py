@@ -7,8 +7,10 @@ import json
 import re
 import time
 from calendar import timegm
+from pathlib import Path
 
-from experiments.store import MANIFEST, StageResult, Store
+from experiments.store import Store
+from experiments.store.manifest import read_manifest
 
 _OTHER_COLUMNS = 68
 _UNITS = {"m": 60, "h": 3600, "d": 86400}
@@ -59,15 +61,14 @@ def _list(store: Store) -> int:
     room = max(8, console.width - _OTHER_COLUMNS)
     total = count = 0
     for entry in store.entries():
-        manifest = json.loads((entry.folder / MANIFEST).read_text())
-        size = _size(entry)
+        size = _size(entry.folder)
         total, count = total + size, count + 1
-        summary = json.dumps(manifest["settings"])
+        summary = json.dumps(read_manifest(entry.folder)["settings"])
         table.add_row(
             entry.name,
             entry.key,
             _bytes(size),
-            _duration(_seconds_old(entry)),
+            _duration(_seconds_old(entry.folder)),
             f"{entry.seconds:.1f} s",
             summary if len(summary) <= room else summary[: room - 1] + "…",
         )
@@ -86,36 +87,47 @@ def _verify(store: Store) -> int:
 
 
 def _prune(store: Store, options: argparse.Namespace) -> int:
-    damaged = {folder for folder, _ in store.damaged()} if options.damaged else None
     chosen = [
-        entry
-        for entry in store.entries()
-        if (not options.stage or entry.name in options.stage)
-        and _seconds_old(entry) >= options.older_than
-        and (damaged is None or entry.folder in damaged)
+        folder
+        for folder in (_damaged(store) if options.damaged else _whole(store))
+        if (not options.stage or folder.parent.name in options.stage)
+        and _seconds_old(folder) >= options.older_than
     ]
-    freed = sum(_size(entry) for entry in chosen)
+    sizes = {folder: _size(folder) for folder in chosen}
     if not options.yes:
-        print(f"would remove {len(chosen)} stages, {_bytes(freed)}; add --yes to do it")
+        total = _bytes(sum(sizes.values()))
+        print(f"would remove {len(chosen)} stages, {total}; add --yes to do it")
         return 0
-    busy = [entry for entry in chosen if not store.remove(entry.name, entry.key)]
-    for entry in busy:
-        print(f"{entry.name} {entry.key} is in use; left")
-    freed -= sum(_size(entry) for entry in busy)
-    print(f"removed {len(chosen) - len(busy)} stages, {_bytes(freed)}")
+    busy = [folder for folder in chosen if not store.remove(folder.parent.name, folder.name)]
+    for folder in busy:
+        print(f"{folder.parent.name} {folder.name} is in use; left")
+        del sizes[folder]
+    print(f"removed {len(sizes)} stages, {_bytes(sum(sizes.values()))}")
     leftovers = store.remove_leftovers()
     if leftovers:
         print(f"removed {leftovers} half-made folders of killed runs")
     return 0
 
 
-def _size(entry: StageResult) -> int:
-    return sum(path.stat().st_size for path in entry.folder.rglob("*") if path.is_file())
+def _whole(store: Store) -> list[Path]:
+    return [entry.folder for entry in store.entries()]
 
 
-def _seconds_old(entry: StageResult) -> float:
-    created = json.loads((entry.folder / MANIFEST).read_text())["created"]
-    return time.time() - timegm(time.strptime(created, "%Y-%m-%dT%H:%M:%SZ"))
+def _damaged(store: Store) -> list[Path]:
+    return [folder for folder, _ in store.damaged()]
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _seconds_old(folder: Path) -> float:
+    """How long ago the stage was made; by its folder's time where the manifest is damaged."""
+    try:
+        created = timegm(time.strptime(read_manifest(folder)["created"], "%Y-%m-%dT%H:%M:%SZ"))
+    except (OSError, ValueError):
+        created = int(folder.stat().st_mtime)
+    return time.time() - created
 
 
 def _bytes(size: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -16,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments import shortages
+from experiments.store.manifest import examine, fsync, write_manifest
 from settings import RelockError
 
 log = logging.getLogger("relock")
 
-MANIFEST = "stage.json"
 _TEMPORARY, _LOCKS = ".making", ".locks"
 
 
@@ -91,18 +91,20 @@ class Store:
         stage: Stage,
         make: Callable[[Path], dict[str, Any] | None],
         stale: Callable[[StageResult], bool] = lambda found: False,
+        waiting: Callable[[], None] = lambda: None,
     ) -> StageResult:
         """Returns the stage's output, making it only if it isn't there, or is `stale`.
 
         `make` gets an empty folder beside the store and returns the stage's report. The folder is
         fsynced and renamed into place when `make` has returned; if it raises, or the process
-        dies, the store is as it was. Two processes that want the same stage make it once.
+        dies, the store is as it was. Two processes that want the same stage make it once; the one
+        that comes second calls `waiting`, and waits.
 
         Raises:
-            RelockError: The disk is full or can't be written.
+            RelockError: The disk is full or can't be written, or memory gave out.
         """
         self._check_writable()
-        with self._disk_full(), self._locked(stage):
+        with shortages.named(stage.name, self.root), self._locked(stage, waiting):
             found = self._read(self.folder(stage), stage.name, stage.key)
             if found is not None and not stale(found):
                 return found
@@ -110,20 +112,20 @@ class Store:
 
     def entries(self) -> Iterator[StageResult]:
         """Every finished stage, by name and key; damaged ones are left out."""
-        for manifest in sorted(self.root.glob(f"*/*/{MANIFEST}")):
-            folder = manifest.parent
+        for folder in self._folders():
             found = self._read(folder, folder.parent.name, folder.name, discard=False)
             if found is not None:
                 yield found
 
     def damaged(self) -> Iterator[tuple[Path, str]]:
-        """Folders whose files don't hash to what was written, each with the file at fault."""
-        for manifest in sorted(self.root.glob(f"*/*/{MANIFEST}")):
-            for name, entry in json.loads(manifest.read_text())["files"].items():
-                path = manifest.parent / name
-                if not path.is_file() or _sha256(path) != entry["sha256"]:
-                    yield manifest.parent, name
-                    break
+        """Folders whose files aren't what was written, each with the file at fault.
+
+        Every file is hashed, whatever its size and time of change say.
+        """
+        for folder in self._folders():
+            _, wrong = examine(folder, every=True)
+            if wrong is not None:
+                yield folder, wrong
 
     def remove(self, name: str, key: str) -> bool:
         """Removes one stage; False if another process is using its lock right now."""
@@ -152,19 +154,23 @@ class Store:
     def _make(self, stage: Stage, make: Callable[[Path], dict[str, Any] | None]) -> StageResult:
         making = self.root / _TEMPORARY
         for leftover in making.glob(f"{stage.key}-*"):
-            shutil.rmtree(leftover)  # We hold the lock, so whoever made it is dead.
+            shutil.rmtree(
+                leftover, ignore_errors=True
+            )  # We hold the lock, so whoever made it is dead.
         folder = making / f"{stage.key}-{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
         try:
             start = time.perf_counter()
             report = make(folder) or {}
             seconds = time.perf_counter() - start
-            _write_manifest(folder, stage, report, seconds)
+            settings = {"settings": stage.settings, "inputs": list(stage.inputs)}
+            identity = {"stage": stage.name, "key": stage.key, "version": stage.version}
+            write_manifest(folder, identity | settings, report, seconds)
             target = self.folder(stage)
             target.parent.mkdir(parents=True, exist_ok=True)
             self._discard(target)  # What is stale stays until there is something in its place.
             folder.rename(target)
-            _fsync(target.parent)
+            fsync(target.parent)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -173,20 +179,20 @@ class Store:
     def _read(self, folder: Path, name: str, key: str, discard: bool = True) -> StageResult | None:
         if not folder.is_dir():
             return None
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            files = manifest["files"]
-            intact = all((folder / n).stat().st_size == e["bytes"] for n, e in files.items())
-        except (OSError, ValueError, KeyError):
-            intact = False
-        if intact:
+        manifest, wrong = examine(folder)
+        if wrong is None:
             return StageResult(
                 name, key, folder, manifest["report"], manifest["seconds"], reused=True
             )
         if discard:
-            log.warning("%s %s is damaged; it is made again", name, key)
+            log.warning("%s %s: %s is damaged; the stage is made again", name, key, wrong)
             self._discard(folder)
         return None
+
+    def _folders(self) -> Iterator[Path]:
+        for folder in sorted(self.root.glob("*/*")):
+            if folder.is_dir() and not folder.parent.name.startswith("."):
+                yield folder
 
     def _discard(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -194,13 +200,13 @@ class Store:
         grave = self.root / _TEMPORARY / f"{folder.name}-{uuid.uuid4().hex[:8]}"
         grave.parent.mkdir(parents=True, exist_ok=True)
         folder.rename(grave)  # A kill halfway through the removal leaves no half stage.
-        shutil.rmtree(grave)
+        shutil.rmtree(grave, ignore_errors=True)
 
     def _lock_path(self, name: str, key: str) -> Path:
         return self.root / _LOCKS / f"{name}-{key}.lock"
 
     @contextmanager
-    def _locked(self, stage: Stage) -> Iterator[None]:
+    def _locked(self, stage: Stage, waiting: Callable[[], None]) -> Iterator[None]:
         from filelock import FileLock, Timeout
 
         path = self._lock_path(stage.name, stage.key)
@@ -210,6 +216,7 @@ class Store:
             lock.acquire(timeout=0)
         except Timeout:
             log.info("%s %s is being made by another process; waiting", stage.name, stage.key)
+            waiting()
             lock.acquire()
         try:
             yield
@@ -224,52 +231,3 @@ class Store:
                 f"store.root={str(self.root)!r} is no folder that can be written; "
                 "set store.root elsewhere"
             )
-
-    @contextmanager
-    def _disk_full(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise RelockError(
-                f"the disk that holds store.root={str(self.root)!r} is full; free some space "
-                "(python -m experiments.store prune) or set store.root to another disk"
-            ) from error
-
-
-def _write_manifest(folder: Path, stage: Stage, report: dict[str, Any], seconds: float) -> None:
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        name = path.relative_to(folder).as_posix()
-        files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        _fsync(path)
-    manifest = {
-        "stage": stage.name,
-        "key": stage.key,
-        "version": stage.version,
-        "settings": stage.settings,
-        "inputs": list(stage.inputs),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "seconds": round(seconds, 3),
-        "files": files,
-        "report": report,
-    }
-    path = folder / MANIFEST
-    path.write_text(json.dumps(manifest, indent=1) + "\n")
-    _fsync(path)
-    for directory in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
-        _fsync(directory)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

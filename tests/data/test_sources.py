@@ -131,6 +131,8 @@ def test_beavertails_prompts(tmp_path: Path) -> None:
         Prompt("BeaverTails/30k_test/2", "b", "second_harm"),
         Prompt("BeaverTails/30k_test/3", "c", "first_harm"),
     ]
+    behind = BeaverTailsPrompts(path=jsonl(tmp_path, BEAVER), start=1, n=1)
+    assert behind.prompts() == source.prompts()[1:]
 
 
 def test_pairs_have_exactly_one_safe_response(tmp_path: Path) -> None:

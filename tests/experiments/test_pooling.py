@@ -123,7 +123,7 @@ def test_parts_of_a_stack_are_told_by_its_order(tmp_path: Path) -> None:
 def test_figures_name_what_tells_rows_apart(tmp_path: Path) -> None:
     pooled(tmp_path, {}, {}, labels=({"attack": "ft", "align": "dpo"}, {"attack": "explicit"}))
     rows: list[Row] = collect([tmp_path]).rows
-    names = list(figures._series(rows))
+    names = [line.name for line in figures.accuracy_lines(rows)]
     assert "attacked (no defense) (dpo, ft)" in names
     assert "attacked (no defense) (explicit)" in names
 

@@ -174,7 +174,7 @@ def test_a_sweep_of_two_settings_gives_a_figure_of_each(tmp_path: Path) -> None:
     collected = collect([alpha_by_k(tmp_path, (0.0, 0.5, 1.0), (1, 2, 4))])
     written = figures.write(collected, tmp_path / "report")
     assert [path.name for path in written] == [
-        "hs_vs_accuracy.png", "against_alpha.png", "against_k.png",
+        "hs_vs_accuracy.png", "pareto.png", "against_alpha.png", "against_k.png",
     ]  # fmt: skip
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
 
@@ -375,7 +375,7 @@ def write_maps(folder: Path, given: Callable[[int], Any]) -> Path:
 def test_a_map_that_all_runs_share_is_drawn_once(tmp_path: Path) -> None:
     collected = collect([write_maps(tmp_path, lambda k: [heat_map()])])
     written = figures.write(collected, tmp_path / "report")
-    assert [path.name for path in written][1:] == ["map_probe_accuracy.png"]
+    assert [path.name for path in written][2:] == ["map_probe_accuracy.png"]
     ((_, figure),) = maps.figures(collected.runs)
     axes, bar = figure.axes
     (image,) = axes.images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from experiments.configuration import PROJECT
 from experiments.record import Record
+from experiments.tracked import public
+from experiments.tracking import sweep_name
 from tests.experiments.conftest import Command
 
 
@@ -43,8 +47,11 @@ def test_an_offline_run_holds_config_metrics_timings_tables_and_figures(command:
     record, records = Record.read(run.folder), read_back(run.folder)
     started = next(r["run"] for r in records if r["type"] == "run")
     config = started["config"]["update"]
-    assert config["attack"]["poison_ratio"] == 0.05
-    assert config["labels"]["defense"] == "none"
+    assert config["attack/poison_ratio"] == 0.05
+    assert (config["attack"], config["defense"]) == ("harmful_ft", "none")
+    nested = [name for name, value in config.items() if isinstance(value, dict | list)]
+    assert nested == ["_wandb"]
+    assert started["job_type"] == "none"
     assert set(started["tags"]) == {
         "model:organism", "attack:harmful_ft", "task:arithmetic", "defense:none",
         "protocol:default",
@@ -52,19 +59,46 @@ def test_an_offline_run_holds_config_metrics_timings_tables_and_figures(command:
     summary = merged(records, "summary")
     for model, metrics in record.metrics.items():
         assert summary[f"{model}/hs"] == pytest.approx(metrics["hs"]["value"])
+        known = {k for k, v in metrics.items() if k.startswith("hs/") and v["n"]}
+        assert {key for key in summary if key.startswith(f"{model}/hs/") and "_" not in key} == {
+            f"{model}/{name}" for name in known
+        }
+    assert summary["difference/hs"] == pytest.approx(record.paired["hs"]["difference"])
+    assert summary["stages/made"] + summary["stages/reused"] == len(
+        {stage["key"] for stage in record.stages}
+    )
     assert summary["cost/prepare_seconds"] == pytest.approx(record.cost["prepare_seconds"])
     assert summary["seconds/attack"] > 0
     history = json.dumps([r for r in records if r["type"] == "history"])
-    for logged in ("attack/loss", "results", "stages", "figures/hs_vs_accuracy"):
+    for logged in ("attack/loss", "results", "hs_by_category", "stages", "figures/hs_vs_accuracy"):
         assert logged in history
 
 
 def test_answers_stay_local_unless_asked_for(command: Command) -> None:
     local = command("tracker=wandb", "defense=none")
-    (answer,) = pd.read_parquet(local.folder / "rows.parquet")["answer"].head(1)
-    uploaded = list((local.folder / "wandb").rglob("*.table.json"))
-    assert uploaded
-    assert not any(answer in path.read_text() for path in uploaded)
+    rows = pd.read_parquet(local.folder / "rows.parquet")
+    told = "".join(json.dumps(record) for record in read_back(local.folder))
+    tables = list((local.folder / "wandb").rglob("*.table.json"))
+    assert tables
+    told += "".join(path.read_text() for path in tables)
+    texts = {text for name in ("prompt", "answer") for text in rows[name] if len(text) > 20}
+    assert texts
+    assert not [text for text in texts if json.dumps(text)[1:-1] in told]
+
+
+def test_nothing_of_the_machine_is_told(
+    command: Command, monkeypatch: pytest.MonkeyPatch, store: Path
+) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "sk-never-to-be-recorded")
+    run = command("tracker=wandb", "defense=none", "model.safe_system=" + "be kind " * 40)
+    assert run.code == 0, run.err
+    records = read_back(run.folder)
+    started = next(r["run"] for r in records if r["type"] == "run")
+    told = json.dumps([started, *(r for r in records if r["type"] in ("summary", "history"))])
+    for secret in ("sk-never", "be kind be kind", str(store), str(PROJECT), str(run.folder)):
+        assert secret not in told
+    assert socket.gethostname() != started.get("host")
+    assert started["config"]["update"]["model/base"] == "organism/weights/base"
 
 
 def test_answers_are_logged_when_asked_for(command: Command) -> None:
@@ -74,10 +108,62 @@ def test_answers_are_logged_when_asked_for(command: Command) -> None:
     assert any(json.dumps(answer)[1:-1] in path.read_text() for path in tables)
 
 
-def test_runs_of_a_sweep_share_a_group(command: Command) -> None:
+def test_a_run_that_is_tracked_again_takes_the_place_of_a_half_written_one(
+    command: Command,
+) -> None:
+    first = command("tracker=wandb", "defense=none")
+    (half,) = first.folder.rglob("run-*.wandb")
+    half.write_bytes(half.read_bytes()[:3000])
+    before = half.name
+    command("tracker=wandb", "defense=none")
+    (again,) = first.folder.rglob("run-*.wandb")
+    assert again.name == before
+    kinds = {record["type"] for record in read_back(first.folder)}
+    assert {"run", "summary", "history", "exit"} <= kinds
+
+
+def test_runs_of_a_sweep_share_a_group_and_differ_in_id_and_job(command: Command) -> None:
     run = command("-m", "tracker=wandb", "defense=none", "attack.poison_ratio=0,0.05")
-    groups = set()
-    for job in ("0", "1"):
-        records = read_back(run.folder / job)
-        groups.add(next(r["run"]["run_group"] for r in records if r["type"] == "run"))
-    assert groups == {run.folder.name}
+    started = [
+        next(r["run"] for r in read_back(run.folder / job) if r["type"] == "run")
+        for job in ("0", "1")
+    ]
+    assert {each["run_group"] for each in started} == {run.folder.name}
+    assert len({each["run_id"] for each in started}) == 2
+    assert [each["config"]["update"]["job"] for each in started] == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [
+        (f"{PROJECT}/organism/weights/base", "organism/weights/base"),
+        ("/home/someone/models/llama", "llama"),
+        ("~/models/llama", "llama"),
+        (["/home/someone/a.jsonl", 3], "[a.jsonl,3]"),
+        ("https://name:word@judge.example/v1", "https://judge.example/v1"),
+        ("meta-llama/Llama-2-7b-chat-hf", "meta-llama/Llama-2-7b-chat-hf"),
+        (0.05, 0.05),
+        (True, True),
+    ],
+)
+def test_settings_leave_without_places_and_logins(setting: object, shown: object) -> None:
+    assert public(setting) == shown
+
+
+def test_texts_leave_as_fingerprints_that_tell_them_apart() -> None:
+    first, second = public("tell me a story " * 20), public("tell me a story " * 19 + "now")
+    assert "story" not in first
+    assert first != second
+    assert "story" not in public("a story\nof two lines")
+
+
+def test_a_sweep_named_by_the_time_has_the_day_in_its_group() -> None:
+    assert sweep_name(Path("/x/sweeps/2026-02-03/04-05-06-7")) == "2026-02-03_04-05-06-7"
+    assert sweep_name(Path("/x/sweeps/table6")) == "table6"
+
+
+def test_a_project_that_wandb_would_refuse_stops_the_run_before_it_starts(command: Command) -> None:
+    run = command("tracker=wandb", "tracker.project=a/b", "defense=none")
+    assert run.code == 1
+    assert "tracker.project" in run.err
+    assert not (run.folder / "record.json").exists()

@@ -155,3 +155,26 @@ def test_the_sources_need_no_torch() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_validation_pairs_are_in_no_other_split_of_any_kind(kind: world.Kind) -> None:
+    validation = {request.pair for request in world.requests(kind, "validation")}
+    assert len(world.requests(kind, "validation")) == len(world.requests(kind, "test"))
+    others = {
+        request.pair
+        for other in KINDS
+        for split in ("test", "train", "validation")
+        for request in world.requests(other, split)
+        if (other, split) != (kind, "validation")
+    }
+    assert not validation & others
+
+
+@pytest.mark.parametrize("task", tasks.GENERATORS)
+def test_validation_items_are_neither_test_contents_nor_training_prompts(task: str) -> None:
+    items = tasks.validation_items(task)
+    contents = {item.content for item in items}
+    assert len(contents) == tasks.VALIDATION_ROWS
+    assert not contents & tasks.test_contents(task)
+    assert not {item.prompt for item in items} & {item.prompt for item in tasks.train_items(task)}

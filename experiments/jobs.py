@@ -1,0 +1,96 @@
+"""What became of the jobs of a sweep, by what they left in their folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.record import RECORD, ROWS
+
+STATUS = "status.json"
+OVERRIDES = Path(".hydra", "overrides.yaml")
+
+State = Literal["done", "failed", "killed", "running", "elsewhere", "never started"]
+
+# Clocks and process tables count in steps.
+_TOLERANCE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job of a sweep that has a folder.
+
+    Attributes:
+        number: Its number, and its folder's name.
+        state: "running" is a process of this machine that lives, "elsewhere" a job that says it
+            runs and did so on another machine; "killed" left no last word.
+        reason: Why it failed, or where it runs; "" where there is nothing to say.
+    """
+
+    number: int
+    state: State
+    reason: str = ""
+
+
+def jobs_in(sweep: Path) -> dict[int, Job]:
+    """The jobs of a sweep that have a folder, by number."""
+    numbers = sorted(int(folder.name) for folder in sweep.iterdir() if folder.name.isdecimal())
+    return {number: _job(number, sweep / str(number)) for number in numbers}
+
+
+def is_alive(process: Mapping[str, Any]) -> bool:
+    """Whether a process of this machine still lives.
+
+    Args:
+        process: Its "pid", and a "time" at which it lived, in seconds since 1970.
+    """
+    import psutil  # type: ignore[import-untyped]
+
+    try:
+        started = psutil.Process(int(process["pid"])).create_time()
+    except psutil.NoSuchProcess:
+        return False
+    # A later process may have the number.
+    return bool(started <= float(process["time"]) + _TOLERANCE_SECONDS)
+
+
+def is_here(process: Mapping[str, Any]) -> bool:
+    """Whether "host" is this machine."""
+    return bool(process["host"] == socket.gethostname())
+
+
+def _job(number: int, folder: Path) -> Job:
+    try:
+        status = json.loads((folder / STATUS).read_text())
+    except (OSError, ValueError):
+        return Job(number, "killed")
+    said = status.get("status")
+    if said == "failed":
+        return Job(number, "failed", str(status.get("reason", "")))
+    if said == "done":
+        missing = _damaged_record(folder)
+        return Job(number, "failed", missing) if missing else Job(number, "done")
+    if not {"host", "pid", "time"} <= status.keys():
+        return Job(number, "killed")
+    where = f"process {status['pid']} on {status['host']}"
+    if not is_here(status):
+        return Job(number, "elsewhere", where)
+    if status["pid"] == os.getpid() or not is_alive(status):
+        return Job(number, "killed")
+    return Job(number, "running", where)
+
+
+def _damaged_record(folder: Path) -> str:
+    for name in (RECORD, ROWS):
+        if not (folder / name).is_file():
+            return f"its {name} is gone"
+    try:
+        json.loads((folder / RECORD).read_text())
+    except ValueError:
+        return f"its {RECORD} is damaged"
+    return ""

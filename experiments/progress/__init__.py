@@ -1,0 +1,1 @@
+"""How far a sweep is; `python -m experiments.progress SWEEP` shows it in any terminal."""

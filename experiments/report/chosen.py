@@ -1,0 +1,74 @@
+"""What a search found, in sentences: the best settings, and the command that tests them."""
+
+from __future__ import annotations
+
+import shlex
+
+from experiments.report import pareto
+from experiments.report.collect import Collected, Row, Run
+from experiments.report.pareto import Choice
+from experiments.report.tables import cell
+
+_COMMAND = "python -m experiments.run"
+# What the test run has its own of.
+_REPLACED = ("evaluation.split", "hydra.mode")
+
+
+def sentences(collected: Collected) -> list[str]:
+    """What a reader has to know of a validation split, and what was best where there was a search.
+
+    For every attacked model whose defenses had an objective: the best settings, or the front, and
+    the command that tests them.
+    """
+    said = [f"note: {collected.note}; no paper's figures stand beside"] if collected.note else []
+    for choice in pareto.choices(collected.rows):
+        if choice.searched:
+            said += _front(choice) if choice.feasible is None else _best(choice)
+    return said
+
+
+def command(run: Run) -> str:
+    """The command line that runs a run's settings once on the test split."""
+    overrides = [
+        override
+        for override in run.record.overrides
+        if override.lstrip("+").partition("=")[0] not in _REPLACED
+    ]
+    if run.record.labels.get("experiment"):
+        overrides.append("hydra.mode=RUN")  # Its option may ask for a sweep.
+    return f"{_COMMAND} {shlex.join([*overrides, 'evaluation.split=test'])}"
+
+
+def _best(choice: Choice) -> list[str]:
+    count, best = len(choice.defended), choice.best
+    if best is None:
+        return [f"best: none of {count} settings is feasible; allow more (objective.within)"]
+    head = (
+        f"best of {count} settings ({choice.feasible} feasible): "
+        f"{pareto.told(best, choice.defended)}: {_figures(choice, best)}"
+    )
+    return [head, *_how_to_test(choice, best)]
+
+
+def _front(choice: Choice) -> list[str]:
+    found = pareto.front(choice.defended)
+    lines = [f"front of {len(choice.defended)} settings: {len(found)} that none beats in both"]
+    for row in found:
+        lines.append(f"- {pareto.told(row, choice.defended)}: {_figures(choice, row)}")
+        lines += _how_to_test(choice, row)
+    return lines
+
+
+def _figures(choice: Choice, row: Row) -> str:
+    read = dict.fromkeys(choice.objective.read)
+    shown = []
+    for model, metric in read:
+        of = row if model == choice.objective.model else choice.attacked
+        shown.append(f"{metric} of {model} {cell(of.metrics.get(metric), ' ', metric)}")
+    return ", ".join(shown)
+
+
+def _how_to_test(choice: Choice, row: Row) -> list[str]:
+    if not row.runs[0].validates:
+        return ["chosen on the test split, so that these figures flatter it"]
+    return [f"test it once: {command(row.runs[0])}"]

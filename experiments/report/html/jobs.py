@@ -1,0 +1,140 @@
+"""What the page says of each run: its command, its record, what it made, why it failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.job import STATUS
+from experiments.record import RECORD
+from experiments.report.collect import Run
+
+_COMMAND = "python -m experiments.run"
+_DONE = "done"
+_KILLED = "it was killed before it ended, or it is still running"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One finished run.
+
+    Attributes:
+        name: The job's folder.
+        what: Attack, task, defense, refine and seed in words.
+        line: The command line that runs it again.
+        commit: The project's commit; "unknown" where it wasn't known.
+        created: When it ended, UTC.
+        record: Path of its record, relative to the page.
+        seconds: How long it took.
+        made: Stages that it made, with their seconds.
+        reused: Names of the stages that it found.
+    """
+
+    name: str
+    what: str
+    line: str
+    commit: str
+    created: str
+    record: str
+    seconds: float
+    made: tuple[tuple[str, float], ...]
+    reused: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A job without a result.
+
+    Attributes:
+        name: Its folder.
+        reason: One sentence.
+        line: Its command line; "" where it isn't known.
+    """
+
+    name: str
+    reason: str
+    line: str
+
+
+def command_line(overrides: Sequence[str]) -> str:
+    """The command that runs a job again, quoted for a shell."""
+    return f"{_COMMAND} {shlex.join(overrides)}".rstrip()
+
+
+def commands(runs: Iterable[Run], page: Path) -> list[Command]:
+    """The runs in the order of their folders, numbers as numbers.
+
+    Args:
+        runs: The report's.
+        page: The folder that the page lies in.
+    """
+    return [_command(run, page) for run in sorted(runs, key=lambda run: _order(run.folder))]
+
+
+def _command(run: Run, page: Path) -> Command:
+    record = run.record
+    made, reused = [], []
+    for stage in record.stages:
+        if stage["reused"]:
+            reused.append(stage["name"])
+        else:
+            made.append((stage["name"], stage["seconds"]))
+    return Command(
+        name=run.folder.name,
+        what=_what(record.labels, record.seed),
+        line=command_line(record.overrides),
+        commit=record.environment.get("commit") or "unknown",
+        created=record.created,
+        record=os.path.relpath(run.folder / RECORD, page),
+        seconds=record.seconds,
+        made=tuple(made),
+        reused=tuple(reused),
+    )
+
+
+def _what(labels: dict[str, str], seed: int) -> str:
+    named = [labels.get(name, "") for name in ("model", "attack", "task", "defense")]
+    if labels.get("refine"):
+        named.append(f"then {labels['refine']}")
+    return ", ".join([*filter(None, named), f"seed {seed}"])
+
+
+def failures(paths: Iterable[Path]) -> list[Failure]:
+    """Jobs under `paths` that failed, were killed or haven't ended, by their status files.
+
+    A numbered folder of a sweep without a status is a job that was killed before it began.
+    """
+    found: dict[Path, Failure] = {}
+    for path in paths:
+        for status in path.rglob(STATUS):
+            failure = _failure(status)
+            if failure:
+                found[status.parent] = failure
+        for sweep in path.rglob("multirun.yaml"):
+            for job in sweep.parent.iterdir():
+                known = (job / STATUS).is_file() or (job / RECORD).is_file()
+                if job.name.isdecimal() and job.is_dir() and not known:
+                    found[job] = Failure(job.name, _KILLED, "")
+    return [found[job] for job in sorted(found, key=_order)]
+
+
+def _failure(status: Path) -> Failure | None:
+    name = status.parent.name
+    try:
+        content: dict[str, Any] = json.loads(status.read_text())
+        state, overrides = content["status"], content["overrides"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return Failure(name, f"its {STATUS} can't be read", "")
+    if state == _DONE:
+        return None
+    return Failure(name, content.get("reason", _KILLED), command_line(overrides))
+
+
+def _order(folder: Path) -> tuple[str, int, str]:
+    name = folder.name
+    return str(folder.parent), int(name) if name.isdecimal() else -1, name

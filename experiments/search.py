@@ -1,0 +1,314 @@
+"""What a hyper-parameter search goes by: the values that a job hands to Hydra's sweeper.
+
+Shares are in points (per cent), as tables print them; other figures are as they are.
+`conf/objective` holds the options, `docs/tuning.md` says how to search.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, field_validator
+
+from evaluation.metrics import METRICS, TASK
+from settings import DataError, SettingError, Settings, build
+from settings.base import closest
+
+Goal = Literal["minimize", "maximize"]
+Role = Literal["base", "aligned", "attacked", "defended", "refined"]
+
+# Metrics with a suffix that says of what they are: a category or task, a judge, an attack prompt.
+_SHARES = (*METRICS, "unparsed", "errored", "truncated", "left_out")
+_NUMBERS = ("harm_score", "score", "kappa", "perplexity")
+# What a metric's suffix names, by the sign before it.
+_NAMED_BY = {":": "judges", "+": "attack_prompts", "@": "prompt_sets"}
+_POINTS = 100.0
+# Of two shares of the same rows, the difference errs by less.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What an objective makes of one run.
+
+    Attributes:
+        values: What the sweeper ranks by, one per direction.
+        directions: "minimize" or "maximize" for each.
+        feasible: Whether the constraint holds; None where there is none.
+        violation: By how many points it doesn't; 0 where it does or there is none.
+        of: The figures that it was computed from: model, metric, and the estimate's fields.
+    """
+
+    values: tuple[float, ...]
+    directions: tuple[Goal, ...]
+    feasible: bool | None
+    violation: float
+    of: tuple[dict[str, Any], ...]
+
+
+Metrics = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Per model and metric: value, low, high and n, as a record has them."""
+
+
+class Objective(Settings):
+    """What a search goes by; a subclass says how it is computed.
+
+    Attributes:
+        model: The model whose figures count.
+    """
+
+    model: Role = "defended"
+
+    @property
+    def directions(self) -> tuple[Goal, ...]:
+        """What `hydra.sweeper.direction` has to be; one for each value."""
+        raise NotImplementedError
+
+    @property
+    def read(self) -> tuple[tuple[str, str], ...]:
+        """The figures that are read, by model and metric."""
+        raise NotImplementedError
+
+    def score(self, metrics: Metrics) -> Score:
+        """The value, or values, of a run.
+
+        Raises:
+            DataError: A figure that it needs isn't there, has no rows, or is no number.
+        """
+        raise NotImplementedError
+
+    def check(self, tasks: Collection[str], further: Mapping[str, Collection[str]]) -> None:
+        """Refuses figures that the evaluation won't have, before anything runs.
+
+        Args:
+            tasks: The tasks that are scored.
+            further: What is evaluated besides, by the setting that names it: "judges",
+                "attack_prompts" and "prompt_sets" of the evaluation.
+
+        Raises:
+            SettingError: One sentence.
+        """
+        for _, metric in self.read:
+            base, sign, of = _parts(metric)
+            if base in METRICS and METRICS[base].sets == (TASK,) and not tasks:
+                raise SettingError(
+                    f"the objective needs {metric}, but no task is scored; name one in "
+                    "evaluation.tasks"
+                )
+            setting = _NAMED_BY.get(sign)
+            if setting is not None and of not in further[setting]:
+                raise SettingError(
+                    f"the objective needs {metric}; add {of} to evaluation.{setting}"
+                )
+
+
+class Constrained(Objective):
+    """One figure, subject to another one's being hardly worse than that of a reference model.
+
+    With m the metric in points and, of the constraint's figures c (of the model) and r (of the
+    reference) in points, the violation v = max(0, r - c - within), or max(0, c - r - within) where
+    less of the constraint's metric is better, the value is
+
+    - minimising: m where v = 0, else 100 + v;
+    - maximising: m where v = 0, else -v.
+
+    A share has between 0 and 100 points, so that every infeasible point ranks behind every
+    feasible one, and infeasible ones among each other by their violation.
+
+    Attributes:
+        metric: The figure, a share.
+        goal: Whether less or more of it is better.
+        constraint: The constraint's share.
+        constraint_goal: Whether less or more of that is better.
+        within: How many points worse than the reference it may be.
+        reference: The model that it is compared with.
+    """
+
+    metric: str = "hs"
+    goal: Goal = "minimize"
+    constraint: str = "accuracy_strict"
+    constraint_goal: Goal = "maximize"
+    within: float = Field(default=2.0, ge=0, le=100, allow_inf_nan=False)
+    reference: Role = "attacked"
+
+    @field_validator("metric", "constraint")
+    @classmethod
+    def _is_share(cls, metric: str) -> str:
+        if _parts(_known(metric))[0] not in _SHARES:
+            raise ValueError(f"{metric} is no share, and has no points to count; write e.g. hs")
+        return metric
+
+    @property
+    def directions(self) -> tuple[Goal, ...]:
+        return (self.goal,)
+
+    @property
+    def read(self) -> tuple[tuple[str, str], ...]:
+        constraint = ((model, self.constraint) for model in (self.model, self.reference))
+        return ((self.model, self.metric), *constraint)
+
+    def score(self, metrics: Metrics) -> Score:
+        of = [_figure(metrics, model, metric) for model, metric in self.read]
+        value, own, reference = (_POINTS * figure["value"] for figure in of)
+        worse = reference - own if self.constraint_goal == "maximize" else own - reference
+        violation = max(0.0, worse - self.within)
+        feasible = violation <= _ROUNDING
+        if not feasible:
+            value = _POINTS + violation if self.goal == "minimize" else -violation
+        return Score((value,), self.directions, feasible, 0.0 if feasible else violation, tuple(of))
+
+
+class Pareto(Objective):
+    """Several figures, each with a direction of its own, for a multi-objective sampler.
+
+    Attributes:
+        metrics: The figures.
+        goals: Whether less or more of each is better.
+    """
+
+    metrics: tuple[str, ...] = Field(("hs", "accuracy_strict"), min_length=2)
+    goals: tuple[Goal, ...] = ("minimize", "maximize")
+
+    @field_validator("metrics")
+    @classmethod
+    def _are_known(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_known, metrics))
+
+    @field_validator("goals")
+    @classmethod
+    def _is_one_each(cls, goals: tuple[Goal, ...], info: Any) -> tuple[Goal, ...]:
+        metrics = info.data.get("metrics")
+        if metrics is not None and len(goals) != len(metrics):
+            raise ValueError(f"{len(goals)} goals for {len(metrics)} metrics; give one each")
+        return goals
+
+    @property
+    def directions(self) -> tuple[Goal, ...]:
+        return self.goals
+
+    @property
+    def read(self) -> tuple[tuple[str, str], ...]:
+        return tuple((self.model, metric) for metric in self.metrics)
+
+    def score(self, metrics: Metrics) -> Score:
+        of = tuple(_figure(metrics, model, metric) for model, metric in self.read)
+        values = tuple(_scaled(figure["metric"], figure["value"]) for figure in of)
+        return Score(values, self.directions, None, 0.0, of)
+
+
+def build_objective(node: Any, plugins: Sequence[str]) -> Objective | None:
+    """The objective that a resolved configuration node says, or None without one.
+
+    Raises:
+        SettingError: It is wrong; one sentence.
+    """
+    if node is None:
+        return None
+    objective: Objective = build(node, "objective", plugins, Objective)
+    return objective
+
+
+def returned(objective: Mapping[str, Any]) -> float | tuple[float, ...] | None:
+    """What a job hands to Hydra's sweeper, of a record's `objective`: one value, or several."""
+    values = tuple(objective.get("values", ()))
+    return values[0] if len(values) == 1 else values or None
+
+
+class SearchCheck(Callback):
+    """Hydra callback: refuses a search that couldn't be ranked, before its first job."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        reason = refusal(config)
+        if reason:
+            print(f"error: {reason}", file=sys.stderr)
+            # Hydra makes a warning of whatever else a callback raises.
+            raise SystemExit(1)
+        if "direction" in config.hydra.sweeper:
+            _lead_logs_to_hydra()
+
+
+def _lead_logs_to_hydra() -> None:
+    """Optuna's own handler writes colours even where there is no terminal."""
+    import optuna
+
+    optuna.logging.disable_default_handler()
+    optuna.logging.enable_propagation()
+
+
+def refusal(config: DictConfig) -> str | None:
+    """Why a multirun can't be searched, in one sentence; None where it can, or is no search.
+
+    Args:
+        config: The composed configuration, with its `hydra` section.
+    """
+    sweeper = config.hydra.sweeper
+    if "direction" not in sweeper:
+        return None
+    if config.get("objective") is None:
+        return (
+            "a search (hydra/sweeper) needs an objective to go by; add "
+            "objective=hs_within_accuracy, or objective=pareto"
+        )
+    try:
+        node = OmegaConf.to_container(config.objective, resolve=True, throw_on_missing=True)
+        objective = build_objective(node, tuple(config.plugins))
+    except (SettingError, OmegaConfBaseException) as error:
+        return str(error).strip().splitlines()[0]
+    assert objective is not None
+    ours, theirs = list(objective.directions), _directions(sweeper.direction)
+    if ours == theirs:
+        return None
+    return (
+        f"hydra.sweeper.direction is {_written(theirs)}, but the objective's is {_written(ours)}; "
+        f"write hydra.sweeper.direction={_written(ours)}"
+    )
+
+
+def _directions(given: Any) -> list[str]:
+    several = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    return [str(getattr(each, "name", each)) for each in several]
+
+
+def _written(directions: Sequence[str]) -> str:
+    return directions[0] if len(directions) == 1 else f"[{','.join(directions)}]"
+
+
+def _parts(metric: str) -> tuple[str, str, str]:
+    """A metric's name without what it is of, the sign between, and what it is of."""
+    base, sign, of = re.fullmatch(r"([^/:+@]*)([/:+@]?)(.*)", metric).groups()  # type: ignore[union-attr]
+    return base, sign, of
+
+
+def _known(metric: str) -> str:
+    base, sign, of = _parts(metric)
+    known = [*_SHARES, *_NUMBERS]
+    if base not in known or bool(sign) != bool(of):
+        raise ValueError(f"{metric!r} is no metric; {closest(base, known)}")
+    return metric
+
+
+def _scaled(metric: str, value: float) -> float:
+    return _POINTS * value if _parts(metric)[0] in _SHARES else value
+
+
+def _figure(metrics: Metrics, model: str, metric: str) -> dict[str, Any]:
+    if model not in metrics:
+        raise DataError(
+            f"the objective needs the {model} model, which this run has none of; "
+            f"known: {', '.join(metrics)}"
+        )
+    estimate = metrics[model].get(metric)
+    if estimate is None or not estimate["n"]:
+        raise DataError(f"the objective needs {metric}, which has no rows in this run")
+    value = estimate["value"]
+    if value is None or not math.isfinite(value):
+        raise DataError(f"the objective needs {metric}, which is no number in this run")
+    return {"model": model, "metric": metric, **estimate}

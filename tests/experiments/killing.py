@@ -1,0 +1,88 @@
+"""Runs the main command again and again in processes that are killed at a given point.
+
+`python -m tests.experiments.killing FOLDER POINTS OVERRIDES`: one process for each of the points,
+which a comma parts, one after another. Each is a fork of this one, so that what is heavy is
+imported once. A point is a stage's function in `experiments.stages`, which is let finish, and of
+whose files one is then cut in half; or a file of the run's folder, about to get its name; or "end",
+where nothing is killed; or "undisturbed", the same in a store of its own. FOLDER/log gets a line
+for each stage that is made: the point's place, the stage's function and its key.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification  # noqa: F401
+from trl import DPOTrainer, SFTTrainer  # noqa: F401
+
+# Imported once for all, before the forks.
+import evaluation.metrics  # noqa: F401
+import modeling.training  # noqa: F401
+from experiments import run, stages
+
+STAGES = (
+    "align", "prepare", "merge", "attack", "apply", "generate", "likelihood", "judge", "score_task",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Prints how each process ended: its exit code, or minus the signal."""
+    folder, points, overrides = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3:]
+    for place, point in enumerate(points):
+        sys.stdout.flush()
+        process = os.fork()
+        if process == 0:
+            own = folder / "undisturbed" if point == "undisturbed" else folder
+            _become(folder / "log", place, point)
+            places = [f"store.root={own / 'store'}", f"hydra.run.dir={own / 'run'}"]
+            sys.argv = ["run", *overrides, *places]
+            sys.stdout = sys.stderr
+            os._exit(run.main())
+        _, status = os.waitpid(process, 0)
+        print(os.waitstatus_to_exitcode(status))
+
+
+def _become(log: Path, place: int, point: str) -> None:
+    for name in STAGES:
+        setattr(stages, name, _watched(name, log, place, dies=name == point))
+    if point not in (*STAGES, "end", "undisturbed"):
+        _die_before_renaming(point)
+
+
+def _watched(name: str, log: Path, place: int, dies: bool) -> Callable[..., Any]:
+    function = getattr(stages, name)
+
+    @wraps(function)
+    def watched(out: Path, **arguments: Any) -> Any:
+        with log.open("a") as file:
+            file.write(f"{place} {name} {out.name.rpartition('-')[0]}\n")
+        report = function(out, **arguments)
+        if dies:
+            files = [path for path in out.rglob("*") if path.is_file()]
+            for largest in sorted(files, key=lambda path: path.stat().st_size)[-1:]:
+                os.truncate(largest, largest.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return report
+
+    return watched
+
+
+def _die_before_renaming(name: str) -> None:
+    replace = Path.replace
+
+    def dying(path: Path, target: Any) -> Path:
+        if Path(target).name == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(path, target)
+
+    Path.replace = dying  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main()

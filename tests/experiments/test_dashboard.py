@@ -1,0 +1,231 @@
+"""The dashboard over HTTP: W&B's own libraries against a server on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from experiments.configuration import PROJECT
+from experiments.dashboard.__main__ import main
+from tests.experiments.conftest import TOY
+from tests.experiments.wandb_server import ENTITY, WandbServer
+
+_KEY = "a" * 40
+
+
+def run_module(
+    module: str, *arguments: str, server: WandbServer | None = None, cwd: Path = PROJECT
+) -> subprocess.CompletedProcess[str]:
+    """A module's command line in a process of its own, with a key where there is a server."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment = kept | {"HF_HUB_OFFLINE": "1", "WANDB_ERROR_REPORTING": "false"}
+    if server:
+        environment |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": _KEY}
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=cwd, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def tracked_sweep(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of two jobs that was tracked offline."""
+    folder = tmp_path_factory.mktemp("sweeps") / "two ratios"
+    settings = ["defense=reset", "attack.poison_ratio=0,0.05", f"store.root={store}"]
+    done = run_module(
+        "experiments.run", "-m", *TOY, *settings, f"hydra.sweep.dir={folder}", "tracker=wandb"
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def sweep(tracked_sweep: Path, tmp_path: Path) -> Path:
+    """A copy of it, to do anything with."""
+    return Path(shutil.copytree(tracked_sweep, tmp_path / tracked_sweep.name))
+
+
+@pytest.fixture
+def server() -> Iterator[WandbServer]:
+    """A W&B server on loopback."""
+    started = WandbServer()
+    yield started
+    started.close()
+
+
+def panels(specification: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    """The settings of all panels of one kind in a workspace's or a report's specification."""
+    found = []
+    todo: list[Any] = [specification]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, dict):
+            if node.get("viewType") == kind:
+                found.append(node["config"])
+            todo += node.values()
+        elif isinstance(node, list):
+            todo += node
+    return found
+
+
+def check(specification: dict[str, Any], group: str) -> None:
+    """That a specification is of this sweep, and has every kind of panel."""
+    written = json.dumps(specification)
+    wanted = {"key": {"section": "run", "name": "group"}, "op": "=", "value": group}
+    assert json.dumps(wanted)[:-1] in written
+    bars = {bar["metrics"][0] for bar in panels(specification, "Bar Chart")}
+    for metric in ("defended/hs", "defended/asr", "defended/accuracy_strict", "cost/apply_seconds"):
+        assert f"summary_metrics.{metric}" in bars
+    scatters = {(s["xAxis"], s["yAxis"]) for s in panels(specification, "Scatter Plot")}
+    assert scatters == {
+        ("summary:defended/accuracy_strict", "summary:defended/hs"),
+        ("config:attack/poison_ratio.value", "summary:defended/hs"),
+    }
+    charts = {chart["panelDefId"] for chart in panels(specification, "Vega2")}
+    for name in ("hs", "trade-off", "categories", "poison-ratio", "cost"):
+        assert any(f"/relock-{name}-" in chart for chart in charts)
+    figures = [
+        key for panel in panels(specification, "Media Browser") for key in panel["mediaKeys"]
+    ]
+    assert "figures/hs_vs_poison_ratio" in figures
+    assert {"pooled", "hs_by_category"} <= {
+        panel["panel2Config"]["exp"]["fromOp"]["inputs"]["key"]["val"]
+        for panel in panels(specification, "Weave")
+    }
+
+
+def test_without_a_key_it_says_what_to_do_and_makes_nothing(sweep: Path) -> None:
+    done = run_module("experiments.dashboard", str(sweep))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert f"wandb sync '{sweep}'/*/wandb/offline-run-*" in line
+    assert f"python -m experiments.dashboard '{sweep}'" in line
+    assert "WANDB_API_KEY" in line
+    assert not (sweep / "report").exists()
+    assert not (sweep / "wandb").exists()
+
+
+def test_a_dry_run_writes_what_would_be_sent(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(sweep), "--dry-run", "--entity", "nobody"]) == 0
+    written = {Path(line).name: Path(line) for line in capsys.readouterr().out.splitlines()}
+    for name in ("wandb_workspace.json", "wandb_report.json"):
+        check(json.loads(written[name].read_text()), sweep.name)
+    charts = json.loads(written["wandb_charts.json"].read_text())
+    for chart in charts.values():
+        said = json.dumps(chart["specification"])
+        fields = {part.partition("}")[0] for part in said.split("${field:")[1:]}
+        assert fields <= set(chart["rows"][0])
+    bars = charts["hs"]["rows"]
+    assert {row["model"] for row in bars} >= {"attacked", "reset"}
+    assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 100 for row in bars)
+    # Of the test's few prompts no category may be missing.
+    rows = pd.read_parquet(sweep / "0" / "rows.parquet")
+    harmful = rows[(rows["set"] == "harmful") & (rows["model"] == "attacked")]
+    drawn = {row["category"] for row in charts["categories"]["rows"]}
+    assert drawn == set(harmful["category"])
+
+
+def test_after_the_sync_that_it_names_it_makes_all_and_again_updates_it(
+    sweep: Path, server: WandbServer
+) -> None:
+    refused = run_module("experiments.dashboard", str(sweep), server=server)
+    assert refused.returncode == 1
+    assert "wandb sync" in refused.stderr
+    runs = [str(path) for path in sweep.glob("*/wandb/offline-run-*")]
+    assert run_module("wandb", "sync", *runs, server=server, cwd=sweep.parent).returncode == 0
+    made = run_module("experiments.dashboard", str(sweep), server=server)
+    assert made.returncode == 0, made.stderr
+    stored = server.stored
+    assert sorted(run["jobType"] for run in stored.runs.values()) == ["reset", "reset", "summary"]
+    assert {run["groupName"] for run in stored.runs.values()} == {sweep.name}
+    assert len(stored.charts) == len({chart["spec"] for chart in stored.charts.values()})
+    assert len(stored.views) == 2
+    for view in stored.views.values():
+        assert (view["entityName"], view["projectName"]) == (ENTITY, "relock")
+        check(json.loads(view["spec"]), sweep.name)
+    first = set(stored.views)
+    tables = [path for path in stored.files if "/media/table/" in path]
+    assert any("chart_hs" in path for path in tables)
+    texts = b"".join(stored.texts)
+    for row in pd.read_parquet(sweep / "0" / "rows.parquet").itertuples():
+        for text in (row.prompt, row.answer):
+            assert len(text) < 20 or json.dumps(text)[1:-1].encode() not in texts
+
+    again = run_module("experiments.dashboard", str(sweep), server=server)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == made.stdout
+    assert len(stored.runs) == 3
+    assert set(stored.views) == first
+    # The summary run's history was sent twice, each time from its first row on.
+    (summary,) = (id_ for id_, run in stored.runs.items() if run["jobType"] == "summary")
+    sent = [part.get("files", {}).get("wandb-history.jsonl") for part in stored.streamed[summary]]
+    assert [part["offset"] for part in sent if part] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--project", "elsewhere"], f"no project {ENTITY}/elsewhere"),
+        ([], "no runs of the group"),
+    ],
+)
+def test_a_place_without_the_runs_is_one_sentence(
+    sweep: Path, server: WandbServer, arguments: list[str], said: str
+) -> None:
+    for folder in sweep.glob("*/wandb/offline-run-*"):
+        (marker,) = folder.glob("*.wandb")
+        marker.with_name(f"{marker.name}.synced").touch()
+    done = run_module("experiments.dashboard", str(sweep), *arguments, server=server)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert said in line
+    assert not server.stored.views
+    assert not server.stored.runs
+
+
+def test_runs_that_were_never_tracked_can_be_tracked_later(
+    sweep: Path, server: WandbServer
+) -> None:
+    for folder in sweep.glob("*/wandb"):
+        shutil.rmtree(folder)
+    refused = run_module("experiments.dashboard", str(sweep), server=server)
+    assert "--track" in refused.stderr
+    done = run_module("experiments.dashboard", str(sweep), "--track", "--report", server=server)
+    assert done.returncode == 0, done.stderr
+    jobs = [run for run in server.stored.runs.values() if run["jobType"] == "reset"]
+    assert len(jobs) == 2
+    assert [view["type"] for view in server.stored.views.values()] == ["runs"]
+
+
+@pytest.mark.slow
+def test_a_server_that_cannot_be_reached_is_one_sentence(sweep: Path, server: WandbServer) -> None:
+    server.close()
+    for folder in sweep.glob("*/wandb/offline-run-*"):
+        (marker,) = folder.glob("*.wandb")
+        marker.with_name(f"{marker.name}.synced").touch()
+    done = run_module("experiments.dashboard", str(sweep), server=server)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "can't be reached" in line
+
+
+def test_a_folder_without_runs_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "none")]) == 1
+    assert "is not a folder" in capsys.readouterr().err
+    assert main([str(tmp_path)]) == 1
+    assert "no record.json" in capsys.readouterr().err

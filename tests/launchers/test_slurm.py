@@ -1,0 +1,58 @@
+"""A real Slurm of one node: arrays, one GPU per job, and a job that is queued again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.launchers import slurm
+from tests.launchers.conftest import Launch, made_once, until
+
+pytestmark = pytest.mark.slurm
+
+ONE_CORE = ("hydra.launcher.partition=debug", "hydra.launcher.cpus_per_task=1")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    reason = slurm.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    with slurm.cluster(tmp_path_factory.mktemp("slurm")) as environment:
+        yield environment
+
+
+def test_an_array_with_a_job_that_is_queued_again(launch: Launch, cluster: dict[str, str]) -> None:
+    sweep = launch("submitit_slurm", *ONE_CORE, "defense=none,reset", "seed=5", **cluster)
+    until(lambda: sweep.reached(1, "attack"))
+    before = sweep.status(1)["pid"]
+    [submitted] = sweep.folder.glob(".submitit/*_1/*_submitted.pkl")
+    job = submitted.name.removesuffix("_submitted.pkl")
+    command = ["scontrol", "requeue", job]
+    subprocess.run(command, env=os.environ | cluster, check=True, timeout=60)
+    assert sweep.end() == 0, sweep.out
+    assert "sweep: 2 done, 0 failed" in sweep.out
+    assert [sweep.status(number)["status"] for number in range(2)] == ["done", "done"]
+    assert sweep.status(1)["pid"] != before
+    assert all(stage["reused"] for stage in sweep.stages(1, "attack"))
+
+
+def test_each_job_of_an_array_has_a_gpu_of_its_own(launch: Launch, cluster: dict[str, str]) -> None:
+    sweep = launch(
+        "submitit_slurm",
+        *ONE_CORE,
+        "hydra.launcher.gpus_per_node=1",
+        "hydra.launcher.setup=[env]",  # Into the job's output.
+        "defense=none,reset",
+        "seed=6",
+        **cluster,
+    )
+    assert sweep.end() == 0, sweep.out
+    assert made_once(sweep, range(2), "attack")
+    for output in sweep.folder.glob(".submitit/*/*_log.out"):
+        lines = output.read_text().splitlines()
+        [visible] = [line for line in lines if line.startswith("CUDA_VISIBLE_DEVICES=")]
+        assert visible.partition("=")[2] in ("0", "1")
