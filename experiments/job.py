@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,8 @@ def _written_down(config: DictConfig, folder: Path) -> Any:
 
 def _fail(config: DictConfig, folder: Path, error: Exception) -> None:
     reason = {"reason": explain(error), "traceback": "".join(traceback.format_exception(error))}
-    _write_status(folder, "failed", **reason)
+    with suppress(OSError):  # The disk may be full; the job then counts as killed.
+        _write_status(folder, "failed", **reason)
     if not is_users(error):
         log.error("%s", reason["traceback"])
     mode = HydraConfig.get().mode
@@ -106,6 +108,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # A log line that a full disk has no room for is no error of the run.
+    logging.raiseExceptions = False
 
 
 def _run(config: DictConfig, folder: Path) -> Any:
@@ -137,5 +141,9 @@ def _write_status(folder: Path, status: str, **more: str) -> None:
     append(folder, "job", status)
     # A kill must not leave half of it.
     temporary = folder / f".{STATUS}"
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(folder / STATUS)
+    try:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.replace(folder / STATUS)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,14 +1,11 @@
-"""The main command, end to end: runs, reuse, sweeps, real rows, recovery."""
+"""The main command, end to end: runs, reuse, sweeps, real rows."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +14,7 @@ import pytest
 from experiments.record import Record
 from experiments.report.__main__ import main as report
 from experiments.store import Store
-from tests.experiments.conftest import TOY, Command
+from tests.experiments.conftest import Command
 
 MODELS = ["base", "aligned", "attacked", "defended"]
 
@@ -173,29 +170,6 @@ def test_real_rows_from_local_files(command: Command, tmp_path: Path) -> None:
     assert record.labels["task"] == "sst2"
     assert record.metrics["attacked"]["accuracy_strict"]["n"] == 6
     assert record.data["sources"]["task:sst2"]["fingerprint"]
-
-
-def test_a_run_killed_while_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    line = [sys.executable, "-m", "experiments.run", "tracker=none", "defense=none", *TOY]
-    line += [f"store.root={store}", f"hydra.run.dir={tmp_path / 'run'}"]
-    long = [*line, "attack.train.epochs=500"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(long, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        making = store / ".making"
-        deadline = time.time() + 120
-        while not (making.is_dir() and any(making.iterdir())):
-            assert time.time() < deadline
-            assert process.poll() is None
-            time.sleep(0.1)
-        process.send_signal(signal.SIGKILL)
-    kept = {entry.key for entry in Store(store).entries()}
-    assert "attack" not in {entry.name for entry in Store(store).entries()}
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    reused = {s["key"] for s in Record.read(tmp_path / "run").stages if s["reused"]}
-    assert kept <= reused
-    assert list(Store(store).damaged()) == []
 
 
 def test_importing_the_command_is_light() -> None:
