@@ -78,6 +78,6 @@ bench-vllm: $(VENV_VLLM)/.dev  ## The benchmark of vLLM beside transformers
 organism: $(VENV)/.run  ## Remake the embedded model's weights (tens of minutes)
 	$(BIN)/python -m organism.make $(ARGS)
 
-clean:  ## Remove the environment and caches; outputs/ stays
+clean:  ## Remove the environments and caches; outputs/ stays
 	rm -rf $(VENV) $(VENV_VLLM) $(VENV_RAY) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

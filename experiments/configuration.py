@@ -237,7 +237,8 @@ def validate(
         check_validation(sources, evaluation.prompt_sets, scored)
     objective = build_objective(values.get("objective"), plugins)
     if objective is not None:
-        objective.check(evaluation.tasks, evaluation.further)
+        missing = _missing(sources, evaluation.safe_system, refine)
+        objective.check(evaluation.tasks, evaluation.further, missing)
     return Experiment(
         seed=_seed(values["seed"]),
         model=model,
@@ -278,6 +279,17 @@ def _labels(
         "objective": choices.get("objective") or "",
         "split": "" if values["evaluation"].get("split", "test") == "test" else "validation",
     }
+
+
+def _missing(sources: Sources, safe_system: str | None, refine: Attack | None) -> dict[str, str]:
+    """Models and sets that there won't be, and the setting that makes them."""
+    roles = ("benign", "over_refusal", "held_out")
+    missing = {role: f"set sources.{role}" for role in roles if getattr(sources, role) is None}
+    if safe_system is None:
+        missing["harmful_safe_system"] = "set evaluation.safe_system=true"
+    if refine is None:
+        missing["refined"] = "name a fine-tuning in attack@refine"
+    return missing
 
 
 def _check_refine(refine: Attack | None, attack: Attack, defense: Defense) -> None:

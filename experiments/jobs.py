@@ -40,7 +40,7 @@ class Job:
 def jobs_in(sweep: Path) -> dict[int, Job]:
     """The jobs of a sweep that have a folder, by number."""
     numbers = sorted(int(folder.name) for folder in sweep.iterdir() if folder.name.isdecimal())
-    return {number: _job(number, sweep / str(number)) for number in numbers}
+    return {number: Job(number, *state_of(sweep / str(number))) for number in numbers}
 
 
 def is_alive(process: Mapping[str, Any]) -> bool:
@@ -52,7 +52,10 @@ def is_alive(process: Mapping[str, Any]) -> bool:
     import psutil  # type: ignore[import-untyped]
 
     try:
-        started = psutil.Process(int(process["pid"])).create_time()
+        found = psutil.Process(int(process["pid"]))
+        if found.status() == psutil.STATUS_ZOMBIE:
+            return False  # Killed, in a container whose first process collects no orphans.
+        started = found.create_time()
     except psutil.NoSuchProcess:
         return False
     # A later process may have the number.
@@ -64,25 +67,28 @@ def is_here(process: Mapping[str, Any]) -> bool:
     return bool(process["host"] == socket.gethostname())
 
 
-def _job(number: int, folder: Path) -> Job:
+def state_of(folder: Path) -> tuple[State, str]:
+    """A job's state and reason, as `Job` has them, by what lies in its folder."""
     try:
         status = json.loads((folder / STATUS).read_text())
     except (OSError, ValueError):
-        return Job(number, "killed")
+        return "killed", ""
+    if not isinstance(status, dict):
+        return "killed", ""
     said = status.get("status")
     if said == "failed":
-        return Job(number, "failed", str(status.get("reason", "")))
+        return "failed", str(status.get("reason", ""))
     if said == "done":
         missing = _damaged_record(folder)
-        return Job(number, "failed", missing) if missing else Job(number, "done")
+        return ("failed", missing) if missing else ("done", "")
     if not {"host", "pid", "time"} <= status.keys():
-        return Job(number, "killed")
+        return "killed", ""
     where = f"process {status['pid']} on {status['host']}"
     if not is_here(status):
-        return Job(number, "elsewhere", where)
+        return "elsewhere", where
     if status["pid"] == os.getpid() or not is_alive(status):
-        return Job(number, "killed")
-    return Job(number, "running", where)
+        return "killed", ""
+    return "running", where
 
 
 def _damaged_record(folder: Path) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ SERIAL = "BasicLauncher"
 _SUBMITIT_LOCAL, _SUBMITIT_SLURM = "LocalLauncher", "SlurmLauncher"
 _SIGNALS = (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR1, signal.SIGUSR2)
 _LINGER_SECONDS = 30  # For what a library still does at its process's end.
+_SLURM_COMMANDS = ("sbatch", "srun", "squeue", "scontrol")
 _LIBRARIES = ("joblib", "submitit", "ray")
 
 
@@ -105,6 +107,14 @@ def broke(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] in _LIBRARIES
 
 
+def breakdown(error: BaseException) -> str:
+    """One sentence for an error that a launcher's library raised."""
+    lines = str(error).strip().splitlines()
+    if lines and lines[0].startswith("sbatch:"):
+        return f"Slurm took none of the jobs: {lines[-1]}"
+    return "the launcher lost a worker and broke off; see above"
+
+
 def missing(error: BaseException) -> str | None:
     """One sentence for a launcher whose plugin isn't installed; None for any other error."""
     found = re.search(r"hydra_plugins\.hydra_(\w+)_launcher\.", str(error))
@@ -120,6 +130,42 @@ def missing(error: BaseException) -> str | None:
     return f"hydra/launcher={plugin} needs a plugin that isn't installed here; {how}"
 
 
+def refusal(config: DictConfig) -> str | None:
+    """Why the launcher couldn't run a multirun's jobs, in one sentence; None where it can.
+
+    Args:
+        config: The multirun's configuration.
+    """
+    launcher, options = name(config.hydra), config.hydra.launcher
+    if launcher == _SUBMITIT_SLURM:
+        lacking = [each for each in _SLURM_COMMANDS if shutil.which(each) is None]
+        if lacking:
+            return (
+                f"hydra/launcher=submitit_slurm needs Slurm's {', '.join(lacking)} on PATH; run it "
+                "on a node that has them, or use hydra/launcher=joblib"
+            )
+    if options.get("n_jobs") == 0:
+        return "hydra.launcher.n_jobs=0 runs nothing; give a number of jobs, or -1 for all cores"
+    if "timeout_min" in options and not options.timeout_min > 0:
+        return (
+            f"hydra.launcher.timeout_min={options.timeout_min} ends every job at once; give the "
+            "minutes that a job may take"
+        )
+    return None
+
+
+def watch(config: DictConfig) -> None:
+    """Prepares to hear of the jobs that a multirun's launcher hands to a batch system.
+
+    Args:
+        config: The multirun's configuration.
+    """
+    if name(config.hydra) == _SUBMITIT_SLURM:
+        from experiments.slurm import watch_queue
+
+        watch_queue()
+
+
 def wait_for_jobs(config: DictConfig) -> None:
     """Waits until the jobs that a launcher left running have ended.
 
@@ -129,18 +175,34 @@ def wait_for_jobs(config: DictConfig) -> None:
         config: The multirun's configuration.
     """
     launcher = name(config.hydra)
-    if launcher not in (_SUBMITIT_LOCAL, _SUBMITIT_SLURM):
-        return
-    for pickle in sorted(Path(config.hydra.sweep.dir).glob(".submitit/*/*_submitted.pkl")):
-        job = pickle.name.removesuffix("_submitted.pkl")
-        if launcher == _SUBMITIT_SLURM:
-            from submitit import SlurmJob
+    if launcher == _SUBMITIT_SLURM:
+        from submitit import SlurmJob
 
-            SlurmJob[Any](pickle.parent, job).wait()
-        else:
+        for folder, job in _submitted(config):
+            SlurmJob[Any](folder, job).wait()
+    elif launcher == _SUBMITIT_LOCAL:
+        for _, job in _submitted(config):
             # The job's number is its process's, which is a child of this one.
             with suppress(ChildProcessError):
                 os.waitpid(int(job), 0)
+
+
+def array_left(config: DictConfig) -> int | None:
+    """The number of the Slurm array that goes on without this process, if there is one.
+
+    Args:
+        config: The multirun's configuration.
+    """
+    if name(config.hydra) != _SUBMITIT_SLURM:
+        return None
+    arrays = [int(job.partition("_")[0]) for _, job in _submitted(config)]
+    return max(arrays, default=None)  # A search waits for each before the next.
+
+
+def _submitted(config: DictConfig) -> list[tuple[Path, str]]:
+    """Folder and number of every job that submitit was given."""
+    pickles = sorted(Path(config.hydra.sweep.dir).glob(".submitit/*/*_submitted.pkl"))
+    return [(pickle.parent, pickle.name.removesuffix("_submitted.pkl")) for pickle in pickles]
 
 
 def _answer(

@@ -76,13 +76,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _rerun(options)
     except KeyboardInterrupt:
-        sweep.stop_progress()
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print(sweep.interrupt(), file=sys.stderr)
         return 130
     except Exception as error:
-        if not is_users(error):
+        plugin = launchers.missing(error)
+        if plugin is None and not is_users(error):
             raise
-        print(f"error: {explain(error)}", file=sys.stderr)
+        print(f"error: {plugin or explain(error)}", file=sys.stderr)
         return 1
     finally:
         sweep.stop_progress()
@@ -230,21 +230,25 @@ def _launch(hydra: Hydra, found: Sweep, numbers: Sequence[int], extra: Sequence[
             "with it, run its own command with its hydra.sweeper.storage and study_name"
         )
     callbacks = Callbacks(master)
-    callbacks.on_multirun_start(config=master, config_name="config", numbers=numbers)
     launcher = Plugins.instance().instantiate_launcher(
         config=master,
         hydra_context=HydraContext(config_loader=loader, callbacks=callbacks),
         task_function=job,
     )
+    callbacks.on_multirun_start(config=master, config_name="config", numbers=numbers)
+    broken: Exception | None = None
     try:
         for result in launcher.launch(overrides, initial_job_idx=0):
             _ = result.return_value  # Raises what the job couldn't write down.
     except Exception as error:
         launchers.wait_for_jobs(master)
-        if not launchers.broke(error):
-            raise
-    finally:
-        callbacks.on_multirun_end(config=master, config_name="config")
+        broken = error
+    callbacks.on_multirun_end(config=master, config_name="config")
+    if broken is not None:
+        if not launchers.broke(broken):
+            raise broken
+        print(f"error: {launchers.breakdown(broken)}", file=sys.stderr)
+        return 1
     return 1 if any(each.state != "done" for each in jobs_in(found.folder).values()) else 0
 
 
@@ -253,7 +257,7 @@ def _given(loader: ConfigLoader, overrides: Sequence[str]) -> tuple[list[Overrid
     hydras: list[Override] = []
     task: list[Override] = []
     for override in _parsed(loader, overrides):
-        key = override.get_key_element()
+        key = override.key_or_group
         if override.is_sweep_override():
             raise SettingError(
                 f"{override.input_line} would make more jobs of one; give one value, or run "

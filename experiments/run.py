@@ -28,32 +28,38 @@ def main() -> int:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except KeyboardInterrupt:
-        sweep.stop_progress()
-        print(
-            "interrupted; what is finished is in the store, run the same command again to go on",
-            file=sys.stderr,
-        )
+        print(sweep.interrupt(), file=sys.stderr)
         return 130
     except Exception as error:
-        plugin = launchers.missing(error)
+        sentence = launchers.missing(error) or _of_folder(error)
         config = sweep.unfinished()
-        if plugin is None and config is not None and Path(config.hydra.sweep.dir).is_dir():
+        if sentence is None and config is not None and Path(config.hydra.sweep.dir).is_dir():
             return _broken_off(config, error)
         sweep.stop_progress()
-        if plugin is None and not is_users(error):
+        if sentence is None and not is_users(error):
             raise
-        print(f"error: {plugin or explain(error)}", file=sys.stderr)
+        print(f"error: {sentence or explain(error)}", file=sys.stderr)
         return 1
     finally:
         sweep.stop_progress()
     return 1 if sweep.failures() else 0
 
 
+def _of_folder(error: Exception) -> str | None:
+    """One sentence where Hydra couldn't make its folder; the jobs' own errors don't come here."""
+    if not isinstance(error, FileExistsError | NotADirectoryError | PermissionError):
+        return None
+    return (
+        f"{str(error.filename)!r} can't be made a folder ({error.strerror}); set hydra.run.dir, or "
+        "hydra.sweep.dir for a sweep, to one that can be written"
+    )
+
+
 def _broken_off(config: DictConfig, error: Exception) -> int:
     launchers.wait_for_jobs(config)
     sweep.finish(config)
     if launchers.broke(error):
-        print("error: the launcher lost a worker and broke off; see above", file=sys.stderr)
+        print(f"error: {launchers.breakdown(error)}", file=sys.stderr)
         return 1
     if not is_users(error):
         traceback.print_exception(error)

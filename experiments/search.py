@@ -11,23 +11,33 @@ import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from evaluation.metrics import METRICS, TASK
+from evaluation.metrics import HARMFUL, HELD_OUT, METRICS, TASK
 from settings import DataError, SettingError, Settings, build
 from settings.base import closest
 
 Goal = Literal["minimize", "maximize"]
 Role = Literal["base", "aligned", "attacked", "defended", "refined"]
 
-# Metrics with a suffix that says of what they are: a category or task, a judge, an attack prompt.
-_SHARES = (*METRICS, "unparsed", "errored", "truncated", "left_out")
-_NUMBERS = ("harm_score", "score", "kappa", "perplexity")
+# A metric may have a suffix that says of what it is: a category or task, a judge, a set, an attack
+# prompt. These have one of a judge always.
+_OF_JUDGES = ("unparsed", "errored", "score")
+_SHARES = (*METRICS, *_OF_JUDGES[:2])
+_NUMBERS = ("harm_score", "score", "perplexity")
+# Of these, an answer that is degenerate or has no verdict makes less; of the next ones more.
+_LESS_IF_BROKEN = (
+    "hs_flagged", "harm_score", "score", "over_refusal", "partial_refusal", "full_refusal",
+    "safe", "benign_compliance",
+)  # fmt: skip
+_MORE_IF_BROKEN = ("hs", "hs_upper", "hs_safe_system", "asr", "asr_safe_system", "degenerate")
+# What the figures are of that are no shares.
+_SETS_OF = {"perplexity": (HELD_OUT,), "harm_score": (HARMFUL,)}
 # What a metric's suffix names, by the sign before it.
 _NAMED_BY = {":": "judges", "+": "attack_prompts", "@": "prompt_sets"}
 _POINTS = 100.0
@@ -85,29 +95,40 @@ class Objective(Settings):
         """
         raise NotImplementedError
 
-    def check(self, tasks: Collection[str], further: Mapping[str, Collection[str]]) -> None:
+    def check(
+        self,
+        tasks: Collection[str],
+        further: Mapping[str, Collection[str]],
+        missing: Mapping[str, str],
+    ) -> None:
         """Refuses figures that the evaluation won't have, before anything runs.
 
         Args:
             tasks: The tasks that are scored.
             further: What is evaluated besides, by the setting that names it: "judges",
                 "attack_prompts" and "prompt_sets" of the evaluation.
+            missing: Models and sets that there won't be, and the setting that makes them.
 
         Raises:
             SettingError: One sentence.
         """
-        for _, metric in self.read:
+        for model, metric in self.read:
             base, sign, of = _parts(metric)
-            if base in METRICS and METRICS[base].sets == (TASK,) and not tasks:
+            sets = METRICS[base].sets if base in METRICS else _SETS_OF.get(base, ())
+            needed = f"the objective needs {metric} of the {model} model"
+            if sets == (TASK,) and not tasks:
+                raise SettingError(f"{needed}, but no task is scored; name one in evaluation.tasks")
+            if sets == (TASK,) and sign == "/" and (of not in tasks or len(tasks) < 2):
                 raise SettingError(
-                    f"the objective needs {metric}, but no task is scored; name one in "
-                    "evaluation.tasks"
+                    f"{needed}, but the tasks scored are {', '.join(tasks)}; write {base}, or name "
+                    f"several with {of} in evaluation.tasks"
                 )
+            for part in (model, *(sets if len(sets) == 1 else ())):
+                if part in missing and not sign:
+                    raise SettingError(f"{needed}, and there is none of {part}; {missing[part]}")
             setting = _NAMED_BY.get(sign)
             if setting is not None and of not in further[setting]:
-                raise SettingError(
-                    f"the objective needs {metric}; add {of} to evaluation.{setting}"
-                )
+                raise SettingError(f"{needed}; add {of} to evaluation.{setting}")
 
 
 class Constrained(Objective):
@@ -145,6 +166,14 @@ class Constrained(Objective):
         if _parts(_known(metric))[0] not in _SHARES:
             raise ValueError(f"{metric} is no share, and has no points to count; write e.g. hs")
         return metric
+
+    @model_validator(mode="after")
+    def _is_no_break(self) -> Self:
+        _refuse_broken(
+            ((self.metric, self.goal), (self.constraint, self.constraint_goal)),
+            "objective.constraint=degenerate objective.constraint_goal=minimize",
+        )
+        return self
 
     @property
     def directions(self) -> tuple[Goal, ...]:
@@ -189,6 +218,12 @@ class Pareto(Objective):
         if metrics is not None and len(goals) != len(metrics):
             raise ValueError(f"{len(goals)} goals for {len(metrics)} metrics; give one each")
         return goals
+
+    @model_validator(mode="after")
+    def _is_no_break(self) -> Self:
+        asked = tuple(zip(self.metrics, self.goals, strict=True))
+        _refuse_broken(asked, "degenerate among objective.metrics, with the goal minimize")
+        return self
 
     @property
     def directions(self) -> tuple[Goal, ...]:
@@ -289,10 +324,29 @@ def _parts(metric: str) -> tuple[str, str, str]:
 
 def _known(metric: str) -> str:
     base, sign, of = _parts(metric)
-    known = [*_SHARES, *_NUMBERS]
+    known = list(dict.fromkeys([*_SHARES, *_NUMBERS]))
     if base not in known or bool(sign) != bool(of):
         raise ValueError(f"{metric!r} is no metric; {closest(base, known)}")
+    if base in _OF_JUDGES and sign != ":":
+        raise ValueError(f"{metric!r} is no metric; name the judge, as in {base}:NAME")
     return metric
+
+
+def _refuse_broken(asked: Sequence[tuple[str, Goal]], instead: str) -> None:
+    """Refuses goals that a model comes nearer to by breaking, where none keeps it whole."""
+    broken = [metric for metric, goal in asked if _tells(metric, goal, of_broken=True)]
+    whole = any(_tells(metric, goal, of_broken=False) for metric, goal in asked)
+    if broken and not whole:
+        raise ValueError(
+            f"a broken model does well in {broken[0]}, since answers that are degenerate or have "
+            f"no verdict count for it; go by hs, or add {instead}"
+        )
+
+
+def _tells(metric: str, goal: Goal, *, of_broken: bool) -> bool:
+    """Whether the goal is nearer for a broken model, or else for a whole one."""
+    nearer = (goal == "minimize") == of_broken
+    return _parts(metric)[0] in (_LESS_IF_BROKEN if nearer else _MORE_IF_BROKEN)
 
 
 def _scaled(metric: str, value: float) -> float:

@@ -79,7 +79,11 @@ class WandbTracker(Settings):
         """
         import wandb
 
-        online = self.online
+        try:
+            online = self.online
+        except RelockError as error:
+            log.warning("%s; tracking offline", error)
+            online = False
         try:
             return self._track(record, rows, folder, group, online)
         except wandb.Error as error:
@@ -197,10 +201,19 @@ def sweep_name(folder: Path) -> str:
 
 
 def has_key() -> bool:
-    """Whether W&B's library finds an API key, without asking for one or checking it."""
+    """Whether W&B's library finds an API key, without asking for one or for the server's word.
+
+    Raises:
+        RelockError: What it finds can't be a key.
+    """
     import wandb
 
-    return bool(wandb.login(prompt=False, verify=False))
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except wandb.Error as error:
+        raise RelockError(
+            f"W&B's library refuses the API key ({error}); set WANDB_API_KEY to a whole one"
+        ) from error
 
 
 def _place(folder: Path, group: str | None) -> tuple[str | None, str]:

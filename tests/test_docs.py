@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
-import os
+import inspect
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -35,13 +39,21 @@ _COMMAND = re.compile(r"^(?:[A-Z_]+=\S+ )*(?P<command>(?:python -m|make) .+)$")
 _VARIABLE = re.compile(r'^ *(?P<name>[A-Z]+)="(?P<value>[^"]*)"$', re.MULTILINE)
 _CONTINUED = re.compile(r" \\\n *")
 _TARGET = re.compile(r"^(?P<name>[a-z][a-z-]*):(?!=)", re.MULTILINE)
-_GROUP = re.compile(r"^\| `(?P<group>[\w/]+)` \| (?P<options>[^|]+) \|", re.MULTILINE)
+_GROUP = re.compile(r"^\| `(?P<group>[\w/.@]+)`[^|]* \| (?P<options>[^|]+) \|", re.MULTILINE)
+_EXTRA = re.compile(r"(?:\.|\brelock)\[(?P<names>[\w,-]+)\]")
 _EXTERNAL = re.compile(r"^[a-z]+:")
 _HYDRA = ("experiments.run", "experiments.plan")
-# Groups of which the README's table names every option.
+# Rows of the README's table that name every option of their folder in conf/.
 _WHOLE = {
-    "model", "attack", "defense", "protocol", "align", "sources", "tracker", "objective",
-    "hydra/launcher",
+    "model": "model", "attack": "attack", "defense": "defense", "attack.task": "task",
+    "protocol": "protocol", "align": "align", "sources": "sources", "tracker": "tracker",
+    "backend@evaluation.backend": "backend", "text@sources.held_out": "text",
+    "objective": "objective", "hydra/launcher": "hydra/launcher",
+}  # fmt: skip
+# Those that name some.
+_PART = {
+    "experiment": "experiment", "evaluation.prompt_sets": "prompts",
+    "evaluation.attack_prompts": "attack_prompt", "judge@evaluation.harm_judge": "judge",
 }  # fmt: skip
 # Pages whose commands are composed in the quick suite; those of the others take a minute.
 _COMPOSED = (Path("README.md"), ADDING.relative_to(PROJECT))
@@ -133,22 +145,74 @@ def test_links_and_images_lead_somewhere(page: Path) -> None:
             assert anchor in _anchors(there), f"{page} links to {match['target']}"
 
 
-def test_commands_name_modules_and_flags_that_exist() -> None:
+def test_the_readmes_index_has_every_page_of_docs() -> None:
+    index = _read(Path("README.md")).partition("\n## Documentation\n")[2].partition("\n## ")[0]
+    linked = {Path(match["target"]) for match in _LINK.finditer(index)}
+    assert linked >= {page for page in PAGES if page.parent == Path("docs")}
+
+
+def test_every_page_is_reachable_from_the_readme() -> None:
+    reached, ahead = set(), [Path("README.md")]
+    while ahead:
+        page = ahead.pop()
+        reached.add(page)
+        text = _SPAN.sub("`code`", _FENCE.sub("", _read(page)))
+        paths = [match["target"].partition("#")[0] for match in _LINK.finditer(text)]
+        linked = {(PROJECT / page.parent / path).resolve() for path in paths}
+        ahead += [each for each in PAGES if PROJECT / each in linked and each not in reached]
+    assert reached == set(PAGES)
+
+
+class _ParsedError(Exception):
+    """A command line was read to its end."""
+
+
+def test_commands_are_read_by_the_modules_that_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags, subcommands and their order, by each module's own parser."""
     commands = _modules()
     assert {"experiments.run", "experiments.report", "experiments.store"} <= {
-        c[0] for c in commands
+        words[0] for words in commands
     }
-    for words, pages in commands.items():
-        module = words[0]
+
+    def stopping(name: str) -> None:
+        parse = getattr(argparse.ArgumentParser, name)
+
+        def parse_and_stop(*args: Any, **kwargs: Any) -> None:
+            parse(*args, **kwargs)
+            raise _ParsedError
+
+        monkeypatch.setattr(argparse.ArgumentParser, name, parse_and_stop)
+
+    stopping("parse_args")
+    stopping("parse_intermixed_args")
+    for (module, *words), pages in commands.items():
         spec = importlib.util.find_spec(module)
         assert spec is not None, f"{pages}: no module {module}"
-        if module in _HYDRA or not str(spec.origin).startswith(str(PROJECT)):
+        if not words or not str(spec.origin).startswith(str(PROJECT)):
             continue
-        origin = Path(str(spec.origin))
-        files = origin.parent.rglob("*.py") if origin.name == "__init__.py" else [origin]
-        source = "".join(path.read_text() for path in files)
-        for flag in [word.partition("=")[0] for word in words if word.startswith("--")]:
-            assert f'"{flag}"' in source, f"{pages}: {module} has no {flag}"
+        monkeypatch.setattr("sys.argv", [module, *words])
+        is_package = spec.submodule_search_locations is not None
+        main = importlib.import_module(f"{module}.__main__" if is_package else module).main
+        try:
+            main()
+        except _ParsedError:
+            continue
+        except SystemExit:
+            pytest.fail(f"{pages}: python -m {module} {shlex.join(words)}")
+        pytest.fail(f"{module} reads no command line")
+
+
+def test_extras_that_pages_name_exist() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    named = {
+        (name, page)
+        for page in PAGES
+        for match in _EXTRA.finditer(_read(page))
+        for name in match["names"].split(",")
+    }
+    assert named
+    unknown = {pair for pair in named if pair[0] not in project["optional-dependencies"]}
+    assert not unknown
 
 
 @pytest.mark.parametrize(
@@ -224,10 +288,11 @@ def test_the_readme_names_every_option_of_the_main_groups() -> None:
     named = {
         row["group"]: set(re.findall(r"`(\w+)`", row["options"])) for row in _GROUP.finditer(readme)
     }
-    assert named.keys() >= _WHOLE
-    for group in _WHOLE:
-        assert named[group] == {path.stem for path in CONF.glob(f"{group}/*.yaml")}, group
-    assert named["experiment"] <= {path.stem for path in CONF.glob("experiment/*.yaml")}
+    assert named.keys() >= _WHOLE.keys() | _PART.keys()
+    for group, folder in _WHOLE.items():
+        assert named[group] == {path.stem for path in CONF.glob(f"{folder}/*.yaml")}, group
+    for group, folder in _PART.items():
+        assert named[group] <= {path.stem for path in CONF.glob(f"{folder}/*.yaml")}, group
 
 
 def test_make_help_lists_every_target_and_pages_name_no_other() -> None:
@@ -262,6 +327,7 @@ def test_what_the_page_adds_runs(
         "evaluation.judges=[named_words]", "evaluation.prompt_sets=[mine]",
         f"data.prompts={prompts}", "sources.held_out=null", "sources.benign=null",
         "sources.over_refusal=null", *TOY, "attack.n=16",
+        "evaluation.limits.harmful=4", "evaluation.limits.task=4", "model.max_new_tokens=12",
         "attack.poison_ratio=0.25", "defense.ratio=0.01", f"store.root={tmp_path / 'store'}",
         f"hydra.run.dir={tmp_path / 'run'}",
     ]  # fmt: skip
@@ -279,15 +345,44 @@ def test_what_the_page_adds_runs(
     assert {"hs@mine", "hs:named_words", "accuracy_strict"} <= set(record.metrics["defended"])
 
 
-def test_the_pages_own_test_passes(extras: Path) -> None:
-    paths = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_clip.py"],
-        cwd=extras,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 passed" in done.stdout
+def test_the_pages_own_test_passes(extras: Path, tmp_path: Path) -> None:
+    """In this process: another one would import torch once more."""
+    module = _test_clip(extras)
+    tests = [test for name, test in vars(module).items() if name.startswith("test_")]
+    assert tests
+    for test in tests:
+        test(**dict.fromkeys(inspect.signature(test).parameters, tmp_path))
+
+
+def test_the_pages_defense_clips_full_weights_too(extras: Path, tmp_path: Path) -> None:
+    """The branch of its code that no resumed adapter reaches."""
+    from modeling.checkpoint import Checkpoint, load_model
+    from modeling.deltas import alignment, fine_tuning, frobenius, projections
+
+    page = _test_clip(extras)
+    # The base has lost all that alignment added: Delta = -D.
+    load_model(page.BASE, device="cpu").save_pretrained(tmp_path / "attacked")
+    attacked = Checkpoint(str(tmp_path / "attacked"))
+    defense = page.Clip(ratio=0.5)
+    defense.prepare(page.MODELS, None, tmp_path)
+    edit = defense.apply(tmp_path, attacked, tmp_path / "out", page.MODELS)
+    assert edit.parameters_edited > 0
+    for name in projections(attacked):
+        left = frobenius(fine_tuning(page.MODELS.aligned, edit.defended, name, "cpu"))
+        bound = 0.5 * frobenius(alignment(page.MODELS, name, "cpu"))
+        assert left == pytest.approx(bound, rel=1e-3), name
+
+
+def test_the_pages_judge_tells_its_words(extras: Path) -> None:
+    judge = importlib.import_module(f"{PACKAGE}.judge").NamedWords(words=("spoon",))
+    verdicts = judge.score(["a", "b", "c"], ["Take a Spoon.", "Spoonerisms are fun.", ""])
+    assert [verdict.label for verdict in verdicts] == ["unsafe", "safe", "degenerate"]
+
+
+def _test_clip(extras: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("test_clip", extras / "test_clip.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -122,8 +122,9 @@ def _jobs(sweep: SweepState) -> str:
 def _times(sweep: SweepState) -> str:
     begun = [job.start for job in sweep.jobs.values() if job.start is not None]
     start = min(begun, default=None) if sweep.start is None else sweep.start
-    ends = [job.end for job in sweep.jobs.values() if job.end is not None]
     if sweep.ended:
+        # Jobs that don't run again had ended before.
+        ends = [job.end for job in sweep.jobs.values() if job.end and job.end >= (start or 0.0)]
         if start is None or not ends:
             return "ended"
         return f"ended after {duration(max(ends) - start)}"

@@ -81,10 +81,13 @@ class Watch:
             if reason:
                 print(reason, file=sys.stderr, flush=True)
             return
+        from rich.text import Text
+
         line = ended_line(self.sweep, job, len(self._said))
         style = "" if job.status == "done" else "red"
         for text in filter(None, (line, reason)):
-            self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+            # A style of `print` would be the view's, too.
+            self._console.print(Text(text, style=style), soft_wrap=True)
 
 
 class View:
@@ -115,8 +118,12 @@ class View:
         self._thread = threading.Thread(target=self._go, name="progress", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Says what is left to say, and leaves the terminal as it was."""
+    def stop(self, *, ended: bool = True) -> None:
+        """Says what is left to say, and leaves the terminal as it was.
+
+        Args:
+            ended: Whether the sweep has ended, too.
+        """
         if not self._running:
             return
         self._running = False
@@ -128,7 +135,8 @@ class View:
             finally:
                 self._watch.__exit__()
                 os.environ.pop(LIVE, None)
-        append(self._folder, "sweep", "ended")
+        if ended:
+            append(self._folder, "sweep", "ended")
 
     def _go(self) -> None:
         try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+from typing import Any
 
+from evaluation.statistics import Estimate
 from experiments.report import pareto
 from experiments.report.collect import Collected, Row, Run
 from experiments.report.pareto import Choice
@@ -51,8 +54,8 @@ def _best(choice: Choice) -> list[str]:
 
 
 def _front(choice: Choice) -> list[str]:
-    found = pareto.front(choice.defended)
-    lines = [f"front of {len(choice.defended)} settings: {len(found)} that none beats in both"]
+    found, count = choice.unbeaten, len(choice.defended)
+    lines = [f"front of {count} settings: {len(found)} that none beats in all of these figures"]
     for row in found:
         lines.append(f"- {pareto.told(row, choice.defended)}: {_figures(choice, row)}")
         lines += _how_to_test(choice, row)
@@ -60,12 +63,22 @@ def _front(choice: Choice) -> list[str]:
 
 
 def _figures(choice: Choice, row: Row) -> str:
-    read = dict.fromkeys(choice.objective.read)
+    metrics = pareto.measured(choice.attacked, row)
     shown = []
-    for model, metric in read:
-        of = row if model == choice.objective.model else choice.attacked
-        shown.append(f"{metric} of {model} {cell(of.metrics.get(metric), ' ', metric)}")
+    for model, metric in dict.fromkeys(choice.objective.read):
+        figure = cell(_estimate(metrics[model].get(metric)), " ", metric)
+        shown.append(f"{metric} of {model} {figure}")
     return ", ".join(shown)
+
+
+def _estimate(found: dict[str, Any] | None) -> Estimate | None:
+    """A record's figure, in which None is no number."""
+    if found is None:
+        return None
+    value, low, high = (
+        math.nan if found[end] is None else found[end] for end in ("value", "low", "high")
+    )
+    return Estimate(value, low, high, found["n"])
 
 
 def _how_to_test(choice: Choice, row: Row) -> list[str]:

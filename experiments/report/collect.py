@@ -51,7 +51,7 @@ _SECTIONS = dict(zip(_OWN_SECTIONS, accumulate(_OWN_SECTIONS.values()), strict=T
 _NAMES = ("model.name", "model.alignment", "attack.task", "protocol.name")
 _CLASS = "_target_"
 # Records of before there was a choice asked the test split.
-_SPLIT = "evaluation.split"
+_SPLIT, _VALIDATION = "evaluation.split", "sources.validation."
 _LABELS = {
     "base": ("model", "task", "protocol"),
     "aligned": ("model", "align", "task", "protocol"),
@@ -84,8 +84,11 @@ class Run:
 
     @cached_property
     def flat(self) -> dict[str, Any]:
-        """The resolved settings by dotted key."""
-        return {_SPLIT: "test", **dict(_flatten(self.record.settings))}
+        """The resolved settings by dotted key, without sources that the run's split doesn't ask."""
+        flat = {_SPLIT: "test", **dict(_flatten(self.record.settings))}
+        if flat[_SPLIT] == "test":
+            return {key: flat[key] for key in flat if not key.startswith(_VALIDATION)}
+        return flat
 
     @property
     def validates(self) -> bool:
@@ -217,11 +220,11 @@ def _differs(key: str, runs: Iterable[Run]) -> bool:
     if last == _CLASS and _is_of(key, ("defense.settings",)):
         return False  # A stack's order names its parts.
     values: dict[Any, set[Any]] = {}
-    for run in runs:
+    for run in (run for run in runs if run.validates or not key.startswith(_VALIDATION)):
         # Another class has other settings, and is itself the difference.
         kind = None if last == _CLASS else run.flat.get(f"{node}.{_CLASS}")
         values.setdefault((_owner(run, key), kind), set()).add(run.flat.get(key, ...))
-    return max(map(len, values.values())) > 1
+    return max(map(len, values.values()), default=0) > 1
 
 
 def _owner(run: Run, key: str) -> tuple[str | None, str | None]:

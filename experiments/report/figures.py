@@ -27,7 +27,7 @@ _DPI = 160
 _MOST_NAMED = 14
 _LEGEND_ROWS = 20
 # Share of the smallest step between two ratios over which points of one ratio are set apart.
-_SPREAD = 0.4
+_SPREAD = 0.25
 _ACCURACY, _HS = "accuracy_strict", "hs"
 
 
@@ -151,7 +151,8 @@ def draw_ratio(axes: Axes, lines: Sequence[Line]) -> None:
         x = [100 * row.settings[RATIO] + shift for row in line.rows]
         _draw(axes, x, None, line)
     axes.set_xticks(ratios, [plain(round(ratio, 6)) for ratio in ratios])
-    axes.set_xlabel("harmful rows among the fine-tuning rows (%)")
+    said = "\n(points of one ratio are set apart sideways)" if len(lines) > 1 else ""
+    axes.set_xlabel(f"harmful rows among the fine-tuning rows (%){said}")
     _frame(axes)
 
 

@@ -37,6 +37,7 @@ class Choice:
         best: The feasible row that the objective puts first; None where none is feasible, or the
             objective ranks by several figures.
         feasible: How many are; None where there is no constraint.
+        unbeaten: The rows that no other one beats in the objective's figures, where it has several.
     """
 
     attacked: Row
@@ -44,6 +45,7 @@ class Choice:
     objective: Objective
     best: Row | None
     feasible: int | None
+    unbeaten: tuple[Row, ...] = ()
 
     @property
     def searched(self) -> bool:
@@ -66,24 +68,31 @@ def front(rows: Sequence[Row]) -> list[Row]:
     Returns:
         The rows of the Pareto front, by rising accuracy; rows with the same figures are all there.
     """
-    points = [(row, *_point(row)) for row in rows if row.role == "defended" and _has_point(row)]
-    kept = [
-        (row, accuracy)
-        for row, hs, accuracy in points
-        if not any(
-            other_hs <= hs and other >= accuracy and (other_hs, other) != (hs, accuracy)
-            for _, other_hs, other in points
-        )
+    shown = [row for row in rows if row.role == "defended" and _has_point(row)]
+    points = [_point(row) for row in shown]
+    kept = [shown[index] for index in _unbeaten([(hs, -accuracy) for hs, accuracy in points])]
+    return sorted(kept, key=lambda row: _point(row)[1])
+
+
+def _unbeaten(points: Sequence[tuple[float, ...]]) -> list[int]:
+    """Places of the points that no other one is below in a figure and above in none."""
+
+    def beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+        return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+    return [
+        place
+        for place, point in enumerate(points)
+        if not any(beats(other, point) for other in points)
     ]
-    return [row for row, _ in sorted(kept, key=lambda each: each[1])]
 
 
 def choices(rows: Sequence[Row]) -> list[Choice]:
     """What there is to choose from, for every attacked model with two defended ones or more."""
     found = []
     for attacked in (row for row in rows if row.role == "attacked"):
-        edited = (row for row in rows if row.cost.get("parameters_edited"))
-        defended = tuple(row for row in edited if _goes_back(row, attacked))
+        compete = (row for row in rows if row.role == "defended" and _competes(row))
+        defended = tuple(row for row in compete if _goes_back(row, attacked))
         if len(defended) > 1:
             found.append(_choice(attacked, defended))
     return found
@@ -136,22 +145,39 @@ def told(row: Row, rows: Sequence[Row]) -> str:
 
 def _choice(attacked: Row, defended: tuple[Row, ...]) -> Choice:
     objective = _objective(defended)
-    if not isinstance(objective, Constrained):
-        return Choice(attacked, defended, objective, None, None)
-    sign = 1 if objective.goal == "minimize" else -1
-    feasible = []
-    for index, row in enumerate(defended):
-        # What isn't pooled over seeds here (aligned, refined) is taken from the first of them.
-        metrics = dict(row.runs[0].record.metrics)
-        metrics |= {"attacked": _figures(attacked), "defended": _figures(row)}
+    signs = [1 if direction == "minimize" else -1 for direction in objective.directions]
+    allowed: list[tuple[tuple[float, ...], Row]] = []
+    for row in defended:
         try:
-            score = objective.score(metrics)
+            score = objective.score(measured(attacked, row))
         except DataError:
             continue  # A row without the figures can't be chosen.
-        if score.feasible:
-            feasible.append((sign * score.values[0], index))
-    best = defended[min(feasible)[1]] if feasible else None
-    return Choice(attacked, defended, objective, best, len(feasible))
+        if score.feasible is not False:
+            values = tuple(s * v for s, v in zip(signs, score.values, strict=True))
+            allowed.append((values, row))
+    points = [values for values, _ in allowed]
+    if isinstance(objective, Constrained):
+        best = allowed[points.index(min(points))][1] if points else None
+        return Choice(attacked, defended, objective, best, len(points))
+    unbeaten = tuple(
+        allowed[place][1] for place in sorted(_unbeaten(points), key=points.__getitem__)
+    )
+    return Choice(attacked, defended, objective, None, None, unbeaten)
+
+
+def measured(attacked: Row, row: Row) -> dict[str, dict[str, dict[str, Any]]]:
+    """What an objective reads of a defended row: figures by model and metric.
+
+    What isn't pooled over seeds here (aligned, refined) is taken from the first of them.
+    """
+    pooled = {"attacked": _figures(attacked), "defended": _figures(row)}
+    return {**row.runs[0].record.metrics, **pooled}
+
+
+def _competes(row: Row) -> bool:
+    """Whether it is one of the settings: a trial that edited nothing is one all the same."""
+    tried = any(run.record.objective for run in row.runs)
+    return tried or bool(row.cost["parameters_edited"])
 
 
 def _objective(rows: Sequence[Row]) -> Objective:

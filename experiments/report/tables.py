@@ -141,8 +141,9 @@ def terminal() -> Console:
     """A console that fits the terminal, or is wide enough for any table where there is none."""
     from rich.console import Console
 
-    console = Console()
-    return console if console.is_terminal else Console(width=200, soft_wrap=True)
+    # Brackets are a user's lists, and no markup.
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(width=200, soft_wrap=True, markup=False)
 
 
 def frame(collected: Collected) -> pd.DataFrame:

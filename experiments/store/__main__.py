@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 import time
 from calendar import timegm
 from pathlib import Path
@@ -20,6 +21,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Parses the command line and does what it asks; returns the exit code."""
     options = _parser().parse_args(arguments)
     store = Store(options.root)
+    if not store.root.is_dir():
+        print(
+            f"error: {str(store.root)!r} is no folder; give the store's with --root",
+            file=sys.stderr,
+        )
+        return 1
     if options.command == "list":
         return _list(store)
     if options.command == "verify":
@@ -54,7 +61,7 @@ def _list(store: Store) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False)
     table = Table(title=str(store.root))
     for head in ("stage", "key", "size", "age", "took", "settings"):
         table.add_column(head, no_wrap=True)

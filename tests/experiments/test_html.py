@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import shlex
+import socket
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import combinations
@@ -22,6 +25,7 @@ from experiments.report import html, published
 from experiments.report.__main__ import main as report
 from experiments.report.collect import collect
 from experiments.report.drawing import MARKERS, PALETTE, style
+from experiments.report.html.families import families
 from tests.experiments.test_report_figures import ATTACKED, ROWS, heat_map, write_run
 
 GOOD = {"harmful": 1, "benign": 0, "right": 12}
@@ -200,16 +204,24 @@ def test_jobs_without_a_result_are_listed_with_their_reason(tmp_path: Path) -> N
     status(tmp_path / "1", failed)
     status(tmp_path / "2", {"status": "running", "overrides": ["seed=8"]})
     status(tmp_path / "3", "{")
+    # The parent of this process lives; another machine's processes nobody knows of.
+    alive = {"pid": os.getppid(), "time": time.time(), "status": "running", "overrides": []}
+    status(tmp_path / "4", {**alive, "host": socket.gethostname()})
+    status(tmp_path / "5", {**alive, "host": "some-other-machine"})
     (tmp_path / "10").mkdir()
     (tmp_path / "multirun.yaml").write_text("")
     text = " ".join(page_of(tmp_path).text.split())
-    assert "4 jobs have no result." in text
+    assert "6 jobs have no result." in text
     parts = re.split(r"Job (\d+)", text.partition("Jobs without a result")[2])
     reasons = dict(zip(parts[1::2], parts[2::2], strict=True))
-    assert list(reasons) == ["1", "2", "3", "10"]
+    assert list(reasons) == ["1", "2", "3", "4", "5", "10"]
     assert f"no {EVIL} here python -m experiments.run seed=7" in reasons["1"]
     assert "killed" in reasons["2"]
     assert "can't be read" in reasons["3"]
+    assert "it is still running" in reasons["4"]
+    assert "another machine" in reasons["5"]
+    assert socket.gethostname() not in text
+    assert "some-other-machine" not in text
     assert "killed" in reasons["10"]
 
 
@@ -246,6 +258,19 @@ def test_it_warns_of_several_commits_and_of_the_validation_split(tmp_path: Path)
     assert "made by 2 versions of the project (c0, c1+changes)" in text
     assert "changes that no commit holds" in text
     assert "1 of 2 runs were measured on the validation split" in text
+
+
+def test_models_of_the_two_splits_are_never_set_against_each_other(tmp_path: Path) -> None:
+    for i, split in enumerate(("test", "validation")):
+        changes = {"evaluation.split": split}
+        write_run(tmp_path / str(i), changes, GOOD, POOR if i else ATTACKED, defense="good")
+        change(tmp_path / str(i), models=Record.read(tmp_path / "0").models)
+    found = families(collect([tmp_path]).rows)
+    for family in found:
+        members = (family.aligned, family.attacked, *family.repaired)
+        assert len(members) == 3
+        assert len({row.settings["evaluation.split"] for row in members}) == 1
+    assert len(found) == 2
 
 
 def test_categories_count_what_is_degenerate_as_not_safe(tmp_path: Path) -> None:

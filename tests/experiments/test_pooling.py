@@ -56,6 +56,23 @@ def pooled(folder: Path, *runs: dict[str, Any], labels: tuple[dict[str, str], ..
     ]
 
 
+def test_sources_that_a_runs_split_never_asks_keep_no_runs_apart(tmp_path: Path) -> None:
+    """A record of before there was a validation split has none of its sources."""
+
+    def asked(split: str, n: int) -> dict[str, Any]:
+        harmful = {"_target_": "rows.Prompts", "n": n}
+        return {
+            "sources": {"validation": {"harmful": harmful}},
+            "evaluation": {**SETTINGS["evaluation"], "split": split},
+        }
+
+    runs = [{}, asked("test", 1), asked("test", 2), asked("validation", 1), asked("validation", 2)]
+    assert pooled(tmp_path / "all", *runs)[3] == 3
+    assert pooled(tmp_path / "test", *runs[:3])[3] == 1
+    (first, *_) = collect([tmp_path / "all" / "0", tmp_path / "all" / "3"]).rows
+    assert set(first.settings) == {"evaluation.split"}
+
+
 @pytest.mark.parametrize(
     ("one", "other", "lines"),
     [

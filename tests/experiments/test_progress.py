@@ -261,6 +261,19 @@ def test_a_job_that_a_queue_starts_again_is_seen_from_its_beginning(tmp_path: Pa
     assert sweep.counts() == {"attack": {"reused": 1}}
 
 
+def test_a_sweep_of_which_no_job_ended_since_it_was_run_again_has_no_length(tmp_path: Path) -> None:
+    job = tmp_path / "0"
+    job.mkdir()
+    content = {"status": "done", "overrides": [], "host": "elsewhere", "pid": 1, "time": 1000.0}
+    (job / "status.json").write_text(json.dumps(content))
+    started = {"total": 2, "varies": [], "jobs": [], "numbers": [1], "host": "elsewhere", "pid": 1}
+    events.append(tmp_path, "sweep", "started", **started)
+    events.append(tmp_path, "sweep", "ended")
+    sweep = SweepState(tmp_path)
+    sweep.refresh()
+    assert list(snapshot(sweep))[-1] == "ended"
+
+
 def test_a_full_disk_costs_events_and_nothing_else(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, 1)
     job = tmp_path / "0"

@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from omegaconf import OmegaConf
 
+from experiments.jobs import is_alive
 from experiments.record import Record
 from experiments.rerun import main
 from tests.experiments.conftest import Command, Finished
@@ -107,6 +109,16 @@ def test_jobs_that_run_are_left_alone(
     assert "nothing to do: 2 of 4 jobs are done" in out
     code, out, _ = rerun("--failed", "--lost", folder, fix)
     assert (code, status(folder / "3")["status"]) == (0, "done"), out
+
+
+def test_a_process_that_nobody_collected_does_not_live() -> None:
+    with subprocess.Popen(["true"]) as process:
+        found = psutil.Process(process.pid)
+        deadline = time.time() + 60
+        while found.status() != psutil.STATUS_ZOMBIE:
+            assert time.time() < deadline
+            time.sleep(0.01)
+        assert not is_alive({"pid": process.pid, "time": time.time()})
 
 
 def test_wrong_overrides_are_one_sentence(

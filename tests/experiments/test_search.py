@@ -18,12 +18,15 @@ from omegaconf import OmegaConf
 from evaluation.statistics import Estimate, share
 from experiments.configuration import CONF, register_resolvers
 from experiments.record import Record
-from experiments.report import pareto
+from experiments.report import chosen, pareto
 from experiments.report.__main__ import main as report
-from experiments.report.collect import Row
+from experiments.report.collect import Row, collect
 from experiments.search import Constrained, Pareto, refusal
 from settings import DataError, SettingError
 from tests.experiments.conftest import Command
+from tests.experiments.test_configuration import composed
+from tests.experiments.test_html import change
+from tests.experiments.test_report_figures import ATTACKED, write_run
 
 SHARES = st.integers(0, 300).map(lambda count: count / 300)
 
@@ -37,7 +40,7 @@ def metrics(hs: float, accuracy: float, attacked: float) -> dict[str, Any]:
 
     return {
         "attacked": shares(hs=1.0, accuracy_strict=attacked),
-        "defended": shares(hs=hs, accuracy_strict=accuracy),
+        "defended": shares(hs=hs, safe=hs, accuracy_strict=accuracy),
     }
 
 
@@ -45,8 +48,8 @@ def metrics(hs: float, accuracy: float, attacked: float) -> dict[str, Any]:
 def test_feasible_points_come_first_and_infeasible_ones_go_by_their_violation(
     points: list[tuple[float, float]], attacked: float, within: float
 ) -> None:
-    for goal, sign in (("minimize", 1), ("maximize", -1)):
-        objective = Constrained(goal=goal, within=within)
+    for metric, goal, sign in (("hs", "minimize", 1), ("safe", "maximize", -1)):
+        objective = Constrained(metric=metric, goal=goal, within=within)
         one, other = (objective.score(metrics(*point, attacked)) for point in points)
         first, second = (sign * score.values[0] for score in (one, other))
         if one.feasible != other.feasible:
@@ -87,6 +90,7 @@ def test_what_is_no_number_or_has_no_rows_is_never_a_score(
         (Constrained, {"metric": "perplexity"}, "no share"),
         (Constrained, {"within": -1.0}, "within"),
         (Constrained, {"metric": "hs@"}, "no metric"),
+        (Constrained, {"metric": "errored"}, "name the judge"),
         (Pareto, {"metrics": ("hs",)}, "metrics"),
         (Pareto, {"goals": ("minimize",)}, "one each"),
     ],
@@ -98,14 +102,51 @@ def test_a_wrong_objective_is_refused(objective: Any, values: Any, message: str)
 
 def test_a_figure_that_will_not_be_measured_is_refused_beforehand() -> None:
     nothing: dict[str, tuple[str, ...]] = {"judges": (), "attack_prompts": (), "prompt_sets": ()}
-    Constrained().check(["sst2"], nothing)
+    Constrained().check(["sst2"], nothing, {})
     with pytest.raises(SettingError, match=r"evaluation\.tasks"):
-        Constrained().check([], nothing)
+        Constrained().check([], nothing, {})
     for metric, setting in (("hs:strongreject", "judges"), ("asr+prefill", "attack_prompts")):
         with pytest.raises(SettingError, match=rf"evaluation\.{setting}"):
-            Constrained(metric=metric).check(["sst2"], nothing)
+            Constrained(metric=metric).check(["sst2"], nothing, {})
         further = {**nothing, setting: (metric.replace("+", ":").partition(":")[2],)}
-        Constrained(metric=metric).check(["sst2"], further)
+        Constrained(metric=metric).check(["sst2"], further, {})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objective.model=refined"], "none of refined; name a fine-tuning"),
+        (["objective.metric=hs_safe_system"], r"set evaluation\.safe_system=true"),
+        (["objective.constraint=over_refusal", "sources.over_refusal=null"], "over_refusal; set"),
+        (["objective.constraint=accuracy_strict/topic"], "the tasks scored are arithmetic"),
+    ],
+)
+def test_what_this_run_has_none_of_is_refused_beforehand(
+    overrides: list[str], message: str
+) -> None:
+    with pytest.raises(SettingError, match=message):
+        composed("objective=hs_within_accuracy", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("objective", "values"),
+    [
+        (Constrained, {"metric": "hs_flagged"}),
+        (Constrained, {"metric": "over_refusal"}),
+        (Constrained, {"metric": "hs", "goal": "maximize", "model": "attacked"}),
+        (Pareto, {"metrics": ("harm_score", "accuracy_strict")}),
+    ],
+)
+def test_a_goal_that_a_broken_model_comes_nearer_to_is_refused(
+    objective: Any, values: dict[str, Any]
+) -> None:
+    with pytest.raises(SettingError, match="a broken model does well"):
+        objective.validated(values, "objective")
+    guard: dict[str, Any] = {"constraint": "degenerate", "constraint_goal": "minimize"}
+    if objective is Pareto:
+        goals = ("minimize", "maximize", "minimize")
+        guard = {"metrics": (*values["metrics"], "degenerate"), "goals": goals}
+    objective.validated(values | guard, "objective")
 
 
 def searched(*overrides: str) -> Any:
@@ -192,6 +233,42 @@ def row(hs: float, accuracy: float, role: str = "defended") -> Row:
         for name, value in (("hs", hs), ("accuracy_strict", accuracy))
     }
     return Row(role, {"defense": "nlsr"}, {}, measured, (0,))
+
+
+def searched_runs(folder: Path, objective: dict[str, Any]) -> Path:
+    """Three trials of a defense and one that edited nothing, with records of an objective."""
+    shares = ((1, 0, 12), (9, 2, 18), (10, 3, 12), (17, 0, 18))
+    for number, (harmful, benign, right) in enumerate(shares):
+        changes = {"defense.alpha": number, "objective": objective}
+        defended = {"harmful": harmful, "benign": benign, "right": right}
+        job = folder / str(number)
+        write_run(job, changes, defended, ATTACKED, edited=0 if number == 3 else 10)
+        aligned = {"accuracy_strict": {"value": 0.9, "low": 0.7, "high": 0.97, "n": 20}}
+        change(job, metrics={"aligned": aligned}, objective={"values": [0.0]})
+    return folder
+
+
+def test_what_is_said_of_the_best_are_the_figures_of_the_models_that_were_asked(
+    tmp_path: Path,
+) -> None:
+    objective = {"_target_": "experiments.search.Constrained", "reference": "aligned"}
+    said = " ".join(chosen.sentences(collect([searched_runs(tmp_path, objective)])))
+    # Those that keep 90 % accuracy; one trial edited nothing, and is a setting all the same.
+    assert "best of 4 settings (2 feasible): relock alpha=1: hs of defended 45.0" in said
+    assert "accuracy_strict of aligned 90.0 70.0–97.0 n=20" in said
+
+
+def test_the_front_is_of_the_objectives_own_figures(tmp_path: Path) -> None:
+    objective = {
+        "_target_": "experiments.search.Pareto",
+        "metrics": ["hs", "hs_upper"],
+        "goals": ["minimize", "minimize"],
+    }
+    said = " ".join(chosen.sentences(collect([searched_runs(tmp_path, objective)])))
+    # By accuracy, alpha=1 would be on it too.
+    assert "front of 4 settings: 1 that none beats" in said
+    assert "- relock alpha=0: hs of defended 5.0" in said
+    assert "accuracy" not in said
 
 
 @given(st.lists(st.tuples(SHARES, SHARES), min_size=1, max_size=8))

@@ -15,7 +15,7 @@ from defenses.base import Calibration, Defense, Edit, Models, Step
 from experiments import stages
 from experiments.record import Record
 from experiments.report.__main__ import main as report
-from experiments.tracking import summary
+from experiments.tracked import summary
 from modeling.checkpoint import Checkpoint
 from settings import ModelError, SettingError
 from tests.experiments.conftest import Command

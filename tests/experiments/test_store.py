@@ -172,6 +172,14 @@ def test_verify_finds_a_changed_byte_and_prune_removes_it(
     assert "removed 1 stages" in capsys.readouterr().out
 
 
+def test_a_store_that_is_not_there_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("list", "verify", "prune"):
+        assert main(["--root", str(tmp_path / "stor"), command]) == 1
+        assert "is no folder; give the store's with --root" in capsys.readouterr().err
+
+
 def test_prune_asks_first_and_minds_age_and_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

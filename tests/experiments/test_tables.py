@@ -129,3 +129,16 @@ def test_the_environment_names_what_could_have_run() -> None:
     packages = environment()["packages"]
     assert packages["torch"]
     assert {"vllm", "openai", "statsmodels"} <= packages.keys()
+
+
+def test_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.table import Table
+
+    table = Table("tasks")
+    table.add_row("[sst2,gsm8k]")
+    console = tables.terminal()
+    console.print(table)
+    console.print("plugins=[my_repairs]")
+    said = capsys.readouterr().out
+    assert "[sst2,gsm8k]" in said
+    assert "plugins=[my_repairs]" in said

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from experiments.configuration import PROJECT
+from experiments.dashboard.__main__ import main as dashboard
 from experiments.record import Record
 from experiments.tracked import public
 from experiments.tracking import sweep_name
@@ -167,3 +168,14 @@ def test_a_project_that_wandb_would_refuse_stops_the_run_before_it_starts(comman
     assert run.code == 1
     assert "tracker.project" in run.err
     assert not (run.folder / "record.json").exists()
+
+
+def test_a_key_that_cannot_be_one_leaves_the_run_offline(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    run = command("tracker=wandb", "defense=none")
+    assert run.code == 0, run.err
+    assert "wandb sync" in run.out
+    assert dashboard([str(run.folder)]) == 1
+    assert "refuses the API key" in capfd.readouterr().err

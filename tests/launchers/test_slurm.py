@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 
@@ -38,6 +39,37 @@ def test_an_array_with_a_job_that_is_queued_again(launch: Launch, cluster: dict[
     assert [sweep.status(number)["status"] for number in range(2)] == ["done", "done"]
     assert sweep.status(1)["pid"] != before
     assert all(stage["reused"] for stage in sweep.stages(1, "attack"))
+
+
+def test_a_killed_worker_is_told_without_accounting(
+    launch: Launch, cluster: dict[str, str]
+) -> None:
+    sweep = launch("submitit_slurm", *ONE_CORE, "defense=none,reset", "seed=8", **cluster)
+    worker = sweep.running(0).parent()
+    assert worker is not None
+    worker.kill()
+    assert sweep.end() == 1
+    assert "sweep: 1 done, 1 failed" in sweep.out, sweep.out
+    assert "it was killed before it ended" in sweep.out
+    assert "the launcher lost a worker" in sweep.out
+    assert "sacct" not in sweep.out
+    assert "Traceback" not in sweep.out
+    assert [sweep.status(job)["status"] for job in range(2)] == ["running", "done"]
+
+
+def test_an_interrupted_command_leaves_the_array_to_slurm(
+    launch: Launch, cluster: dict[str, str]
+) -> None:
+    sweep = launch("submitit_slurm", *ONE_CORE, "defense=none,reset", "seed=9", **cluster)
+    sweep.running(0)
+    sweep.process.send_signal(signal.SIGINT)
+    assert sweep.end() == 130
+    [array] = {path.name.partition("_")[0] for path in sweep.folder.glob(".submitit/[0-9]*_*")}
+    assert f"Slurm's array {array} goes on (scancel {array} ends it)" in sweep.out, sweep.out
+    asked = ["squeue", "--noheader"]
+    environment = os.environ | cluster
+    until(lambda: not subprocess.check_output(asked, env=environment, timeout=60))
+    assert [sweep.status(job)["status"] for job in range(2)] == ["done", "done"]
 
 
 def test_each_job_of_an_array_has_a_gpu_of_its_own(launch: Launch, cluster: dict[str, str]) -> None:

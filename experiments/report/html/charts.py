@@ -79,9 +79,7 @@ def main_charts(rows: Sequence[Row]) -> list[Chart]:
     charts = []
     lines = ratio_lines(rows)
     if lines:
-        note = "Points of one ratio are set apart sideways so that their intervals can be seen."
-        title = "Harmfulness against the share of poison"
-        charts.append(_lines("ratio", title, draw_ratio, lines, note))
+        charts.append(_lines("ratio", "Harmfulness against the share of poison", draw_ratio, lines))
     found = [family for family in families(rows) if family.attacked.metrics["accuracy_strict"].n]
     told = apart(found)
     for number, family in enumerate(found[:_MOST_FAMILIES]):
@@ -124,7 +122,7 @@ def _lines(
     title: str,
     draw: Callable[[Axes, Sequence[Line]], None],
     lines: Sequence[Line],
-    note: str,
+    note: str = "",
 ) -> Chart:
     def figure() -> Figure:
         from matplotlib.figure import Figure

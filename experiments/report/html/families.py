@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from experiments.report.collect import Row
 from experiments.report.drawing import plain
@@ -66,7 +67,16 @@ def apart(found: Sequence[Family]) -> list[str]:
 
 
 def _shares(row: Row, attacked: Row, model: str, role: str = "") -> bool:
-    """Whether it is a row of that role whose runs have one of the attacked row's models."""
+    """Whether it is a row of that role whose runs have one of the attacked row's models.
+
+    One model may be asked in two ways, such as by either split: what labels and settings both rows
+    have is the same.
+    """
     theirs = {run.record.models[model] for run in attacked.runs}
     same = any(run.record.models[model] in theirs for run in row.runs)
-    return row.role == (role or model) and same
+    alike = _agree(row.labels, attacked.labels) and _agree(row.settings, attacked.settings)
+    return row.role == (role or model) and same and alike
+
+
+def _agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(other[key] == value for key, value in one.items() if key in other)

@@ -247,7 +247,7 @@ def signed(text: str) -> str:
 
 def _paper(row: Row, metric: str, comparisons: Iterable[Comparison]) -> str:
     """The paper's figure of the row's metric, where the paper gives one for just this row."""
-    if row.role not in ("attacked", "defended"):
+    if row.role not in ("attacked", "defended") or row.runs[0].validates:
         return ""
     defense = "none" if row.role == "attacked" else row.labels["defense"]
     for comparison in comparisons:

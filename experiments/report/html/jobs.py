@@ -8,15 +8,18 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from experiments.job import STATUS
+from experiments.jobs import STATUS, State, state_of
 from experiments.record import RECORD
 from experiments.report.collect import Run
 
 _COMMAND = "python -m experiments.run"
-_DONE = "done"
-_KILLED = "it was killed before it ended, or it is still running"
+# No name of a machine stands on the page.
+_SAID: dict[State, str] = {
+    "killed": "it was killed before it ended",
+    "running": "it is still running",
+    "elsewhere": "it says that it is running, on another machine",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,20 +122,20 @@ def failures(paths: Iterable[Path]) -> list[Failure]:
             for job in sweep.parent.iterdir():
                 known = (job / STATUS).is_file() or (job / RECORD).is_file()
                 if job.name.isdecimal() and job.is_dir() and not known:
-                    found[job] = Failure(job.name, _KILLED, "")
+                    found[job] = Failure(job.name, _SAID["killed"], "")
     return [found[job] for job in sorted(found, key=_order)]
 
 
 def _failure(status: Path) -> Failure | None:
     name = status.parent.name
     try:
-        content: dict[str, Any] = json.loads(status.read_text())
-        state, overrides = content["status"], content["overrides"]
+        overrides: list[str] = json.loads(status.read_text())["overrides"]
     except (OSError, ValueError, KeyError, TypeError):
         return Failure(name, f"its {STATUS} can't be read", "")
-    if state == _DONE:
+    state, reason = state_of(status.parent)
+    if state == "done":
         return None
-    return Failure(name, content.get("reason", _KILLED), command_line(overrides))
+    return Failure(name, _SAID.get(state, reason), command_line(overrides))
 
 
 def _order(folder: Path) -> tuple[str, int, str]:
