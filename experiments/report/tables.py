@@ -35,13 +35,30 @@ COST = {
     "peak": "peak memory",
     "share_edited": "edited",
 }
+_UNBOUNDED = 10_000
 
 
 def show(collected: Collected, console: Console) -> None:
-    """Prints the table, and those of what it has no room for."""
-    console.print(terminal_table(collected))
+    """Prints the table, in parts where the terminal is too narrow, and those of further figures."""
+    whole = terminal_table(collected)
+    unbounded = console.options.update(max_width=_UNBOUNDED)
+    if console.measure(whole, options=unbounded).maximum <= console.width:
+        console.print(whole)
+    else:
+        _show_parts(collected, console)
+        if any(row.cost for row in collected.rows):
+            console.print(terminal_table(collected, columns={}, title="cost"))
     for section in sections(collected.rows):
         console.print(terminal_table(collected, False, section.columns, section.title))
+
+
+def _show_parts(collected: Collected, console: Console, left_out: Sequence[str] = ()) -> None:
+    """Prints the metrics of every report, then those of this one in a table of their own."""
+    console.print(terminal_table(collected, costs=False))
+    columns = main_columns(collected.rows, wide=True)
+    asked = {name: head for name, head in columns.items() if name not in (*COLUMNS, *left_out)}
+    if asked:
+        console.print(terminal_table(collected, costs=False, columns=asked))
 
 
 def terminal_table(
@@ -54,17 +71,16 @@ def terminal_table(
     from rich.table import Table
 
     names = setting_names(collected.rows)
-    columns = columns or main_columns(collected.rows, wide=costs)
+    columns = main_columns(collected.rows, wide=costs) if columns is None else columns
     unit = "share in %, its 95 % interval, n"
     if any(is_number(name) for name in columns):
         unit = "shares in %, other figures as they are, 95 % interval, n"
+    heading = ": ".join(part for part in (title, unit if columns else "") if part)
     if collected.note:
-        unit += f" ({collected.note})"
-    table = Table(
-        title=f"{title}: {unit}" if title else unit, title_justify="left", header_style="bold"
-    )
+        heading += f" ({collected.note})"
+    table = Table(title=heading, title_justify="left", header_style="bold")
     for head in ["model", *names, *columns.values()]:
-        table.add_column(head)
+        table.add_column(head, overflow="fold")
     shown = COST if costs else {}
     for head in shown.values():
         table.add_column(head, justify="right")
@@ -83,12 +99,7 @@ def print_run(collected: Collected, record: Record) -> None:
     from experiments.report import steps
 
     console = terminal()
-    console.print(terminal_table(collected, costs=False))
-    # What was asked for besides stands in a table of its own: a terminal is too narrow for both.
-    columns = main_columns(collected.rows, wide=True)
-    asked = {name: head for name, head in columns.items() if name not in (*COLUMNS, *ALWAYS)}
-    if asked:
-        console.print(terminal_table(collected, costs=False, columns=asked))
+    _show_parts(collected, console, left_out=ALWAYS)
     for section in sections(collected.rows):
         console.print(terminal_table(collected, False, section.columns, section.title))
     (defended,) = (row for row in collected.rows if row.role == "defended")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +144,17 @@ def test_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) ->
     said = capsys.readouterr().out
     assert "[sst2,gsm8k]" in said
     assert "plugins=[my_repairs]" in said
+
+
+def test_a_narrow_terminal_has_every_figure_whole(tmp_path: Path) -> None:
+    collected = collect([with_verdicts(tmp_path / "run", cut=3)])
+    said = {}
+    for width in (300, 110):
+        console = Console(width=width, markup=False, record=True, file=io.StringIO())
+        tables.show(collected, console)
+        said[width] = console.export_text()
+    figures = set(re.findall(r"\d+\.\d–\d+\.\d|\d+\.\d+ (?:s|%)|\d+ MB", said[300]))
+    assert figures
+    assert all(figure in said[110] for figure in figures)
+    assert "…" not in said[110]
+    assert said[110].count("attacked") > said[300].count("attacked"), "in parts"
