@@ -83,6 +83,8 @@ def _unknown_option(path: str) -> str:
 def _unknown_key(key: str, missing: str | None) -> str:
     """What to say of a key that can't be overridden; `missing` is the one that isn't there."""
     known = _known_keys()
+    if key.startswith("hydra."):
+        return f"{key} is not a setting; --cfg hydra shows those that Hydra and its plugins have"
     if key.partition(".")[0] in _BY_NAME and key.count(".") > 1:
         return f"{key} isn't in the configuration before it is added; write +{key}=..."
     if missing is not None and missing.startswith(f"{key}."):
