@@ -22,7 +22,10 @@ from tests.experiments.conftest import Command
         ("attack.train.learning_rat=1", "did you mean attack.train.learning_rate?"),
         ("+attack.extra=1", "attack.extra is not a setting"),
         ("nonsense=1", "nonsense is not a setting"),
-        ("hydra.launcher.partitio=x", "hydra.launcher.partitio is not a setting; --cfg hydra shows"),
+        (
+            "hydra.launcher.partitio=x",
+            "hydra.launcher.partitio is not a setting; --cfg hydra shows",
+        ),
         ("attack", "missing EQUAL"),
         ("task=sst2", "did you mean attack.task or"),
         ("defense=nlrs", "did you mean nlsr?"),
