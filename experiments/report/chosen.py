@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import shlex
 from typing import Any
 
 from evaluation.statistics import Estimate
 from experiments.report import pareto
-from experiments.report.collect import Collected, Row, Run
+from experiments.report.collect import Collected, Row
+from experiments.report.commands import command_line
 from experiments.report.pareto import Choice
 from experiments.report.tables import cell
 
-_COMMAND = "python -m experiments.run"
-# What the test run has its own of.
-_REPLACED = ("evaluation.split", "hydra.mode")
+# What the run of the chosen settings has in place of the search's.
+_TEST_SPLIT = "evaluation.split=test"
 
 
 def sentences(collected: Collected) -> list[str]:
@@ -28,18 +27,6 @@ def sentences(collected: Collected) -> list[str]:
         if choice.searched:
             said += _front(choice) if choice.feasible is None else _best(choice)
     return said
-
-
-def command(run: Run) -> str:
-    """The command line that runs a run's settings once on the test split."""
-    overrides = [
-        override
-        for override in run.record.overrides
-        if override.lstrip("+").partition("=")[0] not in _REPLACED
-    ]
-    if run.record.labels.get("experiment"):
-        overrides.append("hydra.mode=RUN")  # Its option may ask for a sweep.
-    return f"{_COMMAND} {shlex.join([*overrides, 'evaluation.split=test'])}"
 
 
 def _best(choice: Choice) -> list[str]:
@@ -84,4 +71,4 @@ def _estimate(found: dict[str, Any] | None) -> Estimate | None:
 def _how_to_test(choice: Choice, row: Row) -> list[str]:
     if not row.runs[0].validates:
         return ["chosen on the test split, so that these figures flatter it"]
-    return [f"test it once: {command(row.runs[0])}"]
+    return [f"test it once: {command_line(row.runs[0].record.overrides, _TEST_SPLIT)}"]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.jobs import STATUS, State, state_of
 from experiments.record import RECORD
 from experiments.report.collect import Run
+from experiments.report.commands import command_line
 
-_COMMAND = "python -m experiments.run"
 # No name of a machine stands on the page.
 _SAID: dict[State, str] = {
     "killed": "it was killed before it ended",
@@ -62,11 +61,6 @@ class Failure:
     name: str
     reason: str
     line: str
-
-
-def command_line(overrides: Sequence[str]) -> str:
-    """The command that runs a job again, quoted for a shell."""
-    return f"{_COMMAND} {shlex.join(overrides)}".rstrip()
 
 
 def commands(runs: Iterable[Run], page: Path) -> list[Command]:

@@ -1,0 +1,32 @@
+"""The command line that makes a run again."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from experiments.plan.jobs import expand
+from experiments.report.commands import command_line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "more", "line"),
+    [
+        ([], [], ""),
+        (["defense=nlsr", "seed=1"], [], "defense=nlsr seed=1"),
+        (["+prompts.a.name=it's"], [], """'+prompts.a.name=it'"'"'s'"""),
+        (["experiment=organism", "seed=1"], [], "experiment=organism seed=1 hydra.mode=RUN"),
+        (["evaluation.split=validation"], ["evaluation.split=test"], "evaluation.split=test"),
+    ],
+)
+def test_the_line(overrides: list[str], more: list[str], line: str) -> None:
+    assert command_line(overrides, *more) == f"python -m experiments.run {line}".strip()
+
+
+def test_a_job_of_an_experiment_is_one_job_again() -> None:
+    own = ["defense=nlsr", "attack.poison_ratio=0.05", "seed=1", "experiment=organism_table"]
+    words = shlex.split(command_line(own))[3:]
+    (job,) = expand(words, multirun=False)
+    assert job.experiment.labels["defense"] == "nlsr"
+    assert job.experiment.seed == 1
