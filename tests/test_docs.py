@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import inspect
+import os
 import re
 import shlex
 import subprocess
@@ -188,7 +189,7 @@ def test_commands_are_read_by_the_modules_that_they_name(monkeypatch: pytest.Mon
     for (module, *words), pages in commands.items():
         spec = importlib.util.find_spec(module)
         assert spec is not None, f"{pages}: no module {module}"
-        if not words or not str(spec.origin).startswith(str(PROJECT)):
+        if not words or not (PROJECT / module.partition(".")[0]).is_dir():
             continue
         monkeypatch.setattr("sys.argv", [module, *words])
         is_package = spec.submodule_search_locations is not None
@@ -298,8 +299,10 @@ def test_the_readme_names_every_option_of_the_main_groups() -> None:
 def test_make_help_lists_every_target_and_pages_name_no_other() -> None:
     makefile = (PROJECT / "Makefile").read_text()
     targets = {match["name"] for match in _TARGET.finditer(makefile)}
+    # Within another make it would also say where it is.
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     shown = subprocess.run(
-        ["make", "help"], cwd=PROJECT, capture_output=True, text=True, check=True
+        ["make", "help"], cwd=PROJECT, env=outside, capture_output=True, text=True, check=True
     )
     assert {line.split()[0] for line in shown.stdout.splitlines()} == targets
     for page in PAGES:

@@ -137,7 +137,11 @@ def written(leader: int) -> bytes:
     "launcher",
     [
         pytest.param((), id="serial"),
-        pytest.param(("hydra/launcher=joblib", "hydra.launcher.n_jobs=1"), id="joblib"),
+        pytest.param(
+            ("hydra/launcher=joblib", "hydra.launcher.n_jobs=1"),
+            id="joblib",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_on_a_terminal_a_sweep_has_one_view_and_leaves_a_clean_screen(
@@ -167,7 +171,7 @@ def test_on_a_terminal_a_sweep_has_one_view_and_leaves_a_clean_screen(
         "[3/3] attack.poison_ratio=2.5: failed",
         "error: attack.poison_ratio=2.5 is not allowed; it should be less than or equal to 1",
     ]
-    assert shown[5].startswith("shares in %")
+    assert shown[5].startswith("share in %")
     assert "queued" not in "\n".join(shown), "nothing of the view is left"
     assert "sweep: 1 done, 2 failed" in shown
 

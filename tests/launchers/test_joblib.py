@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from omegaconf import OmegaConf
 
 from tests.launchers.conftest import Launch, made_once
@@ -30,6 +31,7 @@ def test_a_killed_worker_ends_the_sweep_with_its_summary(launch: Launch) -> None
     assert "Traceback" not in sweep.out
 
 
+@pytest.mark.slow
 def test_trials_of_a_search_run_at_once(launch: Launch) -> None:
     sweep = launch(
         "joblib",
