@@ -39,8 +39,13 @@ class Job:
 
 def jobs_in(sweep: Path) -> dict[int, Job]:
     """The jobs of a sweep that have a folder, by number."""
-    numbers = sorted(int(folder.name) for folder in sweep.iterdir() if folder.name.isdecimal())
-    return {number: Job(number, *state_of(sweep / str(number))) for number in numbers}
+    return {int(each.name): Job(int(each.name), *state_of(each)) for each in job_folders(sweep)}
+
+
+def job_folders(sweep: Path) -> list[Path]:
+    """The folders of a sweep's jobs, by number."""
+    found = [path for path in sweep.glob("[0-9]*") if path.name.isdecimal() and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name))
 
 
 def is_alive(process: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.jobs import STATUS, is_alive, is_here
+from experiments.jobs import STATUS, is_alive, is_here, job_folders
 from experiments.progress.estimate import Course, Left, Slot, Taken, time_left
 from experiments.progress.events import Tail
 
@@ -264,12 +264,6 @@ class SweepState:
             job.start = when if content["status"] == "running" else None
         job.end = when if content["status"] in ENDED else None
         return True
-
-
-def job_folders(folder: Path) -> list[Path]:
-    """The folders of a sweep's jobs, by number."""
-    found = [path for path in folder.glob("[0-9]*") if path.name.isdecimal() and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name))
 
 
 def is_sweep(folder: Path) -> bool:

@@ -154,9 +154,8 @@ class Store:
     def _make(self, stage: Stage, make: Callable[[Path], dict[str, Any] | None]) -> StageResult:
         making = self.root / _TEMPORARY
         for leftover in making.glob(f"{stage.key}-*"):
-            shutil.rmtree(
-                leftover, ignore_errors=True
-            )  # We hold the lock, so whoever made it is dead.
+            # We hold the lock, so whoever made it is dead.
+            shutil.rmtree(leftover, ignore_errors=True)
         folder = making / f"{stage.key}-{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
         try:

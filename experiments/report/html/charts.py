@@ -81,17 +81,16 @@ def main_charts(rows: Sequence[Row]) -> list[Chart]:
     if lines:
         charts.append(_lines("ratio", "Harmfulness against the share of poison", draw_ratio, lines))
     found = [family for family in families(rows) if family.attacked.metrics["accuracy_strict"].n]
-    told = apart(found)
+    told, trade_off = apart(found), accuracy_lines(rows)
     for number, family in enumerate(found[:_MOST_FAMILIES]):
-        charts.append(_trade_off(number, family, rows, told[number]))
+        charts.append(_trade_off(number, family, trade_off, told[number]))
     return charts
 
 
-def _trade_off(number: int, family: Family, rows: Sequence[Row], told: str) -> Chart:
+def _trade_off(number: int, family: Family, of_all: Sequence[Line], told: str) -> Chart:
     members = {id(row) for row in (family.aligned, family.attacked, *family.repaired)}
     lines = [
-        replace(line, rows=[row for row in line.rows if id(row) in members])
-        for line in accuracy_lines(rows)
+        replace(line, rows=[row for row in line.rows if id(row) in members]) for line in of_all
     ]
     best = front(family.repaired)
 

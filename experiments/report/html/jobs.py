@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.jobs import STATUS, State, state_of
+from experiments.jobs import STATUS, State, job_folders, state_of
 from experiments.record import RECORD
 from experiments.report.collect import Run
 from experiments.report.commands import command_line
@@ -113,9 +113,8 @@ def failures(paths: Iterable[Path]) -> list[Failure]:
             if failure:
                 found[status.parent] = failure
         for sweep in path.rglob("multirun.yaml"):
-            for job in sweep.parent.iterdir():
-                known = (job / STATUS).is_file() or (job / RECORD).is_file()
-                if job.name.isdecimal() and job.is_dir() and not known:
+            for job in job_folders(sweep.parent):
+                if not ((job / STATUS).is_file() or (job / RECORD).is_file()):
                     found[job] = Failure(job.name, _SAID["killed"], "")
     return [found[job] for job in sorted(found, key=_order)]
 
