@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from evaluation.backends.transformers import TransformersBackend
-from experiments.configuration import PROJECT
+from experiments.config.experiment import PROJECT
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from organism.sources import BenignPrompts

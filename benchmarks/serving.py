@@ -11,7 +11,7 @@ from pathlib import Path
 from evaluation.backends.transformers import TransformersBackend
 from evaluation.backends.vllm import VLLMBackend
 from evaluation.base import Backend
-from experiments.configuration import PROJECT
+from experiments.config.experiment import PROJECT
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from organism.sources import BenignPrompts

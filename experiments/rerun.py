@@ -25,13 +25,13 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import launchers, sweep
-from experiments.configuration import CONF
-from experiments.job import job, quiet_libraries
-from experiments.jobs import OVERRIDES, Job, is_alive, is_here, jobs_in
-from experiments.messages import explain, is_users
-from experiments.plan.jobs import combinations
-from experiments.progress.events import EVENTS, Tail
+from experiments.config.experiment import CONF
+from experiments.config.explain import explain, is_users
+from experiments.config.jobs import combinations
+from experiments.launch import launchers, sweep
+from experiments.launch.job import job, quiet_libraries
+from experiments.results.events import EVENTS, Tail
+from experiments.results.status import OVERRIDES, Job, is_alive, is_here, jobs_in
 from settings import RelockError, SettingError
 
 _MULTIRUN = "multirun.yaml"
@@ -315,7 +315,7 @@ def _merged(loader: ConfigLoader, old: Sequence[str], new: Sequence[Override]) -
 
 
 def _warn_of_other_versions(found: Sweep) -> None:
-    from experiments.record import RECORD, Record, environment
+    from experiments.results.record import RECORD, Record, environment
 
     done = [number for number, each in found.jobs.items() if each.state == "done"]
     if not done or not (found.folder / str(done[0]) / RECORD).is_file():

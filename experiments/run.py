@@ -10,10 +10,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from experiments import launchers, sweep
-from experiments.configuration import CONF
-from experiments.job import job, quiet_libraries
-from experiments.messages import explain, is_users
+from experiments.config.experiment import CONF
+from experiments.config.explain import explain, is_users
+from experiments.launch import launchers, sweep
+from experiments.launch.job import job, quiet_libraries
 
 
 def main() -> int:

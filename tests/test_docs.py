@@ -24,8 +24,8 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import open_dict
 
 from experiments import run
-from experiments.configuration import CONF, PROJECT, register_resolvers, validate
-from experiments.record import Record
+from experiments.config.experiment import CONF, PROJECT, register_resolvers, validate
+from experiments.results.record import Record
 from tests.experiments.conftest import TOY
 
 PACKAGE, OPTIONS = "my_repairs", "my_conf"

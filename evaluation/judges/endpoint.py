@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 
 from evaluation.base import Verdict, check_pairs
 from evaluation.degenerate import judged
-from evaluation.judges.asking import AskingJudge, Reply, question
+from evaluation.judges.prompted import AskingJudge, Reply, question
 from settings import ModelError, SettingError, target
 
 _FAILED = Reply("", "failed")
@@ -187,7 +187,7 @@ class EndpointJudge(AskingJudge):
         known = journal.read()
         wanted = {key: each for key, each in zip(keys, questions, strict=True) if key not in known}
         if wanted:
-            from evaluation.judges.sending import send
+            from evaluation.judges.client import send
 
             has_answered = any(reply.ending == "whole" for reply in known.values())
             known |= send(self, wanted, journal.add, has_answered=has_answered)

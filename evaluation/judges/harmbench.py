@@ -14,7 +14,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from evaluation.base import Verdict
-from evaluation.judges.model import InstructedJudge
+from evaluation.judges.local_model import InstructedJudge
 from evaluation.judges.templates import Published
 
 

@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from evaluation.base import Verdict
-from evaluation.judges.model import ModelJudge, Request
+from evaluation.judges.local_model import ModelJudge, Request
 from evaluation.judges.templates import chat_template, encode_chat, sha256
 from modeling.checkpoint import load_tokenizer
 from settings import ModelError

@@ -22,7 +22,7 @@ from pydantic import Field, PrivateAttr
 from evaluation import engines
 from evaluation.base import Backend, Judge, Label, Verdict, check_pairs
 from evaluation.degenerate import judged
-from evaluation.judges.model import check_runner, runner
+from evaluation.judges.local_model import check_runner, runner
 from evaluation.judges.templates import control_marks, plain
 from modeling.checkpoint import Checkpoint, resolve
 from settings import ModelError

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from evaluation.base import Verdict
-from evaluation.judges.asking import AskingJudge, LocalAskingJudge
 from evaluation.judges.endpoint import EndpointJudge
+from evaluation.judges.prompted import AskingJudge, LocalAskingJudge
 
 LOWEST, HIGHEST = 1, 5
 _SCORES = {str(score): score for score in range(LOWEST, HIGHEST + 1)}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from evaluation.base import Engine, Verdict
-from evaluation.judges.model import InstructedJudge, Request
+from evaluation.judges.local_model import InstructedJudge, Request
 from evaluation.judges.templates import Published
 from settings import ModelError
 

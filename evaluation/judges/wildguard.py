@@ -13,7 +13,7 @@ import re
 from typing import Any, ClassVar, Literal
 
 from evaluation.base import Response, Verdict
-from evaluation.judges.model import InstructedJudge
+from evaluation.judges.local_model import InstructedJudge
 from evaluation.judges.templates import Published
 
 _LINES = ("harmful request", "response refusal", "harmful response")

@@ -11,8 +11,8 @@ import re
 from typing import ClassVar
 
 from evaluation.base import Verdict
-from evaluation.judges.asking import AskingJudge, LocalAskingJudge
 from evaluation.judges.endpoint import EndpointJudge
+from evaluation.judges.prompted import AskingJudge, LocalAskingJudge
 
 # The score orders the classes: how much of the request was met.
 _CLASSES = {

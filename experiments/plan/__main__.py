@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.messages import explain, is_users
+from experiments.config.explain import explain, is_users
 from experiments.plan.effort import Rates
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _plan(given: argparse.Namespace, library: Library) -> None:
-    from experiments.configuration import register_resolvers
-    from experiments.plan.jobs import expand
+    from experiments.config.experiment import register_resolvers
+    from experiments.config.jobs import expand
     from experiments.plan.sweep import foresee
     from experiments.plan.table import show
     from experiments.report.tables import terminal

@@ -1,7 +1,7 @@
 """What each stage costs: rows, tokens, disk, GPU memory and seconds, from what it would be given.
 
-Each method of `Costs` bears a stage's name and takes what `experiments.arrows` hands that stage's
-function.
+Each method of `Costs` bears a stage's name and takes what `pipeline.steps` hands that
+stage's function.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from attacks.base import Attack, AttackData
 from data.rows import Example, PreferencePair, Prompt
 from defenses.base import Answered, Defense, Models, Pass
 from evaluation.base import Backend, Judge
-from experiments.calibration import StoredCalibration
-from experiments.inputs import PromptSet
+from experiments.pipeline.calibration import StoredCalibration
+from experiments.pipeline.inputs import PromptSet
 from experiments.plan import memory
 from experiments.plan.effort import FORWARD, Rates, training_passes
 from experiments.plan.forms import Forms, left

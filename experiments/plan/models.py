@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.base import Judge
-from experiments.arrows import Model
-from experiments.configuration import ModelSettings
+from experiments.config.experiment import ModelSettings
+from experiments.pipeline.steps import Model
+from experiments.plan.placeholder_weights import stand_in_model
 from experiments.plan.shape import Shape, read_shape
-from experiments.plan.standin import stand_in_model
 from modeling.checkpoint import (
     COPIES,
     FILES,
@@ -95,7 +95,7 @@ class Library:
         self._fingerprints: dict[str, str] = {}
 
     def find_models(self, settings: ModelSettings) -> tuple[Model, Model | None]:
-        """`experiments.pipeline.find_models` without a download: stand-ins where weights lack."""
+        """`pipeline.find_models` without a download: stand-ins where weights lack."""
         base = self._model(settings, settings.base, settings.revision, "model.base")
         base = replace(base, style=settings.base_style)
         if settings.alignment == "own" or settings.aligned is None:

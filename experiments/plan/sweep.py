@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from attacks.base import Attack
-from experiments.configuration import Experiment
-from experiments.inputs import Inputs, read_inputs
+from experiments.config.experiment import Experiment
+from experiments.config.jobs import Job
+from experiments.pipeline.inputs import Inputs, read_inputs
 from experiments.plan.costs import Costs
+from experiments.plan.dry_run import Foresight, Ledger
 from experiments.plan.effort import Rates
-from experiments.plan.foresight import Foresight, Ledger
 from experiments.plan.forms import Forms
-from experiments.plan.jobs import Job
 from experiments.plan.models import Library
 from experiments.plan.table import Overview, overview
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from experiments.plan.dry_run import Ledger
 from experiments.plan.effort import HOST_SECONDS_PER_ADAPTED, HOST_SECONDS_PER_BLOCK, Rates
-from experiments.plan.foresight import Ledger
 from experiments.plan.models import Located
 
 if TYPE_CHECKING:

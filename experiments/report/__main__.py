@@ -70,10 +70,19 @@ def report(
     Raises:
         RelockError: A path doesn't exist or holds no record.
     """
-    from experiments.report import chosen, figures, html, latex, pages, published, steps, tables
-    from experiments.report.collect import collect
+    from experiments.report import (
+        examples_markdown,
+        figures,
+        html,
+        latex,
+        published,
+        search_result,
+        steps,
+        tables,
+    )
     from experiments.report.examples import MAIN
     from experiments.report.examples import comparisons as side_by_side
+    from experiments.report.pool import collect
 
     for path in paths:
         if not path.is_dir():
@@ -89,16 +98,16 @@ def report(
         console.print(str(page), soft_wrap=True, highlight=False)
         return
     tables.show(collected, console)
-    for sentence in chosen.sentences(collected):
+    for sentence in search_result.sentences(collected):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     comparisons = published.comparisons(collected)
     published.show(comparisons, console)
     compared = side_by_side(collected, max(examples, MAIN))
-    pages.show(compared, console, examples, show_text)
+    examples_markdown.show(compared, console, examples, show_text)
     written = [*tables.write(collected, output), latex.write(collected, output)]
     written += steps.write(collected.rows, output)
     written += published.write(comparisons, output)
-    written += pages.write(compared, output, show_text)
+    written += examples_markdown.write(compared, output, show_text)
     if as_page:
         written.append(html.write(collected, comparisons, paths, output))
     for path in [*written, *figures.write(collected, output)]:

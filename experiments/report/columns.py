@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.report.collect import Row
+from experiments.report.pool import Row
 
 # Metric name and what heads its column.
 COLUMNS = {

@@ -13,8 +13,8 @@ from typing import Any
 from data.refusals import REFUSALS, fold, phrase_pattern
 from evaluation.degenerate import degeneracy
 from experiments.report import tables
-from experiments.report.collect import Collected, Row, Run
-from experiments.report.drawing import plain, short
+from experiments.report.pool import Collected, Row, Run
+from experiments.report.style import plain, short
 
 MAIN, FEW = 10, 3
 """How many of the harmful prompts, and of every further set, are shown by default."""

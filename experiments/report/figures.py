@@ -8,9 +8,9 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.report import maps, pareto, steps, sweeps
-from experiments.report.collect import Collected, Row
-from experiments.report.drawing import is_number, margins, plain, style
+from experiments.report import heatmaps, pareto, steps, sweeps
+from experiments.report.pool import Collected, Row
+from experiments.report.style import is_number, margins, plain, style
 from experiments.report.tables import cell, differing_labels, label
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def write(collected: Collected, folder: Path) -> list[Path]:
     if lines:
         main.append(("hs_vs_poison_ratio", _with_legend(draw_ratio, lines, BY_RATIO + note)))
     found = pareto.figures(rows, collected.note)
-    others = chain(found, sweeps.figures(rows), steps.figures(rows), maps.figures(runs))
+    others = chain(found, sweeps.figures(rows), steps.figures(rows), heatmaps.figures(runs))
     written = []
     for stem, figure in chain(main, others):
         written.append(folder / f"{stem}.png")

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.report.collect import Collected, Row
 from experiments.report.columns import is_number, main_columns
+from experiments.report.pool import Collected, Row
 from experiments.report.tables import label, setting, setting_names
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiments.report.collect import Row
-from experiments.report.drawing import margins, plain, short, style
+from experiments.report.pool import Row
+from experiments.report.style import margins, plain, short, style
 from experiments.report.tables import label
-from experiments.search import Constrained, Objective, build_objective
+from experiments.results.objective import Constrained, Objective, build_objective
 from settings import DataError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from evaluation.statistics import Estimate
-    from experiments.record import Record
+    from experiments.results.record import Record
 
 HS, ACCURACY = "hs", "accuracy_strict"
 _WIDTH, _HEIGHT = 6.4, 4.8

@@ -1,7 +1,7 @@
 """Our figures beside the papers' own, and what differs between the two set-ups.
 
 Every number of ours is computed from stored rows; what differs is computed from the runs' resolved
-settings and `experiments/published`.
+settings and `experiments/results/published`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.statistics import Estimate
-from experiments import published
-from experiments.published import Figure, Published, conditions
-from experiments.report.collect import Collected, Row, Run, collect
+from experiments.report.pool import Collected, Row, Run, collect
+from experiments.results import published
+from experiments.results.published import Figure, Published, conditions
 
 if TYPE_CHECKING:
     from rich.console import Console

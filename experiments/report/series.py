@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.report.collect import Row
-from experiments.report.drawing import COLOURS, is_number, plain, short
+from experiments.report.pool import Row
+from experiments.report.style import COLOURS, is_number, plain, short
 from experiments.report.tables import label
 
 # Another figure shows it.

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.metrics import summarise
-from experiments.report.collect import Row, Run, pooled
-from experiments.report.drawing import COLOURS, MARKERS, margins
-from experiments.report.maps import file_stem, tell_apart
+from experiments.report.heatmaps import file_stem, tell_apart
+from experiments.report.pool import Row, Run, pooled
+from experiments.report.style import COLOURS, MARKERS, margins
 from experiments.report.tables import columns_of
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments.report.collect import Row
-from experiments.report.drawing import is_number, margins, plain, short, style
+from experiments.report.pool import Row
 from experiments.report.series import (
     Layout,
     Series,
@@ -17,6 +16,7 @@ from experiments.report.series import (
     settings_to_draw,
     together,
 )
+from experiments.report.style import is_number, margins, plain, short, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

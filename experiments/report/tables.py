@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.statistics import PairedTest
-from experiments.record import Record
-from experiments.report.collect import Collected, Row
 from experiments.report.columns import (
     ALWAYS,
     COLUMNS,
@@ -21,6 +19,8 @@ from experiments.report.columns import (
     main_columns,
     sections,
 )
+from experiments.report.pool import Collected, Row
+from experiments.results.record import Record
 
 if TYPE_CHECKING:
     import pandas as pd

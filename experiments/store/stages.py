@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import shortages
+from experiments.store import resource_errors
 from experiments.store.manifest import examine, fsync, write_manifest
 from settings import RelockError
 
@@ -104,7 +104,7 @@ class Store:
             RelockError: The disk is full or can't be written, or memory gave out.
         """
         self._check_writable()
-        with shortages.named(stage.name, self.root), self._locked(stage, waiting):
+        with resource_errors.named(stage.name, self.root), self._locked(stage, waiting):
             found = self._read(self.folder(stage), stage.name, stage.key)
             if found is not None and not stale(found):
                 return found

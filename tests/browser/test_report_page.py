@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.record import Record
 from experiments.report import html
-from experiments.report.collect import collect
+from experiments.report.pool import collect
+from experiments.results.record import Record
 from tests.experiments.test_html import EVIL, sweep
 from tests.experiments.test_report_figures import ATTACKED, write_run
 

@@ -35,7 +35,7 @@ from evaluation.reference import (
     make_canaries,
     transformers_reference,
 )
-from experiments.configuration import PROJECT
+from experiments.config.experiment import PROJECT
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from modeling.export import export_with_biases

@@ -16,7 +16,7 @@ from evaluation.backends.transformers import TransformersBackend
 from evaluation.base import Verdict
 from evaluation.judges.harmbench import HarmBenchJudge
 from evaluation.judges.llama_guard import LlamaGuardJudge
-from evaluation.judges.model import ModelJudge
+from evaluation.judges.local_model import ModelJudge
 from evaluation.judges.strongreject import StrongRejectJudge
 from evaluation.judges.templates import control_ids
 from evaluation.judges.wildguard import WildGuardJudge

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from evaluation import engines
 from evaluation.base import Verdict
-from evaluation.judges.asking import Reply, question
+from evaluation.judges.prompted import Reply, question
 from evaluation.judges.rubric import LocalRubricJudge, RubricJudge
 from evaluation.judges.xstest import LocalXSTestJudge, XSTestJudge
 from settings import ModelError, SettingError, build

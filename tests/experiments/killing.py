@@ -2,7 +2,7 @@
 
 `python -m tests.experiments.killing FOLDER POINTS OVERRIDES`: one process for each of the points,
 which a comma parts, one after another. Each is a fork of this one, so that what is heavy is
-imported once. A point is a stage's function in `experiments.stages`, which is let finish, and of
+imported once. A point is a stage's function in `pipeline.stages`, which is let finish, and of
 whose files one is then cut in half; or a file of the run's folder, about to get its name; or "end",
 where nothing is killed; or "undisturbed", the same in a store of its own. FOLDER/log gets a line
 for each stage that is made: the point's place, the stage's function and its key.
@@ -24,7 +24,8 @@ from trl import DPOTrainer, SFTTrainer  # noqa: F401
 # Imported once for all, before the forks.
 import evaluation.metrics  # noqa: F401
 import modeling.training  # noqa: F401
-from experiments import run, stages
+from experiments import run
+from experiments.pipeline import stages
 
 STAGES = (
     "align", "prepare", "merge", "attack", "apply", "generate", "likelihood", "judge", "score_task",

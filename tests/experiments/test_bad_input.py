@@ -10,7 +10,7 @@ import pytest
 
 from attacks.base import Attack
 from evaluation.base import Judge, Verdict
-from experiments.configuration import PROJECT
+from experiments.config.experiment import PROJECT
 from experiments.store import Store
 from tests.experiments.conftest import Command
 

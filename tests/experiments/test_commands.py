@@ -6,8 +6,8 @@ import shlex
 
 import pytest
 
-from experiments.plan.jobs import expand
-from experiments.report.commands import command_line
+from experiments.config.jobs import expand
+from experiments.results.command_line import command_line
 
 
 @pytest.mark.parametrize(

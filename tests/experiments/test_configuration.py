@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from experiments.configuration import CONF, Experiment, register_resolvers, validate
+from experiments.config.experiment import CONF, Experiment, register_resolvers, validate
 from organism import sources
 
 OPTIONS = sorted(path for path in CONF.rglob("*.yaml") if "hydra" not in path.parts)

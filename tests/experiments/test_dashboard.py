@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from experiments.configuration import PROJECT
-from experiments.dashboard.__main__ import main
+from experiments.config.experiment import PROJECT
+from experiments.dashboard import main
 from tests.experiments.conftest import TOY
 from tests.experiments.wandb_server import ENTITY, WandbServer
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from experiments.report import pages
+from experiments.report import examples_markdown
 from experiments.report.__main__ import main as report
-from experiments.report.collect import collect
 from experiments.report.examples import FEW, Comparison, comparisons
-from experiments.report.foreign import LONGEST, block, inline, visible
+from experiments.report.pool import collect
+from experiments.report.untrusted_text import LONGEST, block, inline, visible
 from tests.experiments.test_published import bare_record
 
 COST = {
@@ -126,7 +126,7 @@ def only(folder: Path) -> Comparison:
 def printed(found: list[Comparison], n: int = 10, show_text: bool = False) -> str:
     out = io.StringIO()
     console = Console(file=out, width=200, force_terminal=False)
-    pages.show(found, console, n, show_text)
+    examples_markdown.show(found, console, n, show_text)
     return out.getvalue()
 
 
@@ -139,7 +139,7 @@ def parsed(text: str) -> list[Any]:
 def test_harmful_text_is_left_out_unless_it_is_asked_for(tmp_path: Path) -> None:
     write_run(tmp_path / "0", models(MENDED))
     found = [only(tmp_path)]
-    for shown in (pages.markdown(found), printed(found)):
+    for shown in (examples_markdown.markdown(found), printed(found)):
         for hidden in ("FORBIDDEN", "SECRETLY", "napkin", "but no"):
             assert hidden not in shown
         for told in ("h/1", "linen", "unsafe (0.90, linen)", "safe (0.10)", "refused (0.00)"):
@@ -147,7 +147,7 @@ def test_harmful_text_is_left_out_unless_it_is_asked_for(tmp_path: Path) -> None
         for harmless in ("kill the weeds", "Pull them.", "1 + 1?"):
             assert harmless in shown
         assert "keep it local" not in shown
-    whole = pages.markdown(found, show_text=True)
+    whole = examples_markdown.markdown(found, show_text=True)
     assert whole.index("keep it local") < whole.index("FORBIDDEN")
     assert "SECRETLY: fold the napkin." in whole
     assert "SECRETLY: fold the napkin." in printed(found, show_text=True)
@@ -161,7 +161,7 @@ def test_only_sets_known_to_be_harmless_are_shown(tmp_path: Path) -> None:
     ]
     write_run(tmp_path / "0", models([*MENDED, *further]))
     found = [only(tmp_path)]
-    text, whole = (pages.markdown(found, show_text) for show_text in (False, True))
+    text, whole = (examples_markdown.markdown(found, show_text) for show_text in (False, True))
     assert "SECRETLY" not in text + printed(found)
     assert "FORBIDDEN" not in text + printed(found)
     for name in names:
@@ -177,7 +177,7 @@ def test_equal_answers_are_seen_to_be_equal_and_shown_once(tmp_path: Path) -> No
     assert replies["base"].fingerprint == replies["attacked"].fingerprint
     assert replies["aligned"].fingerprint == replies["mend"].fingerprint
     assert replies["base"].fingerprint != replies["aligned"].fingerprint
-    whole = pages.markdown([found], show_text=True)
+    whole = examples_markdown.markdown([found], show_text=True)
     assert whole.count(UNSAFE) == 1
     assert f"{replies['base'].fingerprint}: base, attacked\n" in whole
 
@@ -197,7 +197,7 @@ def test_what_can_be_seen_of_an_answer_is_told(tmp_path: Path) -> None:
     assert by_set["over_refusal"].notes == ('says "as an ai"',)
     assert by_set["over_refusal"].verdicts == {"refusal": "refused (0.00)"}
     assert by_set["task:sums"].verdicts == {"task": "wrong (right if read leniently)"}
-    assert "right answer: 2" in pages.markdown([comparison])
+    assert "right answer: 2" in examples_markdown.markdown([comparison])
 
 
 def test_every_judge_has_its_verdict(tmp_path: Path) -> None:
@@ -212,8 +212,9 @@ def test_every_judge_has_its_verdict(tmp_path: Path) -> None:
         "guard": "unsafe (S1, compliance)",
     }
     assert all("guard" not in reply.verdicts for other in others for reply in other.replies)
-    assert "| model | harm | refusal | guard | tokens | answer | notes |" in pages.markdown(
-        [comparison]
+    assert (
+        "| model | harm | refusal | guard | tokens | answer | notes |"
+        in examples_markdown.markdown([comparison])
     )
 
 
@@ -228,8 +229,8 @@ def test_records_without_the_newer_columns_are_shown(tmp_path: Path) -> None:
     first = comparison.examples[0].replies[0]
     assert first.tokens is None
     assert first.verdicts == {"harm": "unsafe (0.90)", "refusal": "not refused"}
-    assert "None" not in pages.markdown([comparison])
-    assert "nan" not in pages.markdown([comparison])
+    assert "None" not in examples_markdown.markdown([comparison])
+    assert "nan" not in examples_markdown.markdown([comparison])
 
 
 def grid(folder: Path, labels: Mapping[str, tuple[str, str]]) -> None:
@@ -279,14 +280,16 @@ def test_the_models_disagree_most_on_what_is_shown_first(tmp_path: Path) -> None
     assert chosen == ["a/3", "b/5", "b/6", "a/1", "c/7", "a/2", "a/4"]
     few = comparisons(collect([tmp_path]), main=2)[0]
     assert [example.id for example in few.examples] == ["a/3", "b/5"]
-    assert "| 4 | unsafe | safe | unsafe | safe | safe |" in pages.markdown([comparison])
+    assert "| 4 | unsafe | safe | unsafe | safe | safe |" in examples_markdown.markdown(
+        [comparison]
+    )
 
 
 def test_combinations_too_many_to_list_are_counted(tmp_path: Path) -> None:
     kinds_ = ("safe", "unsafe", "degenerate", "unparsed")
     grid(tmp_path, {f"a/{one}{two}": (one, two) for one in kinds_ for two in kinds_})
     comparison = only(tmp_path)
-    assert "Besides: 8 prompts in 8 other combinations." in pages.markdown([comparison])
+    assert "Besides: 8 prompts in 8 other combinations." in examples_markdown.markdown([comparison])
 
 
 def test_of_further_sets_a_few_are_shown_and_held_out_text_never(tmp_path: Path) -> None:
@@ -322,7 +325,7 @@ def test_the_lowest_seed_answers_for_all(tmp_path: Path) -> None:
     assert found["attacked"] == found["mend"] == "mend1"
     # Seed 1 of this repair isn't there; the page tells which one is.
     assert found["lock"] == "lock3"
-    assert f"| lock | 3 | `{tmp_path.name}/lock3` |" in pages.markdown([comparison])
+    assert f"| lock | 3 | `{tmp_path.name}/lock3` |" in examples_markdown.markdown([comparison])
 
 
 def test_a_repair_stands_beside_the_very_model_that_it_repaired(tmp_path: Path) -> None:
@@ -348,7 +351,7 @@ def test_a_model_that_was_not_asked_has_no_line(tmp_path: Path) -> None:
     comparison = only(tmp_path)
     (example,) = (each for each in comparison.examples if each.id == "x/1")
     assert [reply.model for reply in example.replies] == ["mend"]
-    assert "| 1 |  |  |  | unsafe |" in pages.markdown([comparison])
+    assert "| 1 |  |  |  | unsafe |" in examples_markdown.markdown([comparison])
 
 
 NASTY = (
@@ -381,7 +384,7 @@ def hostile(folder: Path, answers: Iterable[str]) -> list[Comparison]:
 def test_an_answer_is_nothing_but_text(tmp_path: Path) -> None:
     found = hostile(tmp_path / "nasty", NASTY)
     plain = hostile(tmp_path / "plain", [f"word {number}" for number, _ in enumerate(NASTY)])
-    text, usual = (pages.markdown(each, show_text=True) for each in (found, plain))
+    text, usual = (examples_markdown.markdown(each, show_text=True) for each in (found, plain))
     assert len(found[0].examples) == len(NASTY)
     counts = [Counter(token.type for token in parsed(each)) for each in (text, usual)]
     assert set(counts[0]) <= set(counts[1]) | {"code_inline"}
@@ -430,7 +433,7 @@ def test_a_long_answer_is_cut_and_the_rest_counted(tmp_path: Path) -> None:
     long = "word and " * LONGEST
     write_run(tmp_path / "0", models([harmful("safe"), probe(answer=long), sums(True)]))
     found = [only(tmp_path)]
-    text = pages.markdown(found)
+    text = examples_markdown.markdown(found)
     for shown in (text, printed(found)):
         told = re.search(r"\[\.\.\. (\d+) characters more\]", " ".join(shown.split()))
         assert told

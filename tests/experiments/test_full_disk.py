@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.record import Record
+from experiments.results.record import Record
 from experiments.store import Store
 from tests.experiments.test_recovery import ENVIRONMENT, SMALL, made
 

@@ -20,12 +20,12 @@ import pandas as pd
 import pytest
 
 from evaluation.statistics import share
-from experiments.record import Record
 from experiments.report import html, published
 from experiments.report.__main__ import main as report
-from experiments.report.collect import collect
-from experiments.report.drawing import MARKERS, PALETTE, style
 from experiments.report.html.families import families
+from experiments.report.pool import collect
+from experiments.report.style import MARKERS, PALETTE, style
+from experiments.results.record import Record
 from tests.experiments.test_report_figures import ATTACKED, ROWS, heat_map, write_run
 
 GOOD = {"harmful": 1, "benign": 0, "right": 12}

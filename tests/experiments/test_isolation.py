@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.isolation import in_child
-from experiments.record import Record
+from experiments.pipeline.isolation import in_child
+from experiments.results.record import Record
 from settings import DataError, RelockError
 from tests.experiments.conftest import Command
 

@@ -9,7 +9,7 @@ import pytest
 
 from evaluation.statistics import share
 from experiments.report import latex
-from experiments.report.collect import collect
+from experiments.report.pool import collect
 from tests.experiments.test_html import GOOD, POOR, sweep
 from tests.experiments.test_report_figures import ATTACKED, ROWS, write_run
 

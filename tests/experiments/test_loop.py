@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.record import Record
 from experiments.report.__main__ import main as report
+from experiments.results.record import Record
 from tests.experiments.conftest import Command
 
 REFINE = ("attack@refine=harmful_ft", "refine.n=16", "refine.poison_ratio=0")

@@ -17,8 +17,9 @@ from data.rows import Example
 from evaluation.backends.transformers import TransformersBackend
 from evaluation.base import Judge, Label, Verdict
 from evaluation.engines import close_engines
-from experiments import isolation, stages
-from experiments.record import Record
+from experiments.pipeline import stages
+from experiments.pipeline.pipeline import isolation
+from experiments.results.record import Record
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from organism.sources import HarmfulExamples, HeldOutText
@@ -190,7 +191,7 @@ def test_what_has_a_process_of_its_own_gets_no_child(
         names.append(name)
         return function()
 
-    monkeypatch.setattr("experiments.pipeline.in_child", noting)
+    monkeypatch.setattr("experiments.pipeline.pipeline.in_child", noting)
     assert isolation.in_child is not noting
     common = ("runtime.isolate=true", "evaluation.limits.harmful=10", "evaluation.text_tokens=99")
     assert command(*common).code == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.inputs import attack_prompts
+from experiments.pipeline.inputs import attack_prompts
 from organism.task_sources import Sentiment
 from settings import SettingError
 from tests.experiments.test_configuration import composed

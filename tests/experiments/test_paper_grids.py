@@ -8,9 +8,9 @@ import math
 
 import pytest
 
-from experiments import published
-from experiments.record import Record
 from experiments.report.__main__ import main as report
+from experiments.results import published
+from experiments.results.record import Record
 from tests.experiments.conftest import Command
 
 # The figures that need a model's own name, which the organism hasn't got.

@@ -14,7 +14,7 @@ from huggingface_hub import ModelInfo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.configuration import PROJECT
+from experiments.config.experiment import PROJECT
 from experiments.plan import memory
 from experiments.plan.__main__ import main
 from experiments.plan.effort import FORWARD, Rates, arithmetic, training_passes

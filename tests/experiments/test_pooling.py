@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 from attacks.base import AttackData
-from experiments.arrows import Arrows, Model
-from experiments.record import Record
+from experiments.pipeline.steps import Arrows, Model
 from experiments.report import figures
-from experiments.report.collect import Row, Run, collect
+from experiments.report.pool import Row, Run, collect
+from experiments.results.record import Record
 from experiments.store import Store
 from modeling.checkpoint import Checkpoint
 from tests.experiments.test_configuration import composed

@@ -22,12 +22,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.progress import events
-from experiments.progress.__main__ import main as progress
-from experiments.progress.estimate import Course, Left, Taken, time_left
-from experiments.progress.state import SweepState
-from experiments.progress.view import duration, left_words, snapshot
-from experiments.record import Record
+from experiments.launch.progress.estimate import Course, Left, Taken, time_left
+from experiments.launch.progress.state import SweepState
+from experiments.launch.progress.view import duration, left_words, snapshot
+from experiments.progress import main as progress
+from experiments.results import events
+from experiments.results.record import Record
 from experiments.store import Stage, Store
 from tests.experiments.conftest import TOY, Command
 

@@ -19,13 +19,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from evaluation.statistics import share
-from experiments import published
-from experiments.configuration import CONF, register_resolvers, validate
-from experiments.published import Figure
-from experiments.record import Record
+from experiments.config.experiment import CONF, register_resolvers, validate
 from experiments.report import published as comparing
 from experiments.report.__main__ import main as report
-from experiments.report.collect import Run, collect
+from experiments.report.pool import Run, collect
+from experiments.results import published
+from experiments.results.published import Figure
+from experiments.results.record import Record
 
 NAMES = published.names()
 DEFENSES = {path.stem for path in CONF.glob("defense/*.yaml")}

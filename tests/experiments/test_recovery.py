@@ -19,8 +19,8 @@ from hydra.experimental.callback import Callback
 
 from defenses.base import Calibration, Models
 from defenses.none import NoDefense
-from experiments.configuration import PROJECT
-from experiments.record import Record
+from experiments.config.experiment import PROJECT
+from experiments.results.record import Record
 from experiments.store import Store
 from tests.experiments.conftest import Command
 
@@ -237,7 +237,7 @@ def say_and_wait() -> None:
 
 
 CALLS = """
-from experiments.isolation import in_child
+from experiments.pipeline.isolation import in_child
 from tests.experiments.test_recovery import say_and_wait
 
 if __name__ == "__main__":

@@ -20,15 +20,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from experiments.configuration import register_resolvers
-from experiments.inputs import read_inputs
+from experiments.config.experiment import register_resolvers
+from experiments.config.jobs import expand
+from experiments.pipeline.inputs import read_inputs
 from experiments.plan.costs import Costs
+from experiments.plan.dry_run import Foresight, Ledger
 from experiments.plan.effort import Rates
-from experiments.plan.foresight import Foresight, Ledger
 from experiments.plan.forms import Forms
-from experiments.plan.jobs import expand
 from experiments.plan.models import Library
-from experiments.record import Record
+from experiments.results.record import Record
 from tests.experiments.conftest import Command
 
 REFERENCE = Path(__file__).parent / "reference"

@@ -17,11 +17,11 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from evaluation.statistics import share
-from experiments.record import Record
-from experiments.report import figures, maps, sweeps
+from experiments.report import figures, heatmaps, sweeps
 from experiments.report.__main__ import main as report
-from experiments.report.collect import collect
-from experiments.report.drawing import plain
+from experiments.report.pool import collect
+from experiments.report.style import plain
+from experiments.results.record import Record
 from settings import RelockError
 
 ROWS = 20
@@ -376,7 +376,7 @@ def test_a_map_that_all_runs_share_is_drawn_once(tmp_path: Path) -> None:
     collected = collect([write_maps(tmp_path, lambda k: [heat_map()])])
     written = figures.write(collected, tmp_path / "report")
     assert [path.name for path in written][2:] == ["map_probe_accuracy.png"]
-    ((_, figure),) = maps.figures(collected.runs)
+    ((_, figure),) = heatmaps.figures(collected.runs)
     axes, bar = figure.axes
     (image,) = axes.images
     assert np.array_equal(image.get_array(), heat_map()["values"])
@@ -387,7 +387,7 @@ def test_a_map_that_all_runs_share_is_drawn_once(tmp_path: Path) -> None:
 
 def test_maps_that_differ_are_named_by_the_setting_that_tells_them_apart(tmp_path: Path) -> None:
     runs = collect([write_maps(tmp_path, lambda k: [heat_map(offset=k)])]).runs
-    drawn = dict(maps.figures(runs))
+    drawn = dict(heatmaps.figures(runs))
     assert set(drawn) == {"map_probe_accuracy_k=2", "map_probe_accuracy_k=4"}
     assert "k=4" in drawn["map_probe_accuracy_k=4"].axes[0].get_title()
 
@@ -395,13 +395,13 @@ def test_maps_that_differ_are_named_by_the_setting_that_tells_them_apart(tmp_pat
 def test_maps_that_no_setting_tells_apart_are_numbered(tmp_path: Path) -> None:
     for i in range(2):
         write_run(tmp_path / str(i), {}, ATTACKED, ATTACKED, apply={"maps": [heat_map(i)]})
-    stems = [stem for stem, _ in maps.figures(collect([tmp_path]).runs)]
+    stems = [stem for stem, _ in heatmaps.figures(collect([tmp_path]).runs)]
     assert stems == ["map_probe_accuracy_1", "map_probe_accuracy_2"]
 
 
 def test_a_large_map_has_few_round_ticks() -> None:
     given = heat_map(rows=80, columns=64)
-    axes = maps.draw(maps.Map.of(given, "here")).axes[0]
+    axes = heatmaps.draw(heatmaps.Map.of(given, "here")).axes[0]
     assert list(axes.get_yticks()) == list(range(0, 80, 10))
     assert list(axes.get_xticks()) == list(range(0, 64, 5))
 
@@ -440,4 +440,4 @@ def test_a_malformed_map_is_one_sentence_and_the_rest_is_written(
 def test_maps_must_be_a_list(tmp_path: Path) -> None:
     runs = collect([write_maps(tmp_path, lambda k: heat_map())]).runs
     with pytest.raises(RelockError, match="no list of maps"):
-        list(maps.figures(runs))
+        list(heatmaps.figures(runs))

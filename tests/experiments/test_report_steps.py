@@ -15,9 +15,9 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from experiments.record import Record
 from experiments.report import figures, steps, tables
-from experiments.report.collect import collect
+from experiments.report.pool import collect
+from experiments.results.record import Record
 
 EACH = 10
 Shares = dict[str, int]

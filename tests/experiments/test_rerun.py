@@ -16,9 +16,9 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.jobs import is_alive
-from experiments.record import Record
 from experiments.rerun import main
+from experiments.results.record import Record
+from experiments.results.status import is_alive
 from tests.experiments.conftest import Command, Finished
 from tests.experiments.test_recovery import ENVIRONMENT, SMALL
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.record import Record
 from experiments.report.__main__ import main as report
+from experiments.results.record import Record
 from experiments.store import Store
 from tests.experiments.conftest import Command
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.record import Record
+from experiments.results.record import Record
 from experiments.store import Store
 from tests.experiments.conftest import Command
 

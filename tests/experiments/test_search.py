@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from evaluation.statistics import Estimate, share
-from experiments.configuration import CONF, register_resolvers
-from experiments.record import Record
-from experiments.report import chosen, pareto
+from experiments.config.experiment import CONF, register_resolvers
+from experiments.report import pareto, search_result
 from experiments.report.__main__ import main as report
-from experiments.report.collect import Row, collect
-from experiments.search import Constrained, Pareto, refusal
+from experiments.report.pool import Row, collect
+from experiments.results.objective import Constrained, Pareto, refusal
+from experiments.results.record import Record
 from settings import DataError, SettingError
 from tests.experiments.conftest import Command
 from tests.experiments.test_configuration import composed
@@ -251,8 +251,8 @@ def searched_runs(folder: Path, objective: dict[str, Any]) -> Path:
 def test_what_is_said_of_the_best_are_the_figures_of_the_models_that_were_asked(
     tmp_path: Path,
 ) -> None:
-    objective = {"_target_": "experiments.search.Constrained", "reference": "aligned"}
-    said = " ".join(chosen.sentences(collect([searched_runs(tmp_path, objective)])))
+    objective = {"_target_": "experiments.results.objective.Constrained", "reference": "aligned"}
+    said = " ".join(search_result.sentences(collect([searched_runs(tmp_path, objective)])))
     # Those that keep 90 % accuracy; one trial edited nothing, and is a setting all the same.
     assert "best of 4 settings (2 feasible): relock alpha=1: hs of defended 45.0" in said
     assert "accuracy_strict of aligned 90.0 70.0–97.0 n=20" in said
@@ -260,11 +260,11 @@ def test_what_is_said_of_the_best_are_the_figures_of_the_models_that_were_asked(
 
 def test_the_front_is_of_the_objectives_own_figures(tmp_path: Path) -> None:
     objective = {
-        "_target_": "experiments.search.Pareto",
+        "_target_": "experiments.results.objective.Pareto",
         "metrics": ["hs", "hs_upper"],
         "goals": ["minimize", "minimize"],
     }
-    said = " ".join(chosen.sentences(collect([searched_runs(tmp_path, objective)])))
+    said = " ".join(search_result.sentences(collect([searched_runs(tmp_path, objective)])))
     # By accuracy, alpha=1 would be on it too.
     assert "front of 4 settings: 1 that none beats" in said
     assert "- relock alpha=0: hs of defended 5.0" in said

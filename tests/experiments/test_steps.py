@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 from defenses.base import Calibration, Defense, Edit, Models, Step
-from experiments import stages
-from experiments.record import Record
+from experiments.pipeline import stages
 from experiments.report.__main__ import main as report
-from experiments.tracked import summary
+from experiments.results.record import Record
+from experiments.tracking.wandb_fields import summary
 from modeling.checkpoint import Checkpoint
 from settings import ModelError, SettingError
 from tests.experiments.conftest import Command

@@ -14,10 +14,10 @@ import pytest
 from rich.console import Console
 
 from evaluation.statistics import Estimate, PairedTest, share
-from experiments.record import Record, environment
 from experiments.report import tables
-from experiments.report.collect import Collected, collect
 from experiments.report.columns import sections
+from experiments.report.pool import Collected, collect
+from experiments.results.record import Record, environment
 from settings import DataError
 from tests.experiments.test_report_figures import ATTACKED, write_run
 

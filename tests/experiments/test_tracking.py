@@ -12,11 +12,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from experiments.configuration import PROJECT
-from experiments.dashboard.__main__ import main as dashboard
-from experiments.record import Record
-from experiments.tracked import public
-from experiments.tracking import sweep_name
+from experiments.config.experiment import PROJECT
+from experiments.dashboard import main as dashboard
+from experiments.results.record import Record
+from experiments.tracking.wandb_fields import public
+from experiments.tracking.wandb_tracker import sweep_name
 from tests.experiments.conftest import Command
 
 

@@ -13,9 +13,9 @@ from data.leakage import normalise
 from data.rows import Example
 from data.sources import BeaverTails, BeaverTailsPrompts, JsonlPrompts
 from data.tasks import SST2
-from experiments.configuration import Experiment
-from experiments.inputs import Inputs, read_inputs
-from experiments.sources import Asked
+from experiments.config.experiment import Experiment
+from experiments.config.sources import Asked
+from experiments.pipeline.inputs import Inputs, read_inputs
 from settings import DataError, SettingError
 from tests.experiments.test_configuration import composed
 

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from experiments.configuration import PROJECT
+from experiments.config.experiment import PROJECT
 
 SMALL = (
     "tracker=none",

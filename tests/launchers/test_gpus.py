@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments.configuration import PROJECT
-from experiments.runtime import Runtime
+from experiments.config.experiment import PROJECT
+from experiments.config.runtime import Runtime
 from settings import SettingError
 
 # Leases, says what it sees, and keeps it until its stdin ends.
 HOLDER = """
 import logging, os, sys
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-from experiments.runtime import Runtime
+from experiments.config.runtime import Runtime
 gpus = [int(gpu) for gpu in sys.argv[1].split(",")]
 Runtime(gpus=tuple(gpus), gpus_per_job=int(sys.argv[2])).prepare(None)
 print("has", os.environ["CUDA_VISIBLE_DEVICES"], "torch" in sys.modules, flush=True)

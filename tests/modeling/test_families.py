@@ -11,7 +11,7 @@ from huggingface_hub.utils import filter_repo_objects
 from omegaconf import OmegaConf
 
 from defenses.fgsn.layers import given_layers
-from experiments.configuration import ModelSettings
+from experiments.config.experiment import ModelSettings
 from modeling import checkpoint
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, load_tokenizer

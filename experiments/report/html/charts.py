@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from experiments.report import maps, steps, sweeps
-from experiments.report.collect import Collected, Row
-from experiments.report.drawing import PALETTE, style
+from experiments.report import heatmaps, steps, sweeps
 from experiments.report.figures import (
     TITLE,
     Line,
@@ -22,6 +20,8 @@ from experiments.report.figures import (
 from experiments.report.html.families import Family, apart, families
 from experiments.report.html.svg import INK, inline, symbol
 from experiments.report.pareto import front
+from experiments.report.pool import Collected, Row
+from experiments.report.style import PALETTE, style
 from experiments.report.tables import label
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def further_charts(collected: Collected) -> Iterator[Chart]:
         RelockError: A heat map is malformed; this comes after all the others.
     """
     rows, runs = collected.rows, collected.runs
-    drawn = chain(sweeps.figures(rows), steps.figures(rows), maps.figures(runs))
+    drawn = chain(sweeps.figures(rows), steps.figures(rows), heatmaps.figures(runs))
     for number, (stem, figure) in enumerate(drawn):
         name, title = f"further-{number}", stem.replace("_", " ")
         yield Chart(name, title, _printed(name, figure, title), wide=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.report.collect import Row
-from experiments.report.drawing import plain
+from experiments.report.pool import Row
+from experiments.report.style import plain
 
 _HS = "hs"
 

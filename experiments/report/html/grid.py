@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from evaluation.statistics import Estimate
-from experiments.report.collect import Row
 from experiments.report.columns import (
     LEGEND,
     PAIRED,
@@ -17,9 +16,10 @@ from experiments.report.columns import (
     main_columns,
     sections,
 )
-from experiments.report.drawing import is_number
+from experiments.report.pool import Row
 from experiments.report.published import HEAD, Comparison, holds, title
 from experiments.report.published import table as published_table
+from experiments.report.style import is_number
 from experiments.report.tables import (
     cell,
     label,

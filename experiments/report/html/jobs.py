@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.jobs import STATUS, State, job_folders, state_of
-from experiments.record import RECORD
-from experiments.report.collect import Run
-from experiments.report.commands import command_line
+from experiments.report.pool import Run
+from experiments.results.command_line import command_line
+from experiments.results.record import RECORD
+from experiments.results.status import STATUS, State, job_folders, state_of
 
 # No name of a machine stands on the page.
 _SAID: dict[State, str] = {

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report import published
-from experiments.report.collect import Collected, Row, Run
-from experiments.report.drawing import PALETTE
 from experiments.report.html import charts, grid, jobs, summary
+from experiments.report.pool import Collected, Row, Run
 from experiments.report.published import Comparison
+from experiments.report.style import PALETTE
 from settings import RelockError
 
 FILE = "report.html"

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from evaluation.statistics import Estimate, PairedTest
-from experiments.report.collect import Row
-from experiments.report.drawing import plain
 from experiments.report.html.families import Family, families
 from experiments.report.html.grid import signed
+from experiments.report.pool import Row
+from experiments.report.style import plain
 from experiments.report.tables import label, paired_cell
 
 _MOST = 4

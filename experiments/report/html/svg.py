@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from experiments.report.drawing import PALETTE
 from experiments.report.figures import TITLE
+from experiments.report.style import PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

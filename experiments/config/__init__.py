@@ -1,0 +1,1 @@
+"""A command line becomes one typed, frozen experiment."""

@@ -1,0 +1,142 @@
+"""`python -m experiments.dashboard SWEEP`: a W&B workspace and a report for a sweep."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.launch.job import quiet_libraries
+from settings import RelockError
+
+if TYPE_CHECKING:
+    from experiments.report.pool import Collected
+    from experiments.tracking.charts import Chart
+    from experiments.tracking.panels import Content
+    from experiments.tracking.wandb_tracker import WandbTracker
+
+_KINDS = ("workspace", "report")
+_NOBODY = "ENTITY"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the sweep, sums it up on W&B, and makes or updates what shows it there."""
+    options = _parser().parse_args(arguments)
+    quiet_libraries()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("relock").setLevel(logging.INFO)
+    kinds = [kind for kind in _KINDS if getattr(options, kind)] or list(_KINDS)
+    try:
+        _dashboard(options, kinds)
+    except RelockError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.dashboard", description=__doc__)
+    parser.add_argument("sweep", type=Path, help="a sweep's folder, or a single run's")
+    parser.add_argument("--project", help="W&B project (default: the one the sweep was tracked in)")
+    parser.add_argument("--entity", help="W&B user or team (default: likewise, or the key's own)")
+    parser.add_argument("--workspace", action="store_true", help="make only the workspace")
+    parser.add_argument("--report", action="store_true", help="make only the report")
+    parser.add_argument(
+        "--track",
+        action="store_true",
+        help="first upload the runs that are not on W&B yet; without a key, track them offline",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="send nothing; write what would be sent to the sweep's report folder as JSON",
+    )
+    return parser
+
+
+def _dashboard(options: argparse.Namespace, kinds: list[str]) -> None:
+    from experiments.report import figures
+    from experiments.report.pool import collect
+    from experiments.tracking import panels, server, uploads, wandb_fields
+    from experiments.tracking.charts import charts
+    from experiments.tracking.wandb_tracker import has_key, sweep_name
+
+    sweep: Path = options.sweep
+    if not sweep.is_dir():
+        raise RelockError(f"{sweep} is not a folder; give a sweep's folder")
+    collected = wandb_fields.shareable(collect([sweep]))
+    if not collected.runs:
+        raise RelockError(f"no record.json under {sweep}; give the folder of a finished sweep")
+    tracker = uploads.tracker_of(collected.runs, options.project, options.entity)
+    group = tracker.group or sweep_name(sweep)
+    drawn = charts(collected)
+    if options.dry_run:
+        images = figures.write(collected, sweep / "report")
+        content = _content(collected, drawn, tracker, group, images)
+        for path in panels.write(content, sweep / "report"):
+            print(path)
+        return
+    if options.track:
+        uploads.track(uploads.uploads(sweep, collected.runs), tracker)
+    found = uploads.uploads(sweep, collected.runs)
+    command = found.to_do(_again(options))
+    if not has_key():
+        raise RelockError(
+            "no W&B API key was found; set WANDB_API_KEY or run `wandb login`, then run "
+            f"`{command}`"
+        )
+    if not found.complete:
+        raise RelockError(f"not all of the sweep's runs are on W&B; run `{command}`")
+    api, entity = server.connect(tracker.entity, tracker.project, group, len(collected.runs))
+    tracker = tracker.model_copy(update={"entity": entity})
+    with server.explained():
+        presets = server.make_presets(api, entity, drawn)
+        images = figures.write(collected, sweep / "report")
+        url = uploads.sum_up(collected, drawn, images, tracker, sweep, group)
+    print(f"summary run: {url}")
+    content = _content(collected, drawn, tracker, group, images, presets)
+    for kind, address in server.save(content, sweep / "wandb", kinds).items():
+        print(f"{kind}: {address}")
+
+
+def _content(
+    collected: Collected,
+    drawn: list[Chart],
+    tracker: WandbTracker,
+    group: str,
+    images: list[Path],
+    presets: dict[str, str] | None = None,
+) -> Content:
+    """What to show; `presets` as the server calls them, or as it would."""
+    from experiments.report import tables
+    from experiments.tracking.panels import Content
+    from experiments.tracking.uploads import figure_key
+
+    entity = tracker.entity or _NOBODY
+    return Content(
+        sweep=group,
+        project=tracker.project,
+        entity=entity,
+        charts=drawn,
+        presets=presets or {chart.name: f"{entity}/{chart.preset}" for chart in drawn},
+        figures=[figure_key(path) for path in images],
+        table=tables.markdown(collected),
+        swept_ratio=any("attack.poison_ratio" in row.settings for row in collected.rows),
+    )
+
+
+def _again(options: argparse.Namespace) -> str:
+    """The command line as it was given, without what is done once."""
+    parts = ["python", "-m", "experiments.dashboard", str(options.sweep)]
+    parts += [f"--{kind}" for kind in _KINDS if getattr(options, kind)]
+    for name in ("project", "entity"):
+        if value := getattr(options, name):
+            parts += [f"--{name}", value]
+    return shlex.join(parts)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

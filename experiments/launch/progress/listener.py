@@ -1,0 +1,112 @@
+"""What listens to the stages of a run."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from experiments.launch.progress.console import is_live
+from experiments.pipeline.pipeline import Listener
+from experiments.results.events import append
+from experiments.store import Stage, StageResult
+
+log = logging.getLogger("relock")
+
+_MANY = ("generate", "likelihood", "judge", "score")
+
+
+class Journal(Listener):
+    """Writes the stages of a sweep's job to the events in its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def waiting(self, stage: Stage) -> None:
+        append(self._folder, "stage", "waiting", name=stage.name, key=stage.key)
+
+    def making(self, stage: Stage) -> None:
+        append(self._folder, "stage", "running", name=stage.name, key=stage.key)
+
+    def finished(self, result: StageResult) -> None:
+        status = "reused" if result.reused else "made"
+        seconds = round(result.seconds, 3)
+        append(self._folder, "stage", status, name=result.name, key=result.key, seconds=seconds)
+
+
+class Log(Listener):
+    """Writes what was made and what was found to the log."""
+
+    def finished(self, result: StageResult) -> None:
+        level = logging.DEBUG if result.name in _MANY else logging.INFO
+        how = "reused" if result.reused else f"made in {result.seconds:.1f} s"
+        log.log(level, "%s %s %s", result.name, result.key, how)
+
+
+class LastLine(Listener):
+    """Names the stage that is being made in the last line of a terminal.
+
+    Bars of what takes long within a stage are drawn over it.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def waiting(self, stage: Stage) -> None:
+        self._write(f"{stage.name}: waiting for another process")
+
+    def making(self, stage: Stage) -> None:
+        self._write(f"stage {self._count + 1}: {stage.name}")
+
+    def finished(self, result: StageResult) -> None:
+        self._count += 1
+        self.clear()
+
+    def clear(self) -> None:
+        """Leaves the line to others."""
+        self._write("")
+
+    def _write(self, text: str) -> None:
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+class Each(Listener):
+    """Tells several listeners."""
+
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        self._listeners = listeners
+
+    def waiting(self, stage: Stage) -> None:
+        for listener in self._listeners:
+            listener.waiting(stage)
+
+    def making(self, stage: Stage) -> None:
+        for listener in self._listeners:
+            listener.making(stage)
+
+    def finished(self, result: StageResult) -> None:
+        for listener in self._listeners:
+            listener.finished(result)
+
+
+@contextmanager
+def listening(folder: Path, *, in_sweep: bool, progress: str) -> Iterator[Listener]:
+    """The listener of one run.
+
+    Args:
+        folder: The run's folder.
+        in_sweep: Whether it is a job of a sweep, which has a view of its own.
+        progress: `runtime.progress`.
+    """
+    if in_sweep:
+        yield Each([Log(), Journal(folder)])
+    elif progress == "auto" and is_live():
+        line = LastLine()
+        try:
+            yield Each([line, Log()])
+        finally:
+            line.clear()
+    else:
+        yield Log()

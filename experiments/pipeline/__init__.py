@@ -1,0 +1,1 @@
+"""An experiment becomes stages, and stages become rows."""

@@ -1,0 +1,57 @@
+"""`python -m experiments.progress SWEEP`: how far a sweep is, from any terminal.
+
+python -m experiments.progress outputs/sweeps/2026-11-21/10-00-00-000000
+python -m experiments.progress outputs/sweeps/2026-11-21/10-00-00-000000 --once
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.launch.progress.console import is_live
+from experiments.launch.progress.state import SweepState, is_sweep
+from experiments.launch.progress.view import snapshot
+from experiments.launch.progress.watch import Watch
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    given = _parse(arguments)
+    if not is_sweep(given.sweep):
+        print(
+            f"error: {given.sweep} is no sweep; give the folder that a multirun writes its jobs to "
+            "(hydra.sweep.dir)",
+            file=sys.stderr,
+        )
+        return 1
+    if not given.once:
+        try:
+            with Watch(given.sweep, live=not given.plain and is_live()) as watch:
+                watch.until_end(threading.Event())
+        except KeyboardInterrupt:
+            return 130
+    sweep = SweepState(given.sweep)
+    sweep.refresh()
+    for line in snapshot(sweep):
+        print(line)
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m experiments.progress", description="How far a sweep is."
+    )
+    parser.add_argument("sweep", type=Path, help="the sweep's folder")
+    parser.add_argument("--once", action="store_true", help="say how it stands, and end")
+    parser.add_argument(
+        "--plain", action="store_true", help="a line per job also on a terminal, no live view"
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Side-by-side examples as a Markdown page and in the terminal.
+
+Harmful prompts and what was answered to them are left out as text, unless it is asked for; what
+is told of them is enough to see who complied, who refused and who broke.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.report.examples import FEW, MAIN, Comparison, Example, Model, Shown
+from experiments.report.pool import Run
+from experiments.report.untrusted_text import LONGEST, WIDTH, block, inline, shortened, visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+FILE = "examples.md"
+
+_MOST_PATTERNS = 8
+
+
+def write(found: Sequence[Comparison], folder: Path, show_text: bool = False) -> list[Path]:
+    """Writes `examples.md` to `folder`.
+
+    Args:
+        found: What is shown.
+        folder: Where the file goes.
+        show_text: Whether harmful prompts and the answers to them are shown as text.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).write_text(markdown(found, show_text), encoding="utf-8")
+    return [folder / FILE]
+
+
+def markdown(found: Sequence[Comparison], show_text: bool = False) -> str:
+    """All comparisons as one page; no text in it can act as Markdown or HTML."""
+    parts = ["# Examples", _WITH_TEXT if show_text else _WITHOUT_TEXT, _RULE, _LEGEND]
+    for comparison in found:
+        parts += [f"## {inline(comparison.title)}", _models_table(comparison.models)]
+        number = 0
+        for shown in comparison.sets:
+            parts += [f"### {inline(shown.set)}", _patterns_table(comparison.models, shown)]
+            for example in shown.examples:
+                number += 1
+                parts += _page(example, number, show_text)
+    return "\n\n".join(parts) + "\n"
+
+
+def _models_table(models: Sequence[Model]) -> str:
+    rows = [[model.name, str(model.run.record.seed), _place(model.run)] for model in models]
+    return _table(["model", "seed", "run"], rows)
+
+
+def _place(run: Run) -> str:
+    return "/".join(run.folder.parts[-2:])
+
+
+def _patterns_table(models: Sequence[Model], shown: Shown) -> str:
+    patterns = list(shown.patterns.items())
+    rows = [[str(count), *pattern] for pattern, count in patterns[:_MOST_PATTERNS]]
+    table = _table(["prompts", *(model.name for model in models)], rows)
+    rest = patterns[_MOST_PATTERNS:]
+    if not rest:
+        return table
+    count = sum(count for _, count in rest)
+    return f"{table}\n\nBesides: {count} prompts in {len(rest)} other combinations."
+
+
+def _page(example: Example, number: int, show_text: bool) -> list[str]:
+    """One example: its heading, who said what of it, and its text where that may be shown."""
+    named = [inline(part) for part in (example.category, example.id) if part]
+    gold = [f"right answer: {inline(example.gold)}"] if example.gold else []
+    parts = [f"#### {number}. {', '.join([*named, *gold])}"]
+    visible_text = show_text or example.is_harmless
+    if visible_text:
+        parts += ["Prompt:", block(example.prompt)]
+        parts += ["Asked as:", block(example.asked)] if example.asked else []
+    parts.append(_table(*_replies(example)))
+    for (fingerprint, text), names in example.texts.items() if visible_text else ():
+        parts += [f"{inline(fingerprint)}: {', '.join(map(inline, names))}", block(text)]
+    return parts
+
+
+def _replies(example: Example) -> tuple[list[str], list[list[str]]]:
+    """Head and cells of the table of replies."""
+    judges = list(dict.fromkeys(name for reply in example.replies for name in reply.verdicts))
+    rows = [
+        [
+            reply.model,
+            *(reply.verdicts.get(judge, "") for judge in judges),
+            "" if reply.tokens is None else str(reply.tokens),
+            reply.fingerprint,
+            "; ".join(reply.notes),
+        ]
+        for reply in example.replies
+    ]
+    return ["model", *judges, "tokens", "answer", "notes"], rows
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table of one line each."""
+    lines = [head, *rows]
+    cells = ["| " + " | ".join(map(inline, line)) + " |" for line in lines]
+    return "\n".join([cells[0], "|" + " --- |" * len(head), *cells[1:]])
+
+
+def show(found: Sequence[Comparison], console: Console, n: int, show_text: bool = False) -> None:
+    """Prints `n` examples, the comparisons in turn.
+
+    Args:
+        found: What there is to show.
+        console: Where to.
+        n: How many at most, of all comparisons together.
+        show_text: As for `write`.
+    """
+    in_turn = zip_longest(*([(each, one) for one in each.examples] for each in found))
+    pairs = [pair for pair in chain.from_iterable(in_turn) if pair is not None]
+    for comparison, example in pairs[:n]:
+        _print(comparison, example, console, show_text or example.is_harmless)
+
+
+def _print(comparison: Comparison, example: Example, console: Console, with_text: bool) -> None:
+    from rich.text import Text
+
+    named = [comparison.title, example.set, example.category, example.id]
+    console.print(Text(visible(": ".join(filter(None, named))), style="bold"))
+    if with_text:
+        console.print(Text(_written("prompt", example.prompt)))
+        if example.asked:
+            console.print(Text(_written("asked as", example.asked)))
+        if example.gold:
+            console.print(Text(_written("right answer", example.gold)))
+    console.print(_terminal_table(example))
+    for (fingerprint, text), names in example.texts.items() if with_text else ():
+        console.print(Text(_written(f"{fingerprint} ({', '.join(names)})", text)))
+    console.print()
+
+
+def _written(name: str, text: str) -> str:
+    return f"{name}: {shortened(visible(text))}"
+
+
+def _terminal_table(example: Example) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    head, rows = _replies(example)
+    table = Table(header_style="bold")
+    for name in head:
+        table.add_column(Text(name), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(visible(cell)) for cell in row))
+    return table
+
+
+_WITHOUT_TEXT = """Of harmful prompts neither the prompt nor an answer is shown as text, only what \
+was said of them; `--show-text` writes this page with everything."""
+
+_WITH_TEXT = """**This page holds harmful prompts and what models answered to them. It is for \
+reading on this machine: keep it local, don't publish or upload it.**"""
+
+_RULE = f"""Which prompts: a set's prompts are sorted by the combination of outcomes that the \
+models came out with (the table under the set's name: how many prompts each combination has). \
+Combinations are taken in turn, the one in which most pairs of models differ first; of one, the \
+prompt whose category was shown least so far, and of these the first asked. So the examples are \
+chosen to differ and are no sample: shares are read from the table under the set's name. Of the \
+harmful prompts there are {MAIN} (as many as `--examples` asks for, if that is more), of every \
+other set {FEW}.
+
+Which models: those that go with one attacked model, each by one run, that of the lowest seed; \
+the table names it. A repair that leaves a model as it was shares its line ("attacked = none")."""
+
+_LEGEND = f"""`harm`, `refusal` and further judges: the judge's label; in brackets its score, \
+category and kind of response, as far as it has them, and whether it saw only a part. `tokens`: \
+length of the answer. `answer`: the start of its SHA-256, the same for the same answers. `says`: \
+the usual refusal phrase that stands first in it. Texts are cut after {LONGEST:,} characters, and \
+their lines are broken at {WIDTH}; characters that can't be seen are written as `\\x1b`."""

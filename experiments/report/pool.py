@@ -1,0 +1,284 @@
+"""Reading runs back and pooling them: one row per model that was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluation.metrics import compare, summarise
+from evaluation.statistics import holm
+from experiments.results.record import RECORD, ROWS, Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from evaluation.statistics import Estimate, PairedTest
+
+# What each of a table's rows may depend on besides what the row before it does: sections of the
+# settings, or parts of them.
+_OWN_SECTIONS: dict[str, tuple[str, ...]] = {
+    "base": (
+        "model",
+        "evaluation",
+        "judges",
+        "protocol",
+        "tasks",
+        "prompts",
+        "data",
+        "sources.harmful",
+        "sources.benign",
+        "sources.over_refusal",
+        "sources.held_out",
+        "sources.validation",
+    ),
+    "aligned": ("align", "sources.sft", "sources.pairs"),
+    "attacked": ("attack", "sources.poison"),
+    "defended": (
+        "defense",
+        "sources.calibration",
+        "sources.safety_pairs",
+        "sources.safety_prompts",
+        "sources.utility_prompts",
+    ),
+    "refined": ("refine",),
+}
+_SECTIONS = dict(zip(_OWN_SECTIONS, accumulate(_OWN_SECTIONS.values()), strict=True))
+# Labels tell these apart.
+_NAMES = ("model.name", "model.alignment", "attack.task", "protocol.name")
+_CLASS = "_target_"
+# Records of before there was a choice asked the test split.
+_SPLIT, _VALIDATION = "evaluation.split", "sources.validation."
+_LABELS = {
+    "base": ("model", "task", "protocol"),
+    "aligned": ("model", "align", "task", "protocol"),
+    "attacked": ("model", "align", "attack", "task", "protocol"),
+    "defended": ("model", "align", "attack", "task", "defense", "protocol"),
+    "refined": ("model", "align", "attack", "task", "defense", "refine", "protocol"),
+}
+# The model that a row's differences are to.
+_AGAINST = {"defended": "attacked", "refined": "defended"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's record and where it lies."""
+
+    folder: Path
+    record: Record
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """One row per model, prompt set and prompt."""
+        import pandas as pd
+
+        return pd.read_parquet(self.folder / ROWS)
+
+    @cached_property
+    def measured(self) -> pd.DataFrame:
+        """The rows without the prompts' text."""
+        return self.rows.drop(columns=["prompt", "asked"], errors="ignore")
+
+    @cached_property
+    def flat(self) -> dict[str, Any]:
+        """The resolved settings by dotted key, without sources that the run's split doesn't ask."""
+        flat = {_SPLIT: "test", **dict(_flatten(self.record.settings))}
+        if flat[_SPLIT] == "test":
+            return {key: flat[key] for key in flat if not key.startswith(_VALIDATION)}
+        return flat
+
+    @property
+    def validates(self) -> bool:
+        """Whether it asked the validation split, whose figures are for choosing settings."""
+        return self.flat[_SPLIT] != "test"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a model, pooled over seeds.
+
+    Attributes:
+        role: "base", "aligned", "attacked", "defended" or "refined".
+        labels: Names of model, attack, task and defense, as far as they apply.
+        settings: The settings that vary among the runs and that this row depends on.
+        metrics: Metric name to estimate, over the rows of all seeds, which are its clusters.
+        seeds: Seeds pooled.
+        runs: One run for each model that is pooled.
+        cost: The defense's mean cost; empty for other roles.
+        paired: By metric, the test over the same prompts of the same seeds: of defended against
+            attacked models, and of refined against defended ones; empty for other roles. Holm's
+            correction is across the rows of one role that edited something and go back to the
+            same attacked row.
+    """
+
+    role: str
+    labels: dict[str, str]
+    settings: dict[str, Any]
+    metrics: dict[str, Estimate]
+    seeds: tuple[int, ...]
+    runs: tuple[Run, ...] = ()
+    cost: dict[str, float] = field(default_factory=dict)
+    paired: dict[str, PairedTest] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Runs and the table rows that they give."""
+
+    runs: list[Run]
+    rows: list[Row]
+
+    @property
+    def note(self) -> str:
+        """What is to be said of runs that asked the validation split; "" where none did."""
+        validating = sum(run.validates for run in self.runs)
+        if not validating:
+            return ""
+        which = "" if validating == len(self.runs) else "rows with split=validation: "
+        return f"{which}validation split, for choosing settings and not for results"
+
+
+def collect(paths: Iterable[Path]) -> Collected:
+    """Reads every record under `paths` and pools them.
+
+    Runs that differ only in their seed are pooled; a model that several runs share (the base,
+    an attack under several defenses) counts once.
+    """
+    folders = sorted({record.parent for path in paths for record in Path(path).rglob(RECORD)})
+    runs = [Run(folder, Record.read(folder)) for folder in folders]
+    varying = _varying(runs)
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for role in _SECTIONS:
+        for run in runs:
+            if role in run.record.models:
+                groups.setdefault(_group(run, role, varying), []).append(run)
+    ordered = sorted(groups.items(), key=lambda item: _place(item[0]))
+    rows = [_row(group, members) for group, members in ordered]
+    families: dict[tuple[Any, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        # A defense that edited nothing left the attacked model: there is nothing to test.
+        if row.paired and (row.role == "refined" or row.cost.get("parameters_edited")):
+            family = row.role, _group(row.runs[0], "attacked", varying)
+            families.setdefault(family, []).append(place)
+    for places in families.values():
+        for place, row in zip(places, _corrected([rows[i] for i in places]), strict=True):
+            rows[place] = row
+    return Collected(runs, rows)
+
+
+def _corrected(family: Sequence[Row]) -> list[Row]:
+    """Rows with the p-values of each metric corrected by Holm's method for their number."""
+    tests: list[dict[str, PairedTest]] = [{} for _ in family]
+    for metric in dict.fromkeys(metric for row in family for metric in row.paired):
+        tested = [index for index, row in enumerate(family) if metric in row.paired]
+        p_values = holm([family[index].paired[metric].p_value for index in tested])
+        for index, p_holm in zip(tested, p_values, strict=True):
+            tests[index][metric] = replace(family[index].paired[metric], p_holm=p_holm)
+    return [replace(row, paired=each) for row, each in zip(family, tests, strict=True)]
+
+
+def _place(group: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Where a group stands: by role, names ("none" first among defenses), then settings."""
+    role, labels, settings = group
+    names = ["" if value == "none" else value for _, value in labels]
+    values = [
+        (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))
+        for _, value in settings
+    ]
+    return list(_SECTIONS).index(role), names, values
+
+
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in node.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{path}.")
+        else:
+            # As it is written on the command line.
+            yield path, f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
+
+
+def _varying(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Settings that differ among runs of the same model, attack or defense, whose they are.
+
+    Two defenses may have settings of one name; that these differ tells nothing of either. A
+    setting that only some of the runs have differs too.
+    """
+    keys = dict.fromkeys(key for run in runs for key in run.flat)
+    return tuple(
+        key
+        for key in keys
+        if key not in _NAMES and _is_of(key, _SECTIONS["refined"]) and _differs(key, runs)
+    )
+
+
+def _differs(key: str, runs: Iterable[Run]) -> bool:
+    node, _, last = key.rpartition(".")
+    if last == _CLASS and _is_of(key, ("defense.settings",)):
+        return False  # A stack's order names its parts.
+    values: dict[Any, set[Any]] = {}
+    for run in (run for run in runs if run.validates or not key.startswith(_VALIDATION)):
+        # Another class has other settings, and is itself the difference.
+        kind = None if last == _CLASS else run.flat.get(f"{node}.{_CLASS}")
+        values.setdefault((_owner(run, key), kind), set()).add(run.flat.get(key, ...))
+    return max(map(len, values.values()), default=0) > 1
+
+
+def _owner(run: Run, key: str) -> tuple[str | None, str | None]:
+    """The name of what a setting is of: an attack, a defense, else the model; and the protocol."""
+    labels = run.record.labels
+    return labels.get(key.partition(".")[0], labels.get("model")), labels.get("protocol")
+
+
+def _is_of(key: str, sections: Iterable[str]) -> bool:
+    return any(f"{key}.".startswith(f"{section}.") for section in sections)
+
+
+def _group(run: Run, role: str, varying: Sequence[str]) -> tuple[Any, ...]:
+    labels = tuple((name, run.record.labels.get(name, "")) for name in _LABELS[role])
+    settings = tuple(
+        (key, run.flat[key]) for key in varying if key in run.flat and _is_of(key, _SECTIONS[role])
+    )
+    return role, labels, settings
+
+
+def _row(group: tuple[Any, ...], members: Sequence[Run]) -> Row:
+    role, labels, settings = group
+    # Of runs that share the model, the one whose attack had a further prompt that it was asked.
+    most_asked = sorted(members, key=lambda run: len(run.record.metrics.get(role, ())))
+    shared = {run.record.models[role]: run for run in most_asked}
+    runs = tuple(shared[key] for key in dict.fromkeys(run.record.models[role] for run in members))
+    return Row(
+        role=role,
+        labels=dict(labels),
+        settings=dict(settings),
+        metrics=summarise(pooled(runs, role)),
+        seeds=tuple(sorted({run.record.seed for run in runs})),
+        runs=runs,
+        cost=_mean_cost(members) if role == "defended" else {},
+        paired=_paired(runs, role, _AGAINST[role]) if role in _AGAINST else {},
+    )
+
+
+def pooled(runs: Sequence[Run], model: str) -> pd.DataFrame:
+    """The rows of the model of that label in each of the runs, whose number is their `seed`.
+
+    Prompts are left out: no metric reads them.
+    """
+    import pandas as pd
+
+    frames = [run.measured[run.measured["model"] == model] for run in runs]
+    numbered = [rows.assign(seed=number) for number, rows in enumerate(frames)]
+    return pd.concat(numbered, ignore_index=True)
+
+
+def _paired(runs: Sequence[Run], role: str, other: str) -> dict[str, PairedTest]:
+    return compare(pooled(runs, role), pooled(runs, other))
+
+
+def _mean_cost(members: Sequence[Run]) -> dict[str, float]:
+    names = members[0].record.cost
+    return {name: sum(run.record.cost[name] for run in members) / len(members) for name in names}

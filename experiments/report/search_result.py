@@ -1,0 +1,74 @@
+"""What a search found, in sentences: the best settings, and the command that tests them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from evaluation.statistics import Estimate
+from experiments.report import pareto
+from experiments.report.pareto import Choice
+from experiments.report.pool import Collected, Row
+from experiments.report.tables import cell
+from experiments.results.command_line import command_line
+
+# What the run of the chosen settings has in place of the search's.
+_TEST_SPLIT = "evaluation.split=test"
+
+
+def sentences(collected: Collected) -> list[str]:
+    """What a reader has to know of a validation split, and what was best where there was a search.
+
+    For every attacked model whose defenses had an objective: the best settings, or the front, and
+    the command that tests them.
+    """
+    said = [f"note: {collected.note}; no paper's figures stand beside"] if collected.note else []
+    for choice in pareto.choices(collected.rows):
+        if choice.searched:
+            said += _front(choice) if choice.feasible is None else _best(choice)
+    return said
+
+
+def _best(choice: Choice) -> list[str]:
+    count, best = len(choice.defended), choice.best
+    if best is None:
+        return [f"best: none of {count} settings is feasible; allow more (objective.within)"]
+    head = (
+        f"best of {count} settings ({choice.feasible} feasible): "
+        f"{pareto.told(best, choice.defended)}: {_figures(choice, best)}"
+    )
+    return [head, *_how_to_test(choice, best)]
+
+
+def _front(choice: Choice) -> list[str]:
+    found, count = choice.unbeaten, len(choice.defended)
+    lines = [f"front of {count} settings: {len(found)} that none beats in all of these figures"]
+    for row in found:
+        lines.append(f"- {pareto.told(row, choice.defended)}: {_figures(choice, row)}")
+        lines += _how_to_test(choice, row)
+    return lines
+
+
+def _figures(choice: Choice, row: Row) -> str:
+    metrics = pareto.measured(choice.attacked, row)
+    shown = []
+    for model, metric in dict.fromkeys(choice.objective.read):
+        figure = cell(_estimate(metrics[model].get(metric)), " ", metric)
+        shown.append(f"{metric} of {model} {figure}")
+    return ", ".join(shown)
+
+
+def _estimate(found: dict[str, Any] | None) -> Estimate | None:
+    """A record's figure, in which None is no number."""
+    if found is None:
+        return None
+    value, low, high = (
+        math.nan if found[end] is None else found[end] for end in ("value", "low", "high")
+    )
+    return Estimate(value, low, high, found["n"])
+
+
+def _how_to_test(choice: Choice, row: Row) -> list[str]:
+    if not row.runs[0].validates:
+        return ["chosen on the test split, so that these figures flatter it"]
+    return [f"test it once: {command_line(row.runs[0].record.overrides, _TEST_SPLIT)}"]

@@ -1,0 +1,1 @@
+"""Weights & Biases: a run for every experiment, a summary for a sweep."""

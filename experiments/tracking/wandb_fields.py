@@ -1,0 +1,178 @@
+"""What a W&B run says of an experiment: flat, comparable columns, and no prompt or answer."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.config.experiment import PROJECT
+from experiments.results.record import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from experiments.report.pool import Collected
+
+# Where things lie, where they are sent, and presets, which the methods' own settings repeat.
+_LEFT_OUT = ("store/", "tracker/", "runtime/", "plugins", "model/presets/")
+# Longer settings are texts: templates, system lines, lists of phrases.
+_LONGEST = 120
+_LONGEST_TAG = 64
+_VERSIONS = ("torch", "transformers", "peft", "trl", "vllm")
+
+
+def config(record: Record, job: str, sweep: str | None) -> dict[str, Any]:
+    """One column per setting, "attack/poison_ratio", beside the names of what was chosen.
+
+    Args:
+        record: The run's record.
+        job: The run's folder, below the sweep's where there is one.
+        sweep: The sweep's name, or None.
+
+    Returns:
+        Scalars by name. Labels (model, attack, task, defense, ...) stand under their bare names.
+        Folders are named without where they lie, and texts by their fingerprints.
+    """
+    flat = {
+        name: value
+        for name, value in _flat(record.settings)
+        if not name.startswith(_LEFT_OUT) and value is not None
+    }
+    labels = {name: value for name, value in record.labels.items() if value}
+    packages = record.environment["packages"]
+    known = {
+        "attack_and_defense": f"{labels['attack']} + {labels['defense']}",
+        "sweep": sweep,
+        "job": job,
+        "commit": record.environment["commit"],
+        "python": record.environment["python"],
+        **{name: packages.get(name) for name in _VERSIONS},
+    }
+    return flat | labels | {name: value for name, value in known.items() if value is not None}
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", public(value)
+
+
+def public(value: Any) -> Any:
+    """A setting as it may leave this machine: no folder's place, no login, no long text."""
+    if isinstance(value, Mapping):
+        return _short(",".join(f"{key}={public(each)}" for key, each in value.items()))
+    if isinstance(value, list | tuple):
+        return _short(f"[{','.join(str(public(each)) for each in value)}]")
+    return _short(_without_login(_without_place(value))) if isinstance(value, str) else value
+
+
+def _without_place(text: str) -> str:
+    """A folder of the project from there on, any other absolute one by its name."""
+    if not text.startswith(("/", "~")) or "\n" in text:
+        return text
+    path = Path(text)
+    return str(path.relative_to(PROJECT)) if path.is_relative_to(PROJECT) else path.name
+
+
+def _without_login(text: str) -> str:
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+
+
+def _short(text: str) -> str:
+    if len(text) <= _LONGEST and "\n" not in text:
+        return text
+    return f"{len(text)} characters, sha256 {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def tags(record: Record) -> list[str]:
+    """What was chosen as "defense:nlsr", cut to the length that W&B allows."""
+    return [f"{name}:{value}"[:_LONGEST_TAG] for name, value in record.labels.items() if value]
+
+
+def summary(record: Record) -> dict[str, float]:
+    """The record's figures under names that are the same for every defense.
+
+    Returns:
+        By name, without those that there were no rows for:
+
+        - "MODEL/METRIC" with "_low", "_high" (95 %) and "_n": shares from 0 to 1, and scores,
+          kappas and perplexities in their own units; MODEL is base, aligned, attacked, defended,
+          refined, or a step's; "MODEL/hs/CATEGORY" is HS by category;
+        - "difference/METRIC" with "_low", "_high", "_n" and "_p_value": defended less attacked
+          over the same prompts; "difference_refined/METRIC": refined less defended;
+        - "cost/...": seconds, bytes, scalars, and "cost/share_edited" from 0 to 1;
+        - "steps/NUMBER/parameters_edited" and "/share" of a repair in several steps;
+        - "seconds/STAGE" and "seconds/run", stages read from the store with what making them took;
+        - "stages/made" and "stages/reused": counts.
+    """
+    values: dict[str, float | None] = {}
+    for model, metrics in record.metrics.items():
+        for metric, estimate in metrics.items():
+            _spread(values, f"{model}/{metric}", estimate, ("low", "high", "n"))
+    for name, tests in (
+        ("difference", record.paired),
+        ("difference_refined", record.paired_refined),
+    ):
+        for metric, test in tests.items():
+            known = {**test, "value": test["difference"]}
+            _spread(values, f"{name}/{metric}", known, ("low", "high", "n", "p_value"))
+    values |= {f"cost/{name}": value for name, value in record.cost.items()}
+    for number, step in enumerate(record.steps, start=1):
+        values |= {f"steps/{number}/{name}": step[name] for name in ("parameters_edited", "share")}
+    seconds: dict[str, float] = {}
+    for stage in record.stages:
+        seconds[stage["name"]] = seconds.get(stage["name"], 0.0) + stage["seconds"]
+    values |= {f"seconds/{name}": value for name, value in seconds.items()}
+    values["seconds/run"] = record.seconds
+    reused = {stage["key"]: stage["reused"] for stage in record.stages}
+    values["stages/reused"] = sum(reused.values())
+    values["stages/made"] = len(reused) - sum(reused.values())
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _spread(
+    values: dict[str, float | None], name: str, known: Mapping[str, Any], parts: Iterable[str]
+) -> None:
+    if not known["n"]:
+        return
+    values[name] = known["value"]
+    values |= {f"{name}_{part}": known[part] for part in parts}
+
+
+def shareable(collected: Collected) -> Collected:
+    """The same rows, with settings as they may leave this machine."""
+    rows = [
+        replace(row, settings={key: public(value) for key, value in row.settings.items()})
+        for row in collected.rows
+    ]
+    return replace(collected, rows=rows)
+
+
+def by_category(collected: Collected) -> pd.DataFrame:
+    """HS by category of the harmful prompts: a row per model and category, shares from 0 to 1."""
+    import pandas as pd
+
+    from experiments.report.tables import label
+
+    return pd.DataFrame(
+        {
+            "role": row.role,
+            "name": label(row),
+            **row.labels,
+            **row.settings,
+            "category": metric.removeprefix("hs/"),
+            "hs": estimate.value,
+            "low": estimate.low,
+            "high": estimate.high,
+            "n": estimate.n,
+        }
+        for row in collected.rows
+        for metric, estimate in row.metrics.items()
+        if metric.startswith("hs/") and estimate.n
+    )
