@@ -58,10 +58,10 @@ test-vllm: $(VENV_VLLM)/.dev  ## Set up vLLM for the CPU, then the tests that ru
 ray-env: $(VENV_RAY)/.dev  ## Set up Ray's launcher
 
 test-ray: $(VENV_RAY)/.dev  ## Set up Ray's launcher, then the tests that run it
-	$(BIN_RAY)/python -m pytest -m ray tests/launchers $(ARGS)
+	$(BIN_RAY)/python -m pytest -m ray tests/experiments/launch $(ARGS)
 
 test-slurm: $(VENV)/.dev  ## The tests of a real Slurm (apt-get install slurm-wlm munge; as root)
-	$(BIN)/python -m pytest -m slurm tests/launchers $(ARGS)
+	$(BIN)/python -m pytest -m slurm tests/experiments/launch $(ARGS)
 
 lint: $(VENV)/.dev  ## Lint, format, types and the import contracts
 	$(BIN)/ruff check .

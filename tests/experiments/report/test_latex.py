@@ -10,8 +10,8 @@ import pytest
 from evaluation.statistics import share
 from experiments.report import latex
 from experiments.report.pool import collect
-from tests.experiments.test_html import GOOD, POOR, sweep
-from tests.experiments.test_report_figures import ATTACKED, ROWS, write_run
+from tests.experiments.report.test_html import GOOD, POOR, sweep
+from tests.experiments.report.test_report_figures import ATTACKED, ROWS, write_run
 
 
 def test_the_table_holds_every_model_with_its_intervals(tmp_path: Path) -> None:

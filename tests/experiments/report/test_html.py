@@ -26,7 +26,7 @@ from experiments.report.html.families import families
 from experiments.report.pool import collect
 from experiments.report.style import MARKERS, PALETTE, style
 from experiments.results.record import Record
-from tests.experiments.test_report_figures import ATTACKED, ROWS, heat_map, write_run
+from tests.experiments.report.test_report_figures import ATTACKED, ROWS, heat_map, write_run
 
 GOOD = {"harmful": 1, "benign": 0, "right": 12}
 POOR = {"harmful": 17, "benign": 2, "right": 16}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from tests.launchers.conftest import Launch, until
+from tests.experiments.launch.conftest import Launch, until
 
 
 def test_one_is_killed_one_is_queued_again_and_all_are_waited_for(launch: Launch) -> None:

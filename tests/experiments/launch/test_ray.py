@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.launchers.conftest import Launch, made_once
+from tests.experiments.launch.conftest import Launch, made_once
 
 pytestmark = pytest.mark.ray
 

@@ -18,8 +18,8 @@ from experiments.results.record import Record
 from experiments.tracking.wandb_fields import summary
 from modeling.checkpoint import Checkpoint
 from settings import ModelError, SettingError
+from tests.experiments.config.test_configuration import composed
 from tests.experiments.conftest import Command
-from tests.experiments.test_configuration import composed
 
 LABEL = "step 1: nlsr"
 
@@ -51,7 +51,7 @@ class Roundabout(Defense):
 ROUNDABOUT = (
     "defense=none",
     "plugins=[tests]",
-    "defense._target_=tests.experiments.test_steps.Roundabout",
+    "defense._target_=tests.experiments.pipeline.test_steps.Roundabout",
 )
 
 

@@ -23,10 +23,10 @@ from experiments.report.pool import Row, collect
 from experiments.results.objective import Constrained, Pareto, refusal
 from experiments.results.record import Record
 from settings import DataError, SettingError
+from tests.experiments.config.test_configuration import composed
 from tests.experiments.conftest import Command
-from tests.experiments.test_configuration import composed
-from tests.experiments.test_html import change
-from tests.experiments.test_report_figures import ATTACKED, write_run
+from tests.experiments.report.test_html import change
+from tests.experiments.report.test_report_figures import ATTACKED, write_run
 
 SHARES = st.integers(0, 300).map(lambda count: count / 300)
 

@@ -75,7 +75,7 @@ def test_sigkill_in_every_stage_and_in_the_record_loses_nothing_that_was_finishe
         "judge", "score_task", "rows.parquet", "record.json",
     )  # fmt: skip
     points = ",".join([*killed, "end", "undisturbed"])
-    process = python("-m", "tests.experiments.killing", str(tmp_path), points, *WHOLE)
+    process = python("-m", "tests.experiments.store.killing", str(tmp_path), points, *WHOLE)
     out, err = process.communicate()
     endings = [int(code) for code in out.split()]
     assert endings == [-signal.SIGKILL] * len(killed) + [0, 0], err
@@ -238,7 +238,7 @@ def say_and_wait() -> None:
 
 CALLS = """
 from experiments.pipeline.isolation import in_child
-from tests.experiments.test_recovery import say_and_wait
+from tests.experiments.store.test_recovery import say_and_wait
 
 if __name__ == "__main__":
     in_child(say_and_wait, "attack")

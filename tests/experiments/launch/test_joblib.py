@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from tests.launchers.conftest import Launch, made_once
+from tests.experiments.launch.conftest import Launch, made_once
 
 
 def test_jobs_at_once_make_the_attack_once_and_a_killed_one_fails_alone(launch: Launch) -> None:

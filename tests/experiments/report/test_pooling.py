@@ -18,8 +18,8 @@ from experiments.report.pool import Row, Run, collect
 from experiments.results.record import Record
 from experiments.store import Store
 from modeling.checkpoint import Checkpoint
-from tests.experiments.test_configuration import composed
-from tests.experiments.test_published import SETTINGS, answers, bare_record
+from tests.experiments.config.test_configuration import composed
+from tests.experiments.report.test_published import SETTINGS, answers, bare_record
 
 JUDGES = (
     {"_target_": "judges.One", "model": "m", "threshold": 0.5},

@@ -22,7 +22,7 @@ from experiments.report.__main__ import main as report
 from experiments.report.examples import FEW, Comparison, comparisons
 from experiments.report.pool import collect
 from experiments.report.untrusted_text import LONGEST, block, inline, visible
-from tests.experiments.test_published import bare_record
+from tests.experiments.report.test_published import bare_record
 
 COST = {
     "prepare_seconds": 1.0,

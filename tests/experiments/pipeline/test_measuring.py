@@ -26,7 +26,7 @@ from organism.sources import HarmfulExamples, HeldOutText
 from settings import ModelError, target
 from tests.experiments.conftest import Command
 
-BASE = Path(__file__).parents[2] / "organism" / "weights" / "base"
+BASE = Path(__file__).parents[3] / "organism" / "weights" / "base"
 STYLE = PromptStyle()
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.launchers import slurm
-from tests.launchers.conftest import Launch, made_once, until
+from tests.experiments.launch import slurm
+from tests.experiments.launch.conftest import Launch, made_once, until
 
 pytestmark = pytest.mark.slurm
 

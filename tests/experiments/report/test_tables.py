@@ -19,7 +19,7 @@ from experiments.report.columns import sections
 from experiments.report.pool import Collected, collect
 from experiments.results.record import Record, environment
 from settings import DataError
-from tests.experiments.test_report_figures import ATTACKED, write_run
+from tests.experiments.report.test_report_figures import ATTACKED, write_run
 
 DEFENDED = {"harmful": 2, "benign": 1, "right": 15}
 

@@ -20,7 +20,7 @@ from experiments.rerun import main
 from experiments.results.record import Record
 from experiments.results.status import is_alive
 from tests.experiments.conftest import Command, Finished
-from tests.experiments.test_recovery import ENVIRONMENT, SMALL
+from tests.experiments.store.test_recovery import ENVIRONMENT, SMALL
 
 WRONG = "attack.poison_ratio=1.5"
 

@@ -17,7 +17,7 @@ import pytest
 from experiments.config.experiment import PROJECT
 from experiments.dashboard import main
 from tests.experiments.conftest import TOY
-from tests.experiments.wandb_server import ENTITY, WandbServer
+from tests.experiments.tracking.wandb_server import ENTITY, WandbServer
 
 _KEY = "a" * 40
 

@@ -17,8 +17,8 @@ import pytest
 from experiments.report import html
 from experiments.report.pool import collect
 from experiments.results.record import Record
-from tests.experiments.test_html import EVIL, sweep
-from tests.experiments.test_report_figures import ATTACKED, write_run
+from tests.experiments.report.test_html import EVIL, sweep
+from tests.experiments.report.test_report_figures import ATTACKED, write_run
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
