@@ -315,7 +315,8 @@ def _merged(loader: ConfigLoader, old: Sequence[str], new: Sequence[Override]) -
 
 
 def _warn_of_other_versions(found: Sweep) -> None:
-    from experiments.results.record import RECORD, Record, environment
+    from experiments.results.environment import environment
+    from experiments.results.record import RECORD, Record
 
     done = [number for number, each in found.jobs.items() if each.state == "done"]
     if not done or not (found.folder / str(done[0]) / RECORD).is_file():

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from experiments.config.experiment import Experiment
 from experiments.pipeline.inputs import read_inputs
-from experiments.results.record import Record, environment
+from experiments.results.environment import environment
+from experiments.results.record import Record
 from experiments.store import StageResult
 
 log = logging.getLogger("relock")
@@ -32,6 +33,7 @@ def run_and_record(
     """
     from experiments.launch.progress.listener import listening
     from experiments.pipeline.pipeline import Pipeline, find_models
+    from experiments.pipeline.recording import recorded
     from experiments.report.pool import collect
     from experiments.report.tables import one_line, print_run
     from experiments.results.events import append
@@ -43,7 +45,7 @@ def run_and_record(
         base, aligned = find_models(experiment.model)
         inputs = read_inputs(experiment)
         outcome = Pipeline(experiment, inputs, base, aligned, listener).run()
-    record = Record.of(
+    record = recorded(
         experiment, inputs, outcome, overrides, environment(), time.perf_counter() - start
     )
     record.write(folder, outcome.rows)

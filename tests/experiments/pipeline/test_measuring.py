@@ -17,8 +17,7 @@ from data.rows import Example
 from evaluation.backends.transformers import TransformersBackend
 from evaluation.base import Judge, Label, Verdict
 from evaluation.engines import close_engines
-from experiments.pipeline import stages
-from experiments.pipeline.pipeline import isolation
+from experiments.pipeline import isolation, stages
 from experiments.results.record import Record
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint

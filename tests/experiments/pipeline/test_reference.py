@@ -1,8 +1,8 @@
 """What must stay: the keys of all stages of reference jobs, and the main job's rows and figures.
 
 A key that changes makes everybody's stored stages worthless; a figure that changes was wrong before
-or is wrong now. `python -m tests.experiments.pipeline.test_reference` writes down today's, for a change that
-is meant and whose commit says which and why.
+or is wrong now. `python -m tests.experiments.pipeline.test_reference` writes
+down today's, for a change that is meant and whose commit says which and why.
 """
 
 from __future__ import annotations

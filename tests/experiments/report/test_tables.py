@@ -17,7 +17,8 @@ from evaluation.statistics import Estimate, PairedTest, share
 from experiments.report import tables
 from experiments.report.columns import sections
 from experiments.report.pool import Collected, collect
-from experiments.results.record import Record, environment
+from experiments.results.environment import environment
+from experiments.results.record import Record
 from settings import DataError
 from tests.experiments.report.test_report_figures import ATTACKED, write_run
 

@@ -1,11 +1,11 @@
 """Runs the main command again and again in processes that are killed at a given point.
 
-`python -m tests.experiments.store.killing FOLDER POINTS OVERRIDES`: one process for each of the points,
-which a comma parts, one after another. Each is a fork of this one, so that what is heavy is
-imported once. A point is a stage's function in `pipeline.stages`, which is let finish, and of
-whose files one is then cut in half; or a file of the run's folder, about to get its name; or "end",
-where nothing is killed; or "undisturbed", the same in a store of its own. FOLDER/log gets a line
-for each stage that is made: the point's place, the stage's function and its key.
+`python -m tests.experiments.store.killing FOLDER POINTS OVERRIDES`: one process for each of the
+points, which a comma parts, one after another. Each is a fork of this one, so that what is heavy is
+imported once. A point is a stage's function in `pipeline.stages`, which is let finish, and of whose
+files one is then cut in half; or a file of the run's folder, about to get its name; or "end", where
+nothing is killed; or "undisturbed", the same in a store of its own. FOLDER/log gets a line for each
+stage that is made: the point's place, the stage's function and its key.
 """
 
 from __future__ import annotations

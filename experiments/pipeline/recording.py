@@ -1,0 +1,115 @@
+"""A run's record from what it was given and what came out of its pipeline."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from experiments.config.experiment import Experiment
+from experiments.pipeline.inputs import Inputs
+from experiments.pipeline.pipeline import Outcome
+from experiments.results.record import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from evaluation.statistics import Estimate, PairedTest
+
+
+def recorded(
+    experiment: Experiment,
+    inputs: Inputs,
+    outcome: Outcome,
+    overrides: list[str],
+    environment: dict[str, Any],
+    seconds: float,
+) -> Record:
+    """A run's record, from what it was given and what came out.
+
+    Raises:
+        DataError: The objective needs a figure that has no rows or is no number.
+    """
+    from evaluation.metrics import summarise
+
+    evaluation = experiment.evaluation
+    judges = {"harm": evaluation.harm_judge, "refusal": evaluation.refusal_judge}
+    by_model = {str(model): rows for model, rows in outcome.rows.groupby("model", sort=False)}
+    metrics = {
+        model: {name: _plain(value) for name, value in summarise(rows).items()}
+        for model, rows in by_model.items()
+    }
+    objective = experiment.objective
+    return Record(
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        seconds=round(seconds, 2),
+        overrides=overrides,
+        labels=experiment.labels,
+        seed=experiment.seed,
+        settings=experiment.resolved,
+        models=outcome.models,
+        metrics=metrics,
+        paired=_paired(by_model, "defended", "attacked"),
+        paired_refined=_paired(by_model, "refined", "defended"),
+        cost=_cost(outcome),
+        attack=outcome.attack,
+        refine=outcome.refine or {},
+        judges={name: judge.identity() for name, judge in (judges | evaluation.judges).items()},
+        backends=outcome.backends,
+        defense={
+            "prepare": outcome.prepare["diagnostics"],
+            "apply": outcome.apply["diagnostics"],
+            "modules": outcome.apply["modules"],
+        },
+        stages=[
+            {"name": s.name, "key": s.key, "seconds": s.seconds, "reused": s.reused}
+            for s in outcome.stages
+        ],
+        data=inputs.provenance,
+        environment=environment,
+        steps=[
+            {**step, "share": _share(step["parameters_edited"], outcome)} for step in outcome.steps
+        ],
+        objective={} if objective is None else asdict(objective.score(metrics)),
+    )
+
+
+def _paired(
+    by_model: Mapping[str, pd.DataFrame], model: str, other: str
+) -> dict[str, dict[str, float | str | None]]:
+    from evaluation.metrics import compare
+
+    if model not in by_model:
+        return {}
+    tests = compare(by_model[model], by_model[other])
+    return {metric: _plain(test) for metric, test in tests.items()}
+
+
+def _plain(result: Estimate | PairedTest) -> dict[str, Any]:
+    """An estimate or a test, with None for numbers that aren't finite: JSON has none."""
+    return {
+        name: value if isinstance(value, str) or math.isfinite(value) else None
+        for name, value in asdict(result).items()
+    }
+
+
+def _cost(outcome: Outcome) -> dict[str, Any]:
+    prepare, apply = outcome.prepare["cost"], outcome.apply["cost"]
+    edited, total = outcome.apply["parameters_edited"], outcome.apply["parameters_total"]
+    return {
+        "prepare_seconds": prepare["seconds"],
+        "prepare_peak_bytes": prepare["peak_bytes"],
+        "apply_seconds": apply["seconds"],
+        "apply_peak_bytes": apply["peak_bytes"],
+        "parameters_edited": edited,
+        "parameters_total": total,
+        "share_edited": _share(edited, outcome),
+    }
+
+
+def _share(edited: int, outcome: Outcome) -> float:
+    """Scalars as a share of all the attacked model's."""
+    total: int = outcome.apply["parameters_total"]
+    return edited / total if total else 0.0
