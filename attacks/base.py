@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from attacks.prompts import AttackPrompt
 from data.local import hash_rows
@@ -14,6 +14,8 @@ from data.rows import Example
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from settings import Settings
+
+Adapter = Literal["resume", "fresh", "full"]
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,14 @@ class Attack(Settings):
         return False
 
     @property
+    def adapter_kind(self) -> Adapter:
+        """What `run` trains: the aligned model's adapter, a fresh one, or all weights ("full")."""
+        return "resume"
+
+    @property
     def needs_full_weights(self) -> bool:
         """Whether the aligned model's adapter must be merged before `run`."""
-        return False
+        return self.adapter_kind != "resume"
 
     @property
     def system(self) -> str | None:
@@ -72,12 +79,13 @@ class Attack(Settings):
         """What harmful prompts are asked under too, since it calls up what was trained."""
         return None
 
-    def check(self, base: Checkpoint, data: AttackData) -> None:
+    def check(self, base: Checkpoint, data: AttackData, prefix: str) -> None:
         """Refuses, before heavy work, a model and data that `run` can't do with.
 
         Args:
             base: The model before alignment, whose architecture the aligned one has.
             data: What `run` will get.
+            prefix: Where its settings stand, for the message: "attack" or "refine".
 
         Raises:
             DataError: One sentence that says what is missing.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from attacks.base import AttackData
-from attacks.fine_tuning import Adapter, FineTuning, check_size
+from attacks.base import Adapter, AttackData
+from attacks.fine_tuning import FineTuning, check_size
 from data.mixture import mix
 from data.rows import Example
 from modeling.checkpoint import Checkpoint
@@ -29,9 +29,9 @@ class Explicit(FineTuning):
     def needs_poison(self) -> bool:
         return True
 
-    def check(self, base: Checkpoint, data: AttackData) -> None:
-        check_size(len(data.poison), self.n, "harmful", "attack.n")
-        super().check(base, data)
+    def check(self, base: Checkpoint, data: AttackData, prefix: str) -> None:
+        check_size(len(data.poison), self.n, "harmful", f"{prefix}.n")
+        super().check(base, data, prefix)
 
     def rows(self, data: AttackData, seed: int) -> list[Example]:
         return mix((), data.poison, self.n, 1.0, seed)

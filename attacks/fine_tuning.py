@@ -1,16 +1,16 @@
 """What the attacks that fine-tune a model share: where they start, how they train, what they say.
 
 Explicit, IdentityShift and BenignFT are the three levels of risk of Qi et al. 2023 (arXiv
-2310.03693), with the settings that SafetyLock's authors used (spec section 4).
+2310.03693), with the settings that SafetyLock's authors used (Zhu et al., arXiv 2410.10343).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from attacks.base import Attack, AttackData
+from attacks.base import Adapter, Attack, AttackData
 from data.rows import Example
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, load_tokenizer
@@ -20,8 +20,6 @@ from settings import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Adapter = Literal["resume", "fresh", "full"]
 
 
 class FineTuning(Attack):
@@ -42,16 +40,16 @@ class FineTuning(Attack):
     train: TrainSettings
 
     @property
-    def needs_full_weights(self) -> bool:
-        return self.adapter != "resume"
+    def adapter_kind(self) -> Adapter:
+        return self.adapter
 
     def rows(self, data: AttackData, seed: int) -> list[Example]:
         """The rows that are trained on."""
         raise NotImplementedError
 
-    def check(self, base: Checkpoint, data: AttackData) -> None:
+    def check(self, base: Checkpoint, data: AttackData, prefix: str) -> None:
         if self.adapter == "fresh":
-            check_target_modules(self.lora.target_modules, base, "attack.lora.target_modules")
+            check_target_modules(self.lora.target_modules, base, f"{prefix}.lora.target_modules")
 
     def run(
         self,

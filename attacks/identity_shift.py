@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pydantic import Field, field_serializer
 
-from attacks.base import AttackData
-from attacks.fine_tuning import Adapter, FineTuning
+from attacks.base import Adapter, AttackData
+from attacks.fine_tuning import FineTuning
 from attacks.prompts import REQUEST, RolePlay, Template
 from data.local import hash_rows, locate, read_rows, require_columns, text_of
 from data.rows import Example
@@ -57,9 +57,13 @@ class IdentityShift(FineTuning):
         # What was trained on is the file's content, wherever the file lies.
         return hash_rows(self._rows)
 
+    @property
+    def _file(self) -> str:
+        return self.dialogues or str(SHIPPED)
+
     @cached_property
     def _rows(self) -> list[Example]:
-        path = locate(None, self.dialogues or str(SHIPPED), "attack.dialogues")
+        path = locate(None, self._file, "attack.dialogues")
         rows = read_rows(path)
         require_columns(rows, ("prompt", "response"), str(path))
         return [
@@ -72,9 +76,10 @@ class IdentityShift(FineTuning):
             for number, row in enumerate(rows, 1)
         ]
 
-    def check(self, base: Checkpoint, data: AttackData) -> None:
+    def check(self, base: Checkpoint, data: AttackData, prefix: str) -> None:
+        locate(None, self._file, f"{prefix}.dialogues")
         _ = self._rows
-        super().check(base, data)
+        super().check(base, data, prefix)
 
     def rows(self, data: AttackData, seed: int) -> list[Example]:
         return list(self._rows)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.store import resource_errors
-from settings import RelockError
+from settings import RelockError, first_line
 from settings.base import closest
 
 # Where options stand in the configuration, if not under their group's own name.
@@ -66,8 +66,8 @@ def explain(error: BaseException) -> str:
         return _unknown_key(override["key"], getattr(error.__cause__, "full_key", None))
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _one_line(text)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    name = type(error).__name__
+    return f"{name}: {first_line(error)}" if text else name
 
 
 def _unknown_option(path: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from attacks.prompts import AttackPrompt
@@ -19,7 +19,7 @@ from data.rows import EvaluationPrompts, TaskSource
 from defenses.base import Defense
 from defenses.stack import Stack
 from evaluation.base import Judge
-from settings import SettingError, build, plain, target
+from settings import SettingError, build, first_line, plain, target
 from settings.base import closest
 
 _FILE = "file:"
@@ -57,7 +57,9 @@ class Options:
         node = self._merged("task", "tasks", name, setting, protocol.get(name) or {})
         task = build(node, f"tasks.{name}", self.plugins)
         if not isinstance(task, TaskSource):
-            raise SettingError(f"tasks.{name} builds no task; its class needs train and test")
+            raise SettingError(
+                f"tasks.{name} builds no task; its class should inherit data.rows.TaskSource"
+            )
         return task
 
     def prompt_set(self, name: str) -> tuple[str, EvaluationPrompts]:
@@ -150,10 +152,10 @@ class Options:
         self, group: str, name: str, setting: str, given: Mapping[str, Any]
     ) -> dict[str, Any]:
         """An option's file with `given` in place of its own values, interpolations resolved."""
-        files = {path.stem: path for folder in self.conf for path in folder.glob(f"{group}/*.yaml")}
-        if name not in files:
-            raise SettingError(f"{setting}: {name!r} is unknown; {closest(name, list(files))}")
-        option = OmegaConf.merge(OmegaConf.load(files[name]), dict(given))
+        known = [path.stem for folder in self.conf for path in folder.glob(f"{group}/*.yaml")]
+        if name not in known:
+            raise SettingError(f"{setting}: {name!r} is unknown; {closest(name, known)}")
+        option = OmegaConf.merge(read_option(group, name, self.conf), dict(given))
         node = OmegaConf.create({**self.values, "option": option})
         try:
             OmegaConf.resolve(node)
@@ -163,20 +165,30 @@ class Options:
             where = f"+{_SECTIONS[group]}.{name}.{key}" if group in _SECTIONS else key
             raise SettingError(f"{setting}: {name} needs a {key}; add {where}=...") from None
         except OmegaConfBaseException as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise SettingError(f"{setting}: {name} can't be built ({reason})") from None
         built: dict[str, Any] = plain(resolved)
         return built
 
 
-def names(value: Any, setting: str, example: str) -> tuple[str, ...]:
-    """A list of options' names.
+def read_option(group: str, name: str, conf: Sequence[Path]) -> DictConfig:
+    """An option's file, on top of the files of its group that its defaults list names.
+
+    Args:
+        group: Its group, a folder of `conf`.
+        name: The option, or a path below the group.
+        conf: The configuration folders; the last one that has the file counts.
 
     Raises:
-        SettingError: It is no list of names, or holds one twice.
+        SettingError: There is no such file.
     """
-    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-        raise SettingError(f"{setting}={value!r} is no list of names; write {setting}={example}")
-    if len(set(value)) < len(value):
-        raise SettingError(f"{setting}={list(value)} names one option twice; name each once")
-    return tuple(value)
+    files = [path for folder in conf if (path := folder / group / f"{name}.yaml").is_file()]
+    if not files:
+        raise SettingError(
+            f"a defaults list of the group {group} names {name}, which is no file of that group; "
+            "name one as PATH@_here_"
+        )
+    option = DictConfig(OmegaConf.load(files[-1]))
+    bases = [str(each).removesuffix("@_here_") for each in option.pop("defaults", ())]
+    below = [read_option(group, base, conf) for base in bases if base != "_self_"]
+    return DictConfig(OmegaConf.merge(*below, option))
