@@ -123,7 +123,7 @@ def test_a_validation_split_that_is_all_test_prompts_is_refused(tmp_path: Path) 
         (["sources.validation.harmful=null"], r"needs sources\.validation\.harmful; set it$"),
         (["sources.validation.held_out=null"], r"set it, or sources\.held_out=null"),
         (["+sources.validation.poison={n: 1}"], r"validation\.poison is not a setting"),
-        (["evaluation.split=dev"], "test or validation"),
+        (["evaluation.split=dev"], "'test' or 'validation'"),
     ],
 )
 def test_what_would_ask_test_prompts_is_refused(overrides: list[str], message: str) -> None:
