@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from attacks.prompts import AttackPrompt
 from data.local import hash_rows
@@ -14,8 +14,6 @@ from data.rows import Example
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from settings import Settings
-
-Adapter = Literal["resume", "fresh", "full"]
 
 
 @dataclass(frozen=True)
@@ -60,14 +58,9 @@ class Attack(Settings):
         return False
 
     @property
-    def adapter_kind(self) -> Adapter:
-        """What `run` trains: the aligned model's adapter, a fresh one, or all weights ("full")."""
-        return "resume"
-
-    @property
     def needs_full_weights(self) -> bool:
         """Whether the aligned model's adapter must be merged before `run`."""
-        return self.adapter_kind != "resume"
+        return False
 
     @property
     def system(self) -> str | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from attacks.base import Adapter, AttackData
-from attacks.fine_tuning import FineTuning, check_size
+from attacks.base import AttackData
+from attacks.fine_tuning import Adapter, FineTuning, check_size
 from data.mixture import mix
 from data.rows import Example
 from modeling.checkpoint import Checkpoint

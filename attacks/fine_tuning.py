@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from attacks.base import Adapter, Attack, AttackData
+from attacks.base import Attack, AttackData
 from data.rows import Example
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, load_tokenizer
@@ -20,6 +20,9 @@ from settings import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+Adapter = Literal["resume", "fresh", "full"]
 
 
 class FineTuning(Attack):
@@ -40,8 +43,8 @@ class FineTuning(Attack):
     train: TrainSettings
 
     @property
-    def adapter_kind(self) -> Adapter:
-        return self.adapter
+    def needs_full_weights(self) -> bool:
+        return self.adapter != "resume"
 
     def rows(self, data: AttackData, seed: int) -> list[Example]:
         """The rows that are trained on."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pydantic import Field, field_serializer
 
-from attacks.base import Adapter, AttackData
-from attacks.fine_tuning import FineTuning
+from attacks.base import AttackData
+from attacks.fine_tuning import Adapter, FineTuning
 from attacks.prompts import REQUEST, RolePlay, Template
 from data.local import hash_rows, locate, read_rows, require_columns, text_of
 from data.rows import Example

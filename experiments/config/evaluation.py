@@ -1,4 +1,4 @@
-"""How an experiment's models are measured: the `evaluation` section, and what is built from it."""
+"""The evaluation of an experiment: backend, judges, tasks and prompts, from its section."""
 
 from __future__ import annotations
 
@@ -48,21 +48,11 @@ class Limits(Settings):
 
 
 class EvaluationSettings(Settings):
-    """The `evaluation` section as it is written; `Evaluation` is built from it.
+    """The `evaluation` section as it is written, with options by name; see `Evaluation`.
 
     Attributes:
-        backend: The node of what generates answers.
-        harm_judge: The node of the judge of HS.
-        refusal_judge: The node of the judge of refusals.
-        judges: Options of `conf/judge` that judge answers to harmful prompts too.
-        tasks: Options of `conf/task` that are scored; None: the attack's own.
-        prompt_sets: Options of `conf/prompts` that are asked too.
-        attack_prompts: Options of `conf/attack_prompt`, or file:PATH, that the harmful prompts
-            are asked under besides plainly.
-        limits: How many prompts of each set.
+        tasks: The tasks that are scored; None: the attack's own.
         safe_system: Whether the harmful prompts are asked once more under `model.safe_system`.
-        text_tokens: Held-out texts are scored up to so many tokens, the prompt's included.
-        split: What is asked: "test", or "validation" to choose settings by.
     """
 
     backend: dict[str, Any]
@@ -121,8 +111,7 @@ class Evaluation:
 def build_evaluation(
     settings: EvaluationSettings,
     model: ModelSettings,
-    task: str,
-    is_scored: bool,
+    default: tuple[str, ...],
     options: Options,
 ) -> Evaluation:
     """Builds backend, judges and sets of prompts.
@@ -130,8 +119,7 @@ def build_evaluation(
     Args:
         settings: The section.
         model: The model that is measured.
-        task: The attack's task.
-        is_scored: Whether that task has gold answers.
+        default: The tasks that are scored where the section names none.
         options: Builds what the section names.
 
     Raises:
@@ -141,9 +129,6 @@ def build_evaluation(
         raise SettingError(
             "evaluation.safe_system=true needs a system line; set model.safe_system to one"
         )
-    tasks = settings.tasks
-    if tasks is None:
-        tasks = (task,) if is_scored else ()
     plugins = options.plugins
     backend = build(settings.backend, "evaluation.backend", plugins, Backend)
     harm = build(settings.harm_judge, "evaluation.harm_judge", plugins, Judge)
@@ -154,7 +139,7 @@ def build_evaluation(
         harm_judge=_run_by(backend, harm),
         refusal_judge=_run_by(backend, refusal),
         judges={name: _run_by(backend, judge) for name, judge in judges.items()},
-        tasks=tasks,
+        tasks=default if settings.tasks is None else settings.tasks,
         prompt_sets=dict(options.prompt_set(name) for name in settings.prompt_sets),
         attack_prompts=tuple(options.attack_prompt(name) for name in settings.attack_prompts),
         limits=settings.limits,

@@ -29,13 +29,6 @@ CONF = PROJECT / "conf"
 Node = dict[str, Any]
 
 
-class DataFolders(Settings):
-    """The `data` section: folders of local files of tasks and of prompt sets; None: the hub."""
-
-    root: str | None = None
-    prompts: str | None = None
-
-
 class ProtocolSettings(Settings):
     """The `protocol` section: how a paper's tasks are read and its poison is counted."""
 
@@ -55,6 +48,7 @@ class ExperimentSettings(Settings):
 
     Attributes:
         seed: Seeds the attack: which rows, their order, and a fresh adapter's start.
+        data: Folders of local files of tasks (root) and of prompt sets; None: the hub.
         refine: The fine-tuning that the defended model goes through, or None.
         tasks: What differs from the files of `conf/task`, by option; `prompts` and `judges` say
             it of their groups.
@@ -70,7 +64,7 @@ class ExperimentSettings(Settings):
     evaluation: EvaluationSettings
     protocol: ProtocolSettings
     sources: Node
-    data: DataFolders = DataFolders()
+    data: dict[str, str | None] = Field(default_factory=dict)
     tasks: dict[str, Node] = Field(default_factory=dict)
     prompts: dict[str, Node] = Field(default_factory=dict)
     judges: dict[str, Node] = Field(default_factory=dict)
@@ -144,8 +138,8 @@ def validate(
     tasks = {attack.task: options.task(attack.task, "attack.task")}
     if refine is not None and refine.task not in tasks:
         tasks[refine.task] = options.task(refine.task, "refine.task")
-    is_scored = tasks[attack.task].scored
-    evaluation = build_evaluation(settings.evaluation, model, attack.task, is_scored, options)
+    scored = (attack.task,) if tasks[attack.task].scored else ()
+    evaluation = build_evaluation(settings.evaluation, model, scored, options)
     for name in evaluation.tasks:
         if name not in tasks:
             tasks[name] = options.task(name, "evaluation.tasks")
@@ -155,8 +149,8 @@ def validate(
             )
     sources = build_sources(settings.sources, plugins)
     if evaluation.split == "validation":
-        scored = {name: tasks[name] for name in evaluation.tasks}
-        check_validation(sources, evaluation.prompt_sets, scored)
+        asked = {name: tasks[name] for name in evaluation.tasks}
+        check_validation(sources, evaluation.prompt_sets, asked)
     objective = build_objective(settings.objective, plugins)
     if objective is not None:
         missing = _missing(sources, evaluation.safe_system, refine)
@@ -200,7 +194,7 @@ def _labels(
     attack: Attack,
     defense: Defense,
 ) -> dict[str, str]:
-    """What the tables call the choices; a choice that nothing depends on is ""."""
+    """Names of the choices for tables; a choice that nothing depends on is ""."""
     own = model.alignment == "own"
     return {
         "model": model.name,
@@ -230,7 +224,7 @@ def _missing(sources: Sources, safe_system: str | None, refine: Attack | None) -
 def _check_refine(refine: Attack | None, attack: Attack, defense: Defense) -> None:
     if refine is None or refine.needs_full_weights:
         return
-    full = attack.adapter_kind == "full"
+    full = getattr(attack, "adapter", None) == "full"
     if full or defense.leaves in ("weights", "hooks"):
         raise SettingError(
             "refine.adapter=resume goes on training an adapter, and "

@@ -118,7 +118,7 @@ class Foresight(Pipeline):
 
     def _left(self, result: StageResult, before: Model, attack: Attack | None = None) -> Model:
         """The model that a merge, or an attack, will make of another one."""
-        kind = "full" if attack is None else attack.adapter_kind
+        kind = "full" if attack is None else getattr(attack, "adapter", "resume")
         checkpoint = stages.made(result.folder, before.checkpoint, adapter=kind != "full")
         self.costs.forms.keep(before.checkpoint, checkpoint)
         if kind == "fresh":
