@@ -1,4 +1,4 @@
-"""The jobs of a command line (`JobConfig`): Hydra's composition and sweep, nothing run; for plan."""
+"""The jobs of a command line, by Hydra's own composition and sweep; the plan and progress read them."""
 
 from __future__ import annotations
 
