@@ -1,4 +1,4 @@
-"""The jobs of a command line, by Hydra's own composition and sweep; the plan and progress read them."""
+"""The jobs of a command line, by Hydra's own composition and sweep; read by plan and progress."""
 
 from __future__ import annotations
 
