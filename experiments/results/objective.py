@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, field_validator, model_validator
 
 from evaluation.metrics import HARMFUL, HELD_OUT, METRICS, TASK
-from settings import DataError, SettingError, Settings, build
+from settings import DataError, SettingError, Settings, build, first_line
 from settings.base import closest
 
 Goal = Literal["minimize", "maximize"]
@@ -296,7 +296,7 @@ def refusal(config: DictConfig) -> str | None:
         node = OmegaConf.to_container(config.objective, resolve=True, throw_on_missing=True)
         objective = build_objective(node, tuple(config.plugins))
     except (SettingError, OmegaConfBaseException) as error:
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
     assert objective is not None
     ours, theirs = list(objective.directions), _directions(sweeper.direction)
     if ours == theirs:

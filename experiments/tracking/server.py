@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.results.files import write_whole
 from experiments.tracking.charts import Chart
 from experiments.tracking.panels import (
     Content,
@@ -142,10 +143,7 @@ def save(content: Content, folder: Path, kinds: Sequence[str]) -> dict[str, str]
     for kind in kinds:
         with explained():
             made[kind] = savers[kind](content, _same_place(made.get(kind), content))
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{_MADE}"
-        temporary.write_text(json.dumps(made, indent=1) + "\n")
-        temporary.replace(folder / _MADE)
+        write_whole(folder / _MADE, json.dumps(made, indent=1) + "\n")
     return {kind: made[kind] for kind in kinds}
 
 

@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config.jobs import combinations
+from experiments.results.command_line import override_key
 
 _GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
@@ -29,7 +30,10 @@ def expected(config: DictConfig) -> dict[str, Any]:
     loader = GlobalHydra.instance().config_loader()
     sweeper = config.hydra.sweeper
     if OmegaConf.select(sweeper, "_target_") == _GRID:
-        jobs = [dict(_split(each) for each in job) for job in combinations(config, loader)]
+        jobs = [
+            {override_key(each): each.partition("=")[2] for each in job}
+            for job in combinations(config, loader)
+        ]
         varies = [name for name in jobs[0] if len({job[name] for job in jobs}) > 1]
         settings = [{name: job[name] for name in varies} for job in jobs]
         return {"total": len(jobs), "varies": varies, "jobs": settings}
@@ -41,8 +45,3 @@ def expected(config: DictConfig) -> dict[str, Any]:
     total = OmegaConf.select(sweeper, "n_trials")
     varies = list(dict.fromkeys([*(str(name) for name in params), *swept]))
     return {"total": total, "varies": varies, "jobs": []}
-
-
-def _split(override: str) -> tuple[str, str]:
-    key, _, value = override.partition("=")
-    return key.lstrip("+"), value

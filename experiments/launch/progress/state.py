@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.launch.progress.estimate import Course, Left, Slot, Taken, time_left
+from experiments.results.command_line import override_key
 from experiments.results.events import Tail
 from experiments.results.status import STATUS, is_alive, is_here, job_folders
 
@@ -156,7 +157,7 @@ class SweepState:
     def label(self, job: JobState) -> str:
         """What sets a job apart from the others."""
         varies = self.varies or _varying([each.overrides for each in self.jobs.values()])
-        shown = [each for each in job.overrides if _key(each) in varies]
+        shown = [each for each in job.overrides if override_key(each) in varies]
         return " ".join(shown) or f"job {job.number}"
 
     def counts(self) -> dict[str, Counter[str]]:
@@ -299,11 +300,7 @@ def _told(job: JobState, event: Mapping[str, Any]) -> None:
         last.seconds = event.get("seconds", 0.0)
 
 
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+")
-
-
 def _varying(jobs: Sequence[Sequence[str]]) -> list[str]:
     """The settings that aren't the same in all jobs."""
     common = set.intersection(*(set(job) for job in jobs)) if jobs else set()
-    return [_key(each) for job in jobs for each in job if each not in common]
+    return [override_key(each) for job in jobs for each in job if each not in common]
