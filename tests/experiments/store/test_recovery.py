@@ -22,18 +22,8 @@ from defenses.none import NoDefense
 from experiments.config.experiment import PROJECT
 from experiments.results.record import Record
 from experiments.store import Store
-from tests.experiments.conftest import Command
+from tests.experiments.conftest import ENVIRONMENT, SMALL, Command, made
 
-SMALL = (
-    "tracker=none",
-    "attack.n=16",
-    "attack.train.epochs=1",
-    "evaluation.limits.harmful=4",
-    "evaluation.limits.task=4",
-    "evaluation.limits.held_out=4",
-    "sources.benign=null",
-    "sources.over_refusal=null",
-)
 # A run in which every stage there is is made.
 WHOLE = (
     *SMALL,
@@ -47,7 +37,6 @@ WHOLE = (
     "refine.n=16",
     "refine.train.epochs=1",
 )
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def python(*arguments: str) -> subprocess.Popen[str]:
@@ -55,12 +44,6 @@ def python(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
-
-
-def made(folder: Path) -> Counter[str]:
-    """How many stages of which name a run made."""
-    stages = Record.read(folder).stages
-    return Counter({s["key"]: s["name"] for s in stages if not s["reused"]}.values())
 
 
 def rows_of(folder: Path) -> pd.DataFrame:
@@ -231,14 +214,9 @@ def test_a_killed_stage_and_one_without_memory_fail_their_jobs_and_not_the_sweep
     assert "Traceback" not in run.err
 
 
-def say_and_wait() -> None:
-    print(os.getpid(), flush=True)
-    signal.pause()
-
-
 CALLS = """
 from experiments.pipeline.isolation import in_child
-from tests.experiments.store.test_recovery import say_and_wait
+from tests.experiments.store.waiting import say_and_wait
 
 if __name__ == "__main__":
     in_child(say_and_wait, "attack")
