@@ -7,6 +7,10 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from experiments.config.experiment import CONF, Experiment, register_resolvers, validate
+from experiments.config.explain import explain, is_users
+from experiments.config.jobs import expand
+from experiments.pipeline.inputs import read_inputs
+from experiments.pipeline.pipeline import find_models
 
 
 def composed(*overrides: str) -> Experiment:
@@ -18,3 +22,16 @@ def composed(*overrides: str) -> Experiment:
         choices = dict(config.hydra.runtime.choices)
         config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
     return validate(config, choices)
+
+
+def refused(*overrides: str) -> str:
+    """The sentence by which a run of these overrides ends before it makes anything."""
+    try:
+        (job,) = expand(overrides, multirun=False)
+        find_models(job.experiment.model)
+        read_inputs(job.experiment)
+    except Exception as error:
+        if not is_users(error):
+            raise
+        return explain(error)
+    raise AssertionError(f"{overrides} are allowed")

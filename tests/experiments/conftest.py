@@ -62,8 +62,11 @@ def made(folder: Path) -> Counter[str]:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One stage store for the whole session, as a user has one."""
-    return tmp_path_factory.mktemp("store")
+    """One stage store for the whole session and all its workers, as users have one."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    return folder / "stages"
 
 
 @pytest.fixture
