@@ -132,7 +132,7 @@ def serving(behave: Callable[[Seen], Act]) -> Iterator[Server]:
 
 
 def pairs(count: int) -> tuple[list[str], list[str]]:
-    """Prompts and answers, each of which says its number."""
+    """Numbered prompts and answers to ask about."""
     return [f"request {index} ." for index in range(count)], [
         f"answer {index} ." for index in range(count)
     ]
