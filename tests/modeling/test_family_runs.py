@@ -29,8 +29,8 @@ DATA = AttackData(
 PROMPTS = ["7", "1 2 3", "9 8 7 6 5 4 3 2 1 9", "5 5", "3 1 4 1 5 9 2 6", "2 7 1 8 2 8"]
 LIMIT = 12
 ADAPTERS, DTYPES = ["resume", "fresh", "full"], ["float32", "bfloat16"]
-# Every family in both precisions, and every kind of attack in both. The quick ones: the first family
-# under every kind of attack, and every other family under one kind.
+# Every family in both precisions, and every kind of attack in both. Quick are those of the first
+# family under every kind of attack, and of every other family under one kind.
 RUNS = [
     pytest.param(
         family,
