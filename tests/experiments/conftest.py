@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments import run
+from experiments.results.record import Record
 
 TOY = (
     "attack.n=48",
@@ -24,6 +27,20 @@ TOY = (
 )
 
 
+# The least that a run can do.
+SMALL = (
+    "tracker=none",
+    "attack.n=16",
+    "attack.train.epochs=1",
+    "evaluation.limits.harmful=4",
+    "evaluation.limits.task=4",
+    "evaluation.limits.held_out=4",
+    "sources.benign=null",
+    "sources.over_refusal=null",
+)
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
 @dataclass(frozen=True)
 class Finished:
     """What a command line left: its exit code, its output, and its folder."""
@@ -37,10 +54,19 @@ class Finished:
 Command = Callable[..., Finished]
 
 
+def made(folder: Path) -> Counter[str]:
+    """How many stages of which name a run made."""
+    stages = Record.read(folder).stages
+    return Counter({s["key"]: s["name"] for s in stages if not s["reused"]}.values())
+
+
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One stage store for the whole session, as a user has one."""
-    return tmp_path_factory.mktemp("store")
+    """One stage store for the whole session and all its workers, as users have one."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    return folder / "stages"
 
 
 @pytest.fixture

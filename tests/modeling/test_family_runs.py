@@ -29,9 +29,15 @@ DATA = AttackData(
 PROMPTS = ["7", "1 2 3", "9 8 7 6 5 4 3 2 1 9", "5 5", "3 1 4 1 5 9 2 6", "2 7 1 8 2 8"]
 LIMIT = 12
 ADAPTERS, DTYPES = ["resume", "fresh", "full"], ["float32", "bfloat16"]
-# Every family in both precisions, and every kind of attack in both.
+# Every family in both precisions, and every kind of attack in both. Quick are those of the first
+# family under every kind of attack, and of every other family under one kind.
 RUNS = [
-    (family, adapter, DTYPES[(row + column) % 2])
+    pytest.param(
+        family,
+        adapter,
+        DTYPES[(row + column) % 2],
+        marks=() if row == 0 or column == row % 3 else pytest.mark.slow,
+    )
     for row, family in enumerate(FAMILIES)
     for column, adapter in enumerate(ADAPTERS)
 ]

@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from evaluation.backends.transformers import TransformersBackend, TransformersEngine
 from evaluation.backends.vllm import VLLMBackend
 from evaluation.backends.vllm.pool import shutdown
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint
+from modeling.checkpoint import Checkpoint, load_tokenizer
 from modeling.folders import copy_besides
 from organism.sources import BenignPrompts, HarmfulPrompts, OverRefusalPrompts
 from organism.task_sources import Arithmetic
@@ -29,7 +31,9 @@ PROMPTS += [item.prompt for item in Arithmetic(n_test=16).test()]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _ended_engines() -> Iterator[None]:
+def _engines() -> Iterator[None]:
+    # One with room for an adapter serves every model of the base's shape.
+    BACKEND.open(ALIGNED, PromptStyle()).close()
     yield
     shutdown()
 
@@ -51,3 +55,19 @@ def rewritten(out: Path, change: Callable[[dict[str, Tensor]], None]) -> Checkpo
     change(weights)
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     return Checkpoint(str(out))
+
+
+def save_classifier(folder: Path, seed: int) -> str:
+    """A classifier with three labels, of the one shape that the tests share; returns its folder.
+
+    It has no problem_type, from which vLLM takes it that the labels exclude each other.
+    """
+    tokenizer = load_tokenizer(BASE)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=2, num_labels=3, pad_token_id=0, initializer_range=0.06,
+    )  # fmt: skip
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

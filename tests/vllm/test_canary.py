@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from evaluation.backends.vllm.process import Worker
 from evaluation.base import Answer
@@ -25,7 +24,7 @@ from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, load_tokenizer
 from modeling.export import export_with_biases
 from settings import ModelError
-from tests.vllm.conftest import ALIGNED, BACKEND, BASE, rewritten
+from tests.vllm.conftest import ALIGNED, BACKEND, BASE, rewritten, save_classifier
 
 if TYPE_CHECKING:
     from evaluation.backends.vllm.worker import Server
@@ -170,18 +169,6 @@ def test_a_classifier_that_was_not_reloaded_is_seen(
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_classifier_that_is_served_right_passes(tmp_path: Path, dtype: str) -> None:
     BACKEND.classifier(save_classifier(tmp_path, 0), dtype).close()
-
-
-def save_classifier(folder: Path, seed: int) -> str:
-    tokenizer = load_tokenizer(BASE)
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=2, num_labels=3, pad_token_id=0, initializer_range=0.06,
-    )  # fmt: skip
-    LlamaForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 class InProcess:

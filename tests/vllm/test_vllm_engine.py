@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaForSequenceClassification
 
 from evaluation.backends.auto import AutoBackend
 from evaluation.backends.transformers import TransformersBackend
@@ -22,8 +21,16 @@ from modeling.checkpoint import Checkpoint, load_model, load_tokenizer
 from modeling.export import export_with_biases
 from modeling.heads import head_layout, output_biases
 from settings import ModelError
-from tests.evaluation.conftest import tiny_config
-from tests.vllm.conftest import ALIGNED, BACKEND, BASE, PROMPTS, WEIGHTS, reference, rewritten
+from tests.vllm.conftest import (
+    ALIGNED,
+    BACKEND,
+    BASE,
+    PROMPTS,
+    WEIGHTS,
+    reference,
+    rewritten,
+    save_classifier,
+)
 
 pytestmark = pytest.mark.vllm
 
@@ -189,6 +196,28 @@ def test_logits_that_are_not_finite_give_no_answers(tmp_path: Path) -> None:
     assert {(answer.text, answer.tokens) for answer in answers} == {("", 0)}
 
 
+def test_classifiers_score_each_label_on_its_own(tmp_path: Path) -> None:
+    folder = save_classifier(tmp_path, 0)
+    rows = encoded(PROMPTS[:12])
+    theirs = TransformersBackend().classifier(folder, "float32")
+    ours = BACKEND.classifier(folder, "float32")
+    assert ours.labels == theirs.labels
+    for line, wanted in zip(ours.probabilities(rows), theirs.probabilities(rows), strict=True):
+        assert line == pytest.approx(wanted, abs=TOLERANCE)
+    ours.close()
+
+
+def test_what_vllm_has_no_attention_for_goes_to_transformers() -> None:
+    moderation = str(WEIGHTS / "moderation")
+    with pytest.raises(ModelError, match="heads of size 16"):
+        BACKEND.classifier(moderation, "float32")
+    auto = AutoBackend(vllm=BACKEND)
+    classifier = auto.classifier(moderation, "float32")
+    assert len(classifier.probabilities([[1, 5, 6]])[0]) == len(classifier.labels)
+    assert auto.chosen(BASE) is BACKEND
+    assert auto.chosen(Checkpoint(BASE.base, steering="vectors")) == auto.transformers
+
+
 def test_a_killed_worker_is_a_sentence_and_the_next_open_starts_anew() -> None:
     engine = opened(BASE)
     assert engine._lease._running is not None
@@ -208,31 +237,3 @@ def test_ending_leaves_no_process() -> None:
     time.sleep(0.1)
     assert started
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
-
-
-def test_classifiers_score_each_label_on_its_own(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(BASE)
-    torch.manual_seed(0)
-    # No problem_type, from which vLLM takes it that the labels exclude each other.
-    LlamaForSequenceClassification(
-        tiny_config(len(tokenizer), num_labels=3, head_dim=32)
-    ).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    rows = encoded(PROMPTS[:12])
-    theirs = TransformersBackend().classifier(str(tmp_path), "float32")
-    ours = BACKEND.classifier(str(tmp_path), "float32")
-    assert ours.labels == theirs.labels
-    for line, wanted in zip(ours.probabilities(rows), theirs.probabilities(rows), strict=True):
-        assert line == pytest.approx(wanted, abs=TOLERANCE)
-    ours.close()
-
-
-def test_what_vllm_has_no_attention_for_goes_to_transformers() -> None:
-    moderation = str(WEIGHTS / "moderation")
-    with pytest.raises(ModelError, match="heads of size 16"):
-        BACKEND.classifier(moderation, "float32")
-    auto = AutoBackend(vllm=BACKEND)
-    classifier = auto.classifier(moderation, "float32")
-    assert len(classifier.probabilities([[1, 5, 6]])[0]) == len(classifier.labels)
-    assert auto.chosen(BASE) is BACKEND
-    assert auto.chosen(Checkpoint(BASE.base, steering="vectors")) == auto.transformers

@@ -12,7 +12,8 @@ from attacks.base import Attack
 from evaluation.base import Judge, Verdict
 from experiments.config.experiment import PROJECT
 from experiments.store import Store
-from tests.experiments.conftest import Command
+from tests.experiments.composing import refused
+from tests.experiments.conftest import TOY, Command
 
 
 @pytest.mark.parametrize(
@@ -21,12 +22,10 @@ from tests.experiments.conftest import Command
         ("attack.posion_ratio=0.1", "did you mean attack.poison_ratio?"),
         ("attack.train.learning_rat=1", "did you mean attack.train.learning_rate?"),
         ("+attack.extra=1", "attack.extra is not a setting"),
-        ("nonsense=1", "nonsense is not a setting"),
         (
             "hydra.launcher.partitio=x",
             "hydra.launcher.partitio is not a setting; --cfg hydra shows",
         ),
-        ("attack", "missing EQUAL"),
         ("task=sst2", "did you mean attack.task or"),
         ("defense=nlrs", "did you mean nlsr?"),
         (
@@ -37,12 +36,10 @@ from tests.experiments.conftest import Command
         ("model=lama2", "did you mean llama2?"),
         ("attack=unheard_of", "known: benign_ft, explicit, harmful_ft"),
         ("attack.task=ssst2", "attack.task: 'ssst2' is unknown; did you mean sst2?"),
-        ("attack.poison_ratio=1.5", "it should be less than or equal to 1"),
         ("attack.poison_ratio=-0.1", "it should be greater than or equal to 0"),
         ("attack.poison_ratio=lots", "attack.poison_ratio='lots' is not allowed"),
         ("attack.n=true", "attack.n=True is not allowed"),
         ("attack.n=0", "attack.n=0 is not allowed"),
-        ("attack.n=10000000", "lower attack.n"),
         ("attack.adapter=frehs", "'resume', 'fresh' or 'full'"),
         ("defense.sparsity=2", "defense.sparsity=2"),
         ("defense._target_=os.system", "plugins=[os]"),
@@ -62,7 +59,6 @@ from tests.experiments.conftest import Command
         ("model.alignment=published model.aligned=null", "model.alignment=published needs"),
         ("model.alignment=mine", "'auto', 'published' or 'own'"),
         ("attack@refine=harmful_ft defense=safetylock", "set refine.adapter=fresh"),
-        ("evaluation.limits.harmful=100000", "evaluation.limits.harmful=100000 is more than"),
         ("sources.poison=null", "sources.poison is null"),
         ("sources.poison={_target_:x.Y,path:rows.jsonl}", "write ~sources.poison and then"),
         ("poison@sources.poison=jsonl", "sources.poison.path is missing; set it"),
@@ -71,11 +67,28 @@ from tests.experiments.conftest import Command
         ("attack.task=sst2", "data.root"),
     ],
 )
-def test_one_sentence_and_nothing_half_written(
+def test_one_sentence(override: str, said: str) -> None:
+    sentence = refused(*TOY, *override.split())
+    assert said in sentence
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("nonsense=1", "nonsense is not a setting"),
+        ("attack", "missing EQUAL"),
+        ("attack.poison_ratio=1.5", "it should be less than or equal to 1"),
+        ("attack.n=10000000", "lower attack.n"),
+        ("evaluation.limits.harmful=100000", "evaluation.limits.harmful=100000 is more than"),
+    ],
+)
+def test_one_line_on_stderr_and_nothing_half_written(
     command: Command, tmp_path: Path, override: str, said: str
 ) -> None:
+    """Mistakes of Hydra's, of a setting, of the pipeline's and of a source, by the command."""
     store = tmp_path / "store"
-    run = command(*override.split(), f"store.root={store}")
+    run = command(override, f"store.root={store}")
     assert run.code != 0
     lines = run.err.strip().splitlines()
     assert len(lines) == 1, run.err
@@ -102,21 +115,17 @@ def test_more_alignment_rows_than_there_are(command: Command) -> None:
     assert "lower align.n_sft" in run.err
 
 
-def test_a_model_of_ones_own_needs_a_path(command: Command) -> None:
-    run = command("model=local", toy=False)
-    assert run.code != 0
-    assert run.err.strip() == "error: model.base is missing; set it"
+def test_a_model_of_ones_own_needs_a_path() -> None:
+    assert refused("model=local") == "model.base is missing; set it"
 
 
 def test_llama2_composes_and_says_what_is_missing(command: Command) -> None:
     composed = command("--cfg=job", "model=llama2", toy=False)
     assert composed.code == 0
     assert "meta-llama/Llama-2-7b-hf" in composed.out
-    run = command("model=llama2", "defense=nlsr", "attack=harmful_ft", toy=False)
-    assert run.code != 0
-    (line,) = run.err.strip().splitlines()
-    assert "model.base='meta-llama/Llama-2-7b-hf'" in line
-    assert "HF_HUB_OFFLINE" in line
+    sentence = refused("model=llama2", "defense=nlsr", "attack=harmful_ft")
+    assert "model.base='meta-llama/Llama-2-7b-hf'" in sentence
+    assert "HF_HUB_OFFLINE" in sentence
 
 
 @pytest.fixture

@@ -6,24 +6,12 @@ import shlex
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
-from experiments.config.experiment import CONF, Experiment, register_resolvers, validate
+from experiments.config.experiment import CONF
 from organism import sources
+from tests.experiments.composing import composed
 
 OPTIONS = sorted(path for path in CONF.rglob("*.yaml") if not {"hydra", "_base"} & set(path.parts))
-
-
-def composed(*overrides: str) -> Experiment:
-    register_resolvers()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", list(overrides), return_hydra_config=True)
-        choices = dict(config.hydra.runtime.choices)
-        config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    return validate(config, choices)
 
 
 @pytest.mark.parametrize("path", OPTIONS, ids=lambda path: str(path.relative_to(CONF)))

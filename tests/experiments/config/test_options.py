@@ -14,7 +14,7 @@ from experiments.config.options import read_option
 from experiments.pipeline.inputs import attack_prompts
 from organism.task_sources import Sentiment
 from settings import SettingError
-from tests.experiments.config.test_configuration import composed
+from tests.experiments.composing import composed
 
 
 def test_a_tasks_settings_come_from_its_file_then_the_protocol_then_the_command_line() -> None:

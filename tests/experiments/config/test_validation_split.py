@@ -17,7 +17,7 @@ from experiments.config.experiment import Experiment
 from experiments.config.sources import AskedSources
 from experiments.pipeline.inputs import Inputs, read_inputs
 from settings import DataError, SettingError
-from tests.experiments.config.test_configuration import composed
+from tests.experiments.composing import composed
 
 VALIDATION = "evaluation.split=validation"
 

@@ -19,8 +19,7 @@ from omegaconf import OmegaConf
 from experiments.rerun import main
 from experiments.results.record import Record
 from experiments.results.status import is_alive
-from tests.experiments.conftest import Command, Finished
-from tests.experiments.store.test_recovery import ENVIRONMENT, SMALL
+from tests.experiments.conftest import ENVIRONMENT, SMALL, Command, Finished
 
 WRONG = "attack.poison_ratio=1.5"
 

@@ -21,7 +21,7 @@ REFINE += ("refine.train.epochs=1", "refine.train.learning_rate=1e-3")
     ("defense", "adapter"),
     [
         (("defense=nlsr",), "resume"),
-        (("defense=nlsr",), "fresh"),
+        pytest.param(("defense=nlsr",), "fresh", marks=pytest.mark.slow),
         (("defense=safetylock",), "full"),
         (("defense=safetylock", "defense.form=hooked"), "fresh"),
         (("defense=none",), "resume"),

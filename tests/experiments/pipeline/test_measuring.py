@@ -23,6 +23,7 @@ from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from organism.sources import HarmfulExamples, HeldOutText
 from settings import ModelError, target
+from tests.experiments.composing import refused
 from tests.experiments.conftest import Command
 
 BASE = Path(__file__).parents[3] / "organism" / "weights" / "base"
@@ -108,13 +109,10 @@ def test_further_judges_read_the_answers_to_harmful_prompts(command: Command) ->
         ("evaluation.limits.held_out=100000", "evaluation.limits.held_out=100000 is more than"),
     ],
 )
-def test_wrong_choices_are_refused_in_a_sentence(
-    command: Command, override: str, said: str
-) -> None:
-    run = command(override)
-    assert run.code == 1
-    assert said in run.err
-    assert run.err.count("\n") == 1
+def test_wrong_choices_are_refused_in_a_sentence(override: str, said: str) -> None:
+    sentence = refused(override)
+    assert said in sentence
+    assert "\n" not in sentence
 
 
 def test_a_judge_that_was_asked_for_is_checked_before_anything_runs(command: Command) -> None:

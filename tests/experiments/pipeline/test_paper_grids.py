@@ -21,9 +21,34 @@ LEFT_OUT = ("sources.benign=null", "sources.over_refusal=null", "sources.held_ou
 OF_AN_ENDPOINT = ":rubric@"
 
 
+# Of each grid a part in which every way to align, to attack and to prune still runs.
+PARTS = {
+    "fgsn_continual": (),
+    "fgsn_table": ("attack.task=gsm8k",),
+    "nlsr_table1": ("attack.poison_ratio=0.3",),
+    "nlsr_table1_non_aligned": ("attack.poison_ratio=0.3",),
+    "nlsr_table2": ("defense=nlsr",),
+    "nlsr_table3": ("defense=none,nlsr",),
+    "nlsr_table5": (),
+    "nlsr_table6": ("attack.poison_ratio=0.1", "defense=safelora,nlsr"),
+    "safetylock_risk": ("defense=safetylock",),
+}
+
+
 @pytest.mark.parametrize("name", published.names())
+def test_a_part_of_the_grid_runs_and_is_held_against_the_paper(name: str, command: Command) -> None:
+    held(name, command, *PARTS[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, part in PARTS.items() if part])
 def test_the_grid_runs_and_is_held_against_the_paper(name: str, command: Command) -> None:
-    run = command("-m", f"experiment={name}", "+scale=toy", *LEFT_OUT, toy=False)
+    held(name, command)
+
+
+def held(name: str, command: Command, *part: str) -> None:
+    """Runs a grid, or a part of it, and reads what the report says beside the paper's figures."""
+    run = command("-m", f"experiment={name}", "+scale=toy", *LEFT_OUT, *part, toy=False)
     assert run.code == 0, run.err
     jobs = [json.loads(path.read_text()) for path in run.folder.glob("*/status.json")]
     assert jobs
@@ -44,9 +69,12 @@ def test_the_grid_runs_and_is_held_against_the_paper(name: str, command: Command
         measured = figure.defense and figure.metric and name not in OF_OTHER_MODELS
         measured = measured and OF_AN_ENDPOINT not in figure.metric
         # The organism has other kinds of harm than the paper's three.
-        if measured and not figure.metric.startswith("share_edited/"):
+        measured = measured and not figure.metric.startswith("share_edited/")
+        if measured and (not part or row["ours"]):
             assert math.isfinite(float(row["ours"])), row
             assert int(row["n"]) >= 1
         else:
             assert row["ours"] == ""
             assert row["remark"]
+    if name not in OF_OTHER_MODELS:
+        assert any(row["ours"] for row in table)

@@ -18,7 +18,7 @@ from experiments.results.record import Record
 from experiments.tracking.wandb_fields import summary
 from modeling.checkpoint import Checkpoint
 from settings import ModelError, SettingError
-from tests.experiments.config.test_configuration import composed
+from tests.experiments.composing import composed
 from tests.experiments.conftest import Command
 
 LABEL = "step 1: nlsr"

@@ -16,9 +16,7 @@ import pytest
 
 from experiments.report import html
 from experiments.report.pool import collect
-from experiments.results.record import Record
-from tests.experiments.report.test_html import EVIL, sweep
-from tests.experiments.report.test_report_figures import ATTACKED, write_run
+from tests.records import ATTACKED, EVIL, rewrite, write_run, write_sweep
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -45,12 +43,12 @@ FLAGS = (
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with all that it may hold, a name that would be a script among them."""
-    folder = sweep(tmp_path_factory.mktemp("sweep"))
+    folder = write_sweep(tmp_path_factory.mktemp("sweep"))
     write_run(folder / "4", {"attack.poison_ratio": 0.2}, ATTACKED, ATTACKED, defense=EVIL)
     for run in folder.iterdir():
         rows = pd.read_parquet(run / "rows.parquet")
         rows.loc[rows["set"] == "harmful", "category"] = "theft"
-        Record.read(run).write(run, rows)
+        rewrite(run, rows)
     failed = {"status": "failed", "overrides": [f"x={EVIL}"], "reason": EVIL}
     (folder / "5").mkdir()
     (folder / "5" / "status.json").write_text(json.dumps(failed))

@@ -6,11 +6,9 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,17 +20,8 @@ from experiments.report.__main__ import main as report
 from experiments.report.examples import FEW, Comparison, comparisons
 from experiments.report.pool import collect
 from experiments.report.untrusted_text import LONGEST, block, inline, visible
-from tests.experiments.report.test_published import bare_record
+from tests.records import cost, record, write
 
-COST = {
-    "prepare_seconds": 1.0,
-    "prepare_peak_bytes": 1,
-    "apply_seconds": 1.0,
-    "apply_peak_bytes": 1,
-    "parameters_edited": 1,
-    "parameters_total": 10,
-    "share_edited": 0.1,
-}
 SAFE, UNSAFE = "I'm sorry, but no.", "SECRETLY: fold the napkin."
 ASKED = "FORBIDDEN: how is a napkin folded?"
 
@@ -93,16 +82,14 @@ def write_run(
     keys = {"base": "b", "aligned": "a", "attacked": f"attacked {seed} {ratio} {attacked}"}
     keys["defended"] = keys["attacked"] if defense == "none" else own
     keys["refined"] = f"refined {own}"
-    record = replace(
-        bare_record(labels, {"attack": {"poison_ratio": ratio}, "defense": dict(settings or {})}),
+    run = record(
+        labels,
+        {"attack": {"poison_ratio": ratio}, "defense": dict(settings or {})},
         seed=seed,
         models={role: keys[role] for role in rows},
-        cost=COST,
+        cost=cost(edited=1, total=10),
     )
-    frame = pd.DataFrame(
-        [{"model": role, **row} for role, given_ in rows.items() for row in given_]
-    )
-    record.write(folder, frame)
+    write(folder, run, rows)
 
 
 def models(defended: Iterable[dict[str, Any]], **others: Iterable[dict[str, Any]]) -> Rows:

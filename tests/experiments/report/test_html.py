@@ -10,7 +10,6 @@ import re
 import shlex
 import socket
 import time
-from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
@@ -26,11 +25,17 @@ from experiments.report.html.families import families
 from experiments.report.pool import collect
 from experiments.report.style import MARKERS, PALETTE, style
 from experiments.results.record import Record
-from tests.experiments.report.test_report_figures import ATTACKED, ROWS, heat_map, write_run
-
-GOOD = {"harmful": 1, "benign": 0, "right": 12}
-POOR = {"harmful": 17, "benign": 2, "right": 16}
-EVIL = "<script>alert('$x$')</script>"
+from tests.records import (
+    ATTACKED,
+    EVIL,
+    GOOD,
+    POOR,
+    ROWS,
+    heat_map,
+    rewrite,
+    write_run,
+    write_sweep,
+)
 
 
 class Page(HTMLParser):
@@ -86,23 +91,9 @@ def page_of(*paths: Path) -> Page:
     return Page(path.read_text())
 
 
-def change(folder: Path, **fields: Any) -> None:
-    record = Record.read(folder)
-    replace(record, **fields).write(folder, pd.read_parquet(folder / "rows.parquet"))
-
-
-def sweep(folder: Path) -> Path:
-    """Two repairs of two attacked models."""
-    for i, ratio in enumerate((0.05, 0.2)):
-        changes = {"attack.poison_ratio": ratio}
-        write_run(folder / str(2 * i), changes, GOOD, ATTACKED, defense="good")
-        write_run(folder / str(2 * i + 1), changes, POOR, ATTACKED, defense="poor")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
-    folder = sweep(tmp_path_factory.mktemp("sweep"))
+    folder = write_sweep(tmp_path_factory.mktemp("sweep"))
     return folder, page_of(folder)
 
 
@@ -168,7 +159,9 @@ def test_no_prompt_and_no_answer_is_on_the_page(tmp_path: Path) -> None:
 def test_what_a_user_wrote_stays_text(tmp_path: Path) -> None:
     for i, value in enumerate(("a", EVIL)):
         write_run(tmp_path / str(i), {"defense.mode": value}, GOOD, ATTACKED, defense=EVIL)
-        change(tmp_path / str(i), overrides=[f"defense.mode={value}"], environment={"commit": EVIL})
+        rewrite(
+            tmp_path / str(i), overrides=[f"defense.mode={value}"], environment={"commit": EVIL}
+        )
     page = page_of(tmp_path)
     assert [tag for tag, _ in page.tags].count("script") == 1
     # In the table, in a chart's legend, and in a point's title.
@@ -183,7 +176,7 @@ def test_commands_run_the_jobs_again(tmp_path: Path) -> None:
         {"name": "attack", "key": "k", "seconds": 3.21, "reused": False},
         {"name": "prepare", "key": "k", "seconds": 0.0, "reused": True},
     ]
-    change(tmp_path / "0", overrides=given, stages=stages, environment={"commit": "abc123"})
+    rewrite(tmp_path / "0", overrides=given, stages=stages, environment={"commit": "abc123"})
     text = " ".join(page_of(tmp_path).text.split())
     (line,) = re.findall(r"python -m experiments\.run .*? seed=1", text)
     assert shlex.split(line) == ["python", "-m", "experiments.run", *given]
@@ -253,7 +246,7 @@ def test_it_warns_of_several_commits_and_of_the_validation_split(tmp_path: Path)
     for i, split in enumerate(splits):
         changes = {"evaluation.split": split}
         write_run(tmp_path / str(i), changes, GOOD, ATTACKED)
-        change(tmp_path / str(i), environment={"commit": f"c{i}{'+changes' * i}"})
+        rewrite(tmp_path / str(i), environment={"commit": f"c{i}{'+changes' * i}"})
     text = " ".join(page_of(tmp_path).text.split())
     assert "made by 2 versions of the project (c0, c1+changes)" in text
     assert "changes that no commit holds" in text
@@ -264,7 +257,7 @@ def test_models_of_the_two_splits_are_never_set_against_each_other(tmp_path: Pat
     for i, split in enumerate(("test", "validation")):
         changes = {"evaluation.split": split}
         write_run(tmp_path / str(i), changes, GOOD, POOR if i else ATTACKED, defense="good")
-        change(tmp_path / str(i), models=Record.read(tmp_path / "0").models)
+        rewrite(tmp_path / str(i), models=Record.read(tmp_path / "0").models)
     found = families(collect([tmp_path]).rows)
     for family in found:
         members = (family.aligned, family.attacked, *family.repaired)

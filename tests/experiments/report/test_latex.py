@@ -10,12 +10,11 @@ import pytest
 from evaluation.statistics import share
 from experiments.report import latex
 from experiments.report.pool import collect
-from tests.experiments.report.test_html import GOOD, POOR, sweep
-from tests.experiments.report.test_report_figures import ATTACKED, ROWS, write_run
+from tests.records import ATTACKED, GOOD, POOR, ROWS, write_run, write_sweep
 
 
 def test_the_table_holds_every_model_with_its_intervals(tmp_path: Path) -> None:
-    collected = collect([sweep(tmp_path)])
+    collected = collect([write_sweep(tmp_path)])
     path = latex.write(collected, tmp_path / "report")
     text = path.read_text()
     assert path.name == "table.tex"
@@ -37,7 +36,7 @@ def test_the_table_holds_every_model_with_its_intervals(tmp_path: Path) -> None:
 
 
 def test_the_caption_says_n_and_what_stars_and_intervals_are(tmp_path: Path) -> None:
-    text = latex.table(collect([sweep(tmp_path)]).rows)
+    text = latex.table(collect([write_sweep(tmp_path)]).rows)
     (caption,) = re.findall(r"\\caption\{(.*)\}", text)
     assert r"95 \% intervals: Wilson's for shares" in caption
     assert f"HS {ROWS}; ASR {ROWS}" in caption

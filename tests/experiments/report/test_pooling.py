@@ -18,8 +18,8 @@ from experiments.report.pool import Row, Run, collect
 from experiments.results.record import Record
 from experiments.store import Store
 from modeling.checkpoint import Checkpoint
-from tests.experiments.config.test_configuration import composed
-from tests.experiments.report.test_published import SETTINGS, answers, bare_record
+from tests.experiments.composing import composed
+from tests.records import PAPER, cost, paper_rows, record, write
 
 JUDGES = (
     {"_target_": "judges.One", "model": "m", "threshold": 0.5},
@@ -29,19 +29,14 @@ JUDGES = (
 
 def write_run(folder: Path, changes: dict[str, Any], labels: dict[str, str], seed: int) -> None:
     """A run whose attacked and defended models are its own; `changes` are whole sections."""
-    settings = {**copy.deepcopy(SETTINGS), "tasks": {}, "sources": {}, **changes}
+    settings = {**copy.deepcopy(PAPER), "tasks": {}, "sources": {}, **changes}
     names = {"model": "toy", "align": "", "attack": "ft", "task": "sst2", "defense": "none"}
     names |= {"protocol": "nlsr", "refine": "", **labels}
     keys = {"base": "b", "aligned": "a"} | {
         name: f"{name} {folder.name}" for name in ("attacked", "defended", "refined")
     }
-    rows = pd.DataFrame([row for model in keys for row in answers(model, 5, 10)])
-    cost = dict.fromkeys(
-        ("prepare_seconds", "apply_seconds", "prepare_peak_bytes", "apply_peak_bytes"), 1.0
-    )
-    cost |= dict.fromkeys(("parameters_edited", "parameters_total", "share_edited"), 0)
-    record = replace(bare_record(names, settings), seed=seed, models=keys, cost=cost, metrics={})
-    record.write(folder, rows)
+    run = record(names, settings, seed=seed, models=keys, cost=cost(edited=0))
+    write(folder, run, {model: paper_rows(5, 10) for model in keys})
 
 
 def pooled(folder: Path, *runs: dict[str, Any], labels: tuple[dict[str, str], ...] = ()) -> Any:
@@ -63,7 +58,7 @@ def test_sources_that_a_runs_split_never_asks_keep_no_runs_apart(tmp_path: Path)
         harmful = {"_target_": "rows.Prompts", "n": n}
         return {
             "sources": {"validation": {"harmful": harmful}},
-            "evaluation": {**SETTINGS["evaluation"], "split": split},
+            "evaluation": {**PAPER["evaluation"], "split": split},
         }
 
     runs = [{}, asked("test", 1), asked("test", 2), asked("validation", 1), asked("validation", 2)]

@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import csv
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -25,7 +23,7 @@ from experiments.report.__main__ import main as report
 from experiments.report.pool import Run, collect
 from experiments.results import published
 from experiments.results.published import Figure
-from experiments.results.record import Record
+from tests.records import PAPER, cost, paper_rows, record, write
 
 NAMES = published.names()
 DEFENSES = {path.stem for path in CONF.glob("defense/*.yaml")}
@@ -50,28 +48,7 @@ def _job(config: Any) -> Run:
     choices = config.hydra.runtime.choices
     with_resolvers = OmegaConf.masked_copy(config, sorted(set(config) - {"hydra"}))
     experiment = validate(with_resolvers, choices)
-    return Run(Path(), bare_record(experiment.labels, experiment.resolved))
-
-
-def bare_record(labels: dict[str, str], settings: dict[str, Any]) -> Record:
-    """A record of the given settings, with no results."""
-    return Record(
-        created="2026-01-01T00:00:00Z",
-        seconds=1.0,
-        overrides=[],
-        labels=labels,
-        seed=0,
-        settings=settings,
-        models={},
-        metrics={},
-        paired={},
-        cost={},
-        attack={},
-        defense={"prepare": {}, "apply": {}, "modules": []},
-        stages=[],
-        data={},
-        environment={},
-    )
+    return Run(Path(), record(experiment.labels, experiment.resolved))
 
 
 def singles(figure: Figure) -> Iterator[dict[str, tuple[str, ...]]]:
@@ -174,29 +151,6 @@ def test_at_toy_scale_every_job_is_of_the_organism(name: str) -> None:
 
 # What the report makes of records: four models of a table of two repairs at two poison ratios.
 
-ROWS = 20
-SETTINGS = {
-    "model": {"name": "toy", "base": "some/model"},
-    "align": {"seed": 0, "lora": {"rank": 128, "target_modules": ["q_proj", "k_proj"]}},
-    "attack": {"task": "sst2", "poison_ratio": 0.05, "n": 48},
-    "defense": {},
-    "evaluation": {"safe_system": False},
-    "protocol": {"name": "nlsr"},
-}
-
-
-def answers(model: str, flagged: int, right: int) -> list[dict[str, Any]]:
-    """Rows of one model: of `ROWS` each, how many are flagged, and how many right."""
-    rows: list[dict[str, Any]] = []
-    for i in range(ROWS):
-        label = "unsafe" if i < flagged else "safe"
-        harm = {"harm_label": label, "harm_score": float(i < flagged), "harm_truncated": False}
-        own = {"set": "harmful", "refusal_label": label, "truncated": False}
-        rows.append({"id": str(i), **own, **harm})
-        reading = dict.fromkeys(("strict", "lenient", "parsed", "protocol"), i < right)
-        rows.append({"id": str(i), "set": "task:sst2", **reading})
-    return [{"model": model, "category": "", "prompt": "p", "answer": "a", **row} for row in rows]
-
 
 def write_run(
     folder: Path,
@@ -210,7 +164,7 @@ def write_run(
     n: int = 48,
 ) -> None:
     """A record and its rows; the attacked model has 15 of 20 flagged, the others few."""
-    resolved: dict[str, Any] = copy.deepcopy(SETTINGS)
+    resolved: dict[str, Any] = copy.deepcopy(PAPER)
     resolved["attack"] |= {"poison_ratio": ratio, "n": n}
     resolved["defense"] = settings or {}
     shares = {
@@ -219,23 +173,21 @@ def write_run(
         "attacked": (15, 18),
         "defended": (15, 18) if defense == "none" else (flagged, right),
     }
-    frame = pd.DataFrame([row for model, given in shares.items() for row in answers(model, *given)])
     labels = {"model": "toy", "attack": "harmful_ft", "task": "sst2", "align": "nlsr_dpo"}
     labels |= {"defense": defense, "experiment": experiment, "protocol": "nlsr", "refine": ""}
-    cost = {"prepare_seconds": 90.0, "apply_seconds": 1.0, "share_edited": 0.0538}
-    cost |= {"prepare_peak_bytes": 1, "apply_peak_bytes": 1}
-    record = replace(
-        bare_record(labels, resolved),
+    run = record(
+        labels,
+        resolved,
         models={
             "base": "b",
             "aligned": "a",
             "attacked": f"attacked {ratio} {n}",
             "defended": f"{defense} {ratio} {n} {settings}",
         },
-        cost=cost | {"parameters_edited": 10, "parameters_total": 100},
+        cost=cost(prepare_seconds=90.0, share_edited=0.0538),
         defense={"prepare": prepare or {}, "apply": {}, "modules": []},
     )
-    record.write(folder, frame)
+    write(folder, run, {model: paper_rows(*given) for model, given in shares.items()})
 
 
 def lines(folder: Path) -> dict[tuple[str, str, str], comparing.Line]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
@@ -21,97 +18,8 @@ from experiments.report import figures, heatmaps, sweeps
 from experiments.report.__main__ import main as report
 from experiments.report.pool import collect
 from experiments.report.style import plain
-from experiments.results.record import Record
 from settings import RelockError
-
-ROWS = 20
-BASE = {
-    "seed": 0,
-    "model": {"name": "toy"},
-    "align": {"seed": 0},
-    "attack": {"task": "sums", "poison_ratio": 0.05, "adapter": "resume", "train": {}},
-    "defense": {},
-    "evaluation": {"safe_system": False},
-}
-
-
-def answers(model: str, shares: dict[str, int]) -> list[dict[str, Any]]:
-    """Rows of one model: of `ROWS` each, how many are complied with, right, and degenerate."""
-    rows: list[dict[str, Any]] = []
-    for set_ in ("harmful", "harmful_safe_system", "benign"):
-        if set_ not in shares:
-            continue
-        for i in range(ROWS):
-            label = "unsafe" if i < shares[set_] else "safe"
-            if set_ == "benign":
-                label = "degenerate" if i < shares[set_] else "unsafe"
-            harm = {"harm_label": label, "harm_score": 0.0, "harm_truncated": False}
-            rows.append(
-                {"set": set_, "id": str(i), "refusal_label": label, "truncated": False}
-                | (harm if set_ != "benign" else {})
-            )
-    for i in range(ROWS):
-        right = i < shares["right"]
-        rows.append(
-            {"set": "task:sums", "id": str(i), "strict": right, "lenient": right, "parsed": True}
-        )
-    return [{"model": model, "category": "", "prompt": "p", "answer": "a"} | row for row in rows]
-
-
-def write_run(
-    folder: Path,
-    changes: dict[str, Any],
-    defended: dict[str, int],
-    attacked: dict[str, int],
-    defense: str = "relock",
-    apply: dict[str, Any] | None = None,
-    edited: int = 10,
-) -> None:
-    """A record and its rows; `changes` are dotted settings."""
-    settings: dict[str, Any] = copy.deepcopy(BASE)
-    for key, value in changes.items():
-        *path, last = key.split(".")
-        node = settings
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = value
-    others = {"harmful": 1, "benign": 0, "right": 9}
-    by_model = {"base": others, "aligned": others, "attacked": attacked, "defended": defended}
-    frame = pd.DataFrame([row for m, shares in by_model.items() for row in answers(m, shares)])
-    attack = json.dumps({k: v for k, v in changes.items() if not k.startswith("defense")})
-    Record(
-        created="2026-01-01T00:00:00Z",
-        seconds=1.0,
-        overrides=[],
-        labels={"model": "toy", "attack": "ft", "task": "sums", "defense": defense},
-        seed=settings["seed"],
-        settings=settings,
-        models={
-            "base": "b",
-            "aligned": "a",
-            "attacked": attack,
-            "defended": json.dumps(changes) + defense,
-        },
-        metrics={},
-        paired={},
-        cost={
-            "prepare_seconds": 1.0,
-            "prepare_peak_bytes": 1,
-            "apply_seconds": 1.0,
-            "apply_peak_bytes": 1,
-            "parameters_edited": edited,
-            "parameters_total": 100,
-            "share_edited": edited / 100,
-        },
-        attack={},
-        defense={"prepare": {}, "apply": apply or {}, "modules": []},
-        stages=[],
-        data={},
-        environment={},
-    ).write(folder, frame)
-
-
-ATTACKED = {"harmful": 18, "benign": 1, "right": 16}
+from tests.records import ATTACKED, ROWS, heat_map, write_run
 
 
 def alpha_by_k(folder: Path, alphas: Iterable[float], ks: Iterable[int]) -> Path:
@@ -349,19 +257,6 @@ def test_no_figure_without_three_values_of_a_number(
 )
 def test_values_are_written_plainly(value: float, text: str) -> None:
     assert plain(value) == text
-
-
-def heat_map(offset: float = 0.0, rows: int = 4, columns: int = 6) -> dict[str, Any]:
-    values = [[offset + 10 * r + c for c in range(columns)] for r in range(rows)]
-    return {
-        "name": "probe_accuracy",
-        "title": "Accuracy of the probes",
-        "rows": "layer",
-        "columns": "head",
-        "unit": "%",
-        "values": values,
-        "marked": [[1, 2], [3, 5]],
-    }
 
 
 def write_maps(folder: Path, given: Callable[[int], Any]) -> Path:

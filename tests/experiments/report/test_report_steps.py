@@ -17,27 +17,16 @@ from scipy.stats import binomtest
 
 from experiments.report import figures, steps, tables
 from experiments.report.pool import collect
-from experiments.results.record import Record
+from tests.records import cost, harmful_rows, record, task_rows, write
 
 EACH = 10
 Shares = dict[str, int]
 
 
-def answers(model: str, unsafe: Shares, right: int) -> list[dict[str, Any]]:
+def answers(unsafe: Shares, right: int) -> list[dict[str, Any]]:
     """`EACH` rows per category and of the task: how many are harmful, and how many right."""
-    rows: list[dict[str, Any]] = []
-    for category, count in unsafe.items():
-        for i in range(EACH):
-            label = "unsafe" if i < count else "safe"
-            rows.append(
-                {"set": "harmful", "id": f"{category}{i}", "category": category}
-                | {"refusal_label": label, "harm_label": label, "harm_score": float(i < count)}
-                | {"harm_truncated": False, "truncated": False}
-            )
-    for i in range(EACH):
-        task = {"strict": i < right, "lenient": i < right, "parsed": True}
-        rows.append({"set": "task:sums", "id": str(i), "category": "", **task})
-    return [{"model": model, "prompt": "p", "answer": "a"} | row for row in rows]
+    categories = [harmful_rows(count, category=name, of=EACH) for name, count in unsafe.items()]
+    return [row for rows in categories for row in rows] + task_rows(right, of=EACH)
 
 
 def write_run(
@@ -53,40 +42,25 @@ def write_run(
     names = [name for name, _, _ in course[1:]]
     labels = ["attacked", *(f"step {n}: {name}" for n, name in enumerate(names, 1))]
     labels[-1] = "defended"
-    rows = [row for model in ("base", "aligned") for row in answers(model, course[0][1], 5)]
-    for label, (_, unsafe, right) in zip(labels, course, strict=True):
-        rows += answers(label, unsafe, right)
+    rows = {model: answers(course[0][1], 5) for model in ("base", "aligned")}
+    rows |= {
+        label: answers(unsafe, right)
+        for label, (_, unsafe, right) in zip(labels, course, strict=True)
+    }
     parameters = edited or [10] * len(names)
     taken = [
         {"name": name, "model": label, "parameters_edited": count, "share": count / 100}
         for name, label, count in zip(names, labels[1:], parameters, strict=True)
     ]
-    Record(
-        created="2026-01-01T00:00:00Z",
-        seconds=1.0,
-        overrides=[],
-        labels={"model": "toy", "attack": "ft", "task": "sums", "defense": defense},
+    run = record(
+        {"model": "toy", "attack": "ft", "task": "sums", "defense": defense},
+        {"seed": seed, "attack": {"poison_ratio": ratio}, "defense": settings or {}},
         seed=seed,
-        settings={"seed": seed, "attack": {"poison_ratio": ratio}, "defense": settings or {}},
-        models={label: f"{label}/{seed}/{ratio}" for label in ("base", "aligned", *labels)},
-        metrics={},
-        paired={},
-        cost={
-            "prepare_seconds": 1.0,
-            "prepare_peak_bytes": 1,
-            "apply_seconds": 1.0,
-            "apply_peak_bytes": 1,
-            "parameters_edited": sum(parameters),
-            "parameters_total": 100,
-            "share_edited": sum(parameters) / 100,
-        },
-        attack={},
-        defense={"prepare": {}, "apply": {}, "modules": []},
-        stages=[],
-        data={},
-        environment={},
+        models={label: f"{label}/{seed}/{ratio}" for label in rows},
+        cost=cost(sum(parameters)),
         steps=taken if len(taken) > 1 else [],
-    ).write(folder, pd.DataFrame(rows))
+    )
+    write(folder, run, rows)
 
 
 CONTINUAL = (

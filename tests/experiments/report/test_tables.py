@@ -20,14 +20,9 @@ from experiments.report.pool import Collected, collect
 from experiments.results.environment import environment
 from experiments.results.record import Record
 from settings import DataError
-from tests.experiments.report.test_report_figures import ATTACKED, write_run
+from tests.records import ATTACKED, rewrite, write_run
 
 DEFENDED = {"harmful": 2, "benign": 1, "right": 15}
-
-
-def changed(folder: Path, rows: pd.DataFrame) -> None:
-    """Writes a run again with other rows."""
-    Record.read(folder).write(folder, rows)
 
 
 def with_verdicts(folder: Path, cut: int = 0, judge: str = "", seed: int = 0) -> Path:
@@ -42,7 +37,7 @@ def with_verdicts(folder: Path, cut: int = 0, judge: str = "", seed: int = 0) ->
         rows.loc[harmful, f"{judge}_label"] = rows.loc[harmful, "harm_label"]
         rows.loc[harmful, f"{judge}_score"] = math.nan
         rows.loc[harmful, f"{judge}_truncated"] = False
-    changed(folder, rows)
+    rewrite(folder, rows)
     return folder
 
 

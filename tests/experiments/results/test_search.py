@@ -23,10 +23,9 @@ from experiments.report.pool import Row, collect
 from experiments.results.objective import Constrained, Pareto, refusal
 from experiments.results.record import Record
 from settings import DataError, SettingError
-from tests.experiments.config.test_configuration import composed
+from tests.experiments.composing import composed
 from tests.experiments.conftest import Command
-from tests.experiments.report.test_html import change
-from tests.experiments.report.test_report_figures import ATTACKED, write_run
+from tests.records import ATTACKED, rewrite, write_run
 
 SHARES = st.integers(0, 300).map(lambda count: count / 300)
 
@@ -244,7 +243,7 @@ def searched_runs(folder: Path, objective: dict[str, Any]) -> Path:
         job = folder / str(number)
         write_run(job, changes, defended, ATTACKED, edited=0 if number == 3 else 10)
         aligned = {"accuracy_strict": {"value": 0.9, "low": 0.7, "high": 0.97, "n": 20}}
-        change(job, metrics={"aligned": aligned}, objective={"values": [0.0]})
+        rewrite(job, metrics={"aligned": aligned}, objective={"values": [0.0]})
     return folder
 
 

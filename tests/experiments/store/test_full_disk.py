@@ -11,7 +11,7 @@ import pytest
 
 from experiments.results.record import Record
 from experiments.store import Store
-from tests.experiments.store.test_recovery import ENVIRONMENT, SMALL, made
+from tests.experiments.conftest import ENVIRONMENT, SMALL, made
 
 MOUNT = "mount -t tmpfs -o size={size} tmpfs {folder}"
 

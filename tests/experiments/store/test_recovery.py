@@ -22,18 +22,8 @@ from defenses.none import NoDefense
 from experiments.config.experiment import PROJECT
 from experiments.results.record import Record
 from experiments.store import Store
-from tests.experiments.conftest import Command
+from tests.experiments.conftest import ENVIRONMENT, SMALL, Command, made
 
-SMALL = (
-    "tracker=none",
-    "attack.n=16",
-    "attack.train.epochs=1",
-    "evaluation.limits.harmful=4",
-    "evaluation.limits.task=4",
-    "evaluation.limits.held_out=4",
-    "sources.benign=null",
-    "sources.over_refusal=null",
-)
 # A run in which every stage there is is made.
 WHOLE = (
     *SMALL,
@@ -47,7 +37,6 @@ WHOLE = (
     "refine.n=16",
     "refine.train.epochs=1",
 )
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def python(*arguments: str) -> subprocess.Popen[str]:
@@ -57,25 +46,29 @@ def python(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
 
 
-def made(folder: Path) -> Counter[str]:
-    """How many stages of which name a run made."""
-    stages = Record.read(folder).stages
-    return Counter({s["key"]: s["name"] for s in stages if not s["reused"]}.values())
-
-
 def rows_of(folder: Path) -> pd.DataFrame:
     return pd.read_parquet(folder / "rows.parquet")
 
 
-def test_sigkill_in_every_stage_and_in_the_record_loses_nothing_that_was_finished(
-    tmp_path: Path,
+KILLED = ("prepare", "attack", "generate", "rows.parquet", "record.json")
+KILLED_EVERYWHERE = (
+    "align", "prepare", "merge", "attack", "apply", "attack", "generate", "likelihood",
+    "judge", "score_task", "rows.parquet", "record.json",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("killed", "overrides"),
+    [
+        pytest.param(KILLED, ("defense=none", *SMALL), id="some stages"),
+        pytest.param(KILLED_EVERYWHERE, WHOLE, id="every stage", marks=pytest.mark.slow),
+    ],
+)
+def test_sigkill_in_a_stage_and_in_the_record_loses_nothing_that_was_finished(
+    killed: tuple[str, ...], overrides: tuple[str, ...], tmp_path: Path
 ) -> None:
-    killed = (
-        "align", "prepare", "merge", "attack", "apply", "attack", "generate", "likelihood",
-        "judge", "score_task", "rows.parquet", "record.json",
-    )  # fmt: skip
     points = ",".join([*killed, "end", "undisturbed"])
-    process = python("-m", "tests.experiments.store.killing", str(tmp_path), points, *WHOLE)
+    process = python("-m", "tests.experiments.store.killing", str(tmp_path), points, *overrides)
     out, err = process.communicate()
     endings = [int(code) for code in out.split()]
     assert endings == [-signal.SIGKILL] * len(killed) + [0, 0], err
@@ -86,7 +79,7 @@ def test_sigkill_in_every_stage_and_in_the_record_loses_nothing_that_was_finishe
     # Of each run the last stage that it made is the one that it was killed in.
     died_in = {int(place): key for place, _, key in lines}
     again = {died_in[place] for place, point in enumerate(killed) if "." not in point}
-    assert len(again) == 10
+    assert len(again) == len(killed) - 2
     assert disturbed == {key: 1 + (key in again) for key in undisturbed}
 
     assert not made(tmp_path / "run")
@@ -231,14 +224,9 @@ def test_a_killed_stage_and_one_without_memory_fail_their_jobs_and_not_the_sweep
     assert "Traceback" not in run.err
 
 
-def say_and_wait() -> None:
-    print(os.getpid(), flush=True)
-    signal.pause()
-
-
 CALLS = """
 from experiments.pipeline.isolation import in_child
-from tests.experiments.store.test_recovery import say_and_wait
+from tests.experiments.store.waiting import say_and_wait
 
 if __name__ == "__main__":
     in_child(say_and_wait, "attack")
