@@ -49,6 +49,8 @@ def measured() -> Iterator[Cost]:
 def _import_libraries() -> None:
     import pandas  # noqa: F401
     import peft  # noqa: F401
+    import pyarrow.dataset
+    import pyarrow.parquet  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 
