@@ -1,4 +1,4 @@
-"""`WandbTracker`, a Weights & Biases run per experiment, and `NoTracker`: conf/tracker's options."""
+"""`WandbTracker`, a Weights & Biases run per experiment, and `NoTracker`: options of `tracker=`."""
 
 from __future__ import annotations
 
