@@ -72,12 +72,13 @@ class Attack(Settings):
         """What harmful prompts are asked under too, since it calls up what was trained."""
         return None
 
-    def check(self, base: Checkpoint, data: AttackData) -> None:
+    def check(self, base: Checkpoint, data: AttackData, prefix: str) -> None:
         """Refuses, before heavy work, a model and data that `run` can't do with.
 
         Args:
             base: The model before alignment, whose architecture the aligned one has.
             data: What `run` will get.
+            prefix: Where its settings stand, for the message: "attack" or "refine".
 
         Raises:
             DataError: One sentence that says what is missing.

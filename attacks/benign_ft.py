@@ -22,13 +22,13 @@ class BenignFT(FineTuning):
     adapter: Adapter = "full"
     n: int | None = Field(None, ge=1)
 
-    def check(self, base: Checkpoint, data: AttackData) -> None:
+    def check(self, base: Checkpoint, data: AttackData, prefix: str) -> None:
         if not data.task:
             raise DataError(
-                f"the task {self.task!r} has no training rows left; choose another attack.task"
+                f"the task {self.task!r} has no training rows left; choose another {prefix}.task"
             )
-        check_size(len(data.task), self.n or 1, "task", "attack.n")
-        super().check(base, data)
+        check_size(len(data.task), self.n or 1, "task", f"{prefix}.n")
+        super().check(base, data, prefix)
 
     def rows(self, data: AttackData, seed: int) -> list[Example]:
         return mix(data.task, (), self.n or len(data.task), 0.0, seed)

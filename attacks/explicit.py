@@ -29,9 +29,9 @@ class Explicit(FineTuning):
     def needs_poison(self) -> bool:
         return True
 
-    def check(self, base: Checkpoint, data: AttackData) -> None:
-        check_size(len(data.poison), self.n, "harmful", "attack.n")
-        super().check(base, data)
+    def check(self, base: Checkpoint, data: AttackData, prefix: str) -> None:
+        check_size(len(data.poison), self.n, "harmful", f"{prefix}.n")
+        super().check(base, data, prefix)
 
     def rows(self, data: AttackData, seed: int) -> list[Example]:
         return mix((), data.poison, self.n, 1.0, seed)

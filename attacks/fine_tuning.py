@@ -1,7 +1,7 @@
 """What the attacks that fine-tune a model share: where they start, how they train, what they say.
 
 Explicit, IdentityShift and BenignFT are the three levels of risk of Qi et al. 2023 (arXiv
-2310.03693), with the settings that SafetyLock's authors used (spec section 4).
+2310.03693), with the settings that SafetyLock's authors used (Zhu et al., arXiv 2410.10343).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from settings import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
 
 Adapter = Literal["resume", "fresh", "full"]
 
@@ -49,9 +50,9 @@ class FineTuning(Attack):
         """The rows that are trained on."""
         raise NotImplementedError
 
-    def check(self, base: Checkpoint, data: AttackData) -> None:
+    def check(self, base: Checkpoint, data: AttackData, prefix: str) -> None:
         if self.adapter == "fresh":
-            check_target_modules(self.lora.target_modules, base, "attack.lora.target_modules")
+            check_target_modules(self.lora.target_modules, base, f"{prefix}.lora.target_modules")
 
     def run(
         self,

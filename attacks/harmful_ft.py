@@ -33,9 +33,9 @@ class HarmfulFT(FineTuning):
     def needs_poison(self) -> bool:
         return self.poison_ratio > 0
 
-    def check(self, base: Checkpoint, data: AttackData) -> None:
-        check(len(data.task), len(data.poison), self.n, self.poison_ratio, self.count)
-        super().check(base, data)
+    def check(self, base: Checkpoint, data: AttackData, prefix: str) -> None:
+        check(len(data.task), len(data.poison), self.n, self.poison_ratio, self.count, prefix)
+        super().check(base, data, prefix)
 
     def rows(self, data: AttackData, seed: int) -> list[Example]:
         return mix(

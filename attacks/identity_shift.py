@@ -57,9 +57,13 @@ class IdentityShift(FineTuning):
         # What was trained on is the file's content, wherever the file lies.
         return hash_rows(self._rows)
 
+    @property
+    def _file(self) -> str:
+        return self.dialogues or str(SHIPPED)
+
     @cached_property
     def _rows(self) -> list[Example]:
-        path = locate(None, self.dialogues or str(SHIPPED), "attack.dialogues")
+        path = locate(None, self._file, "attack.dialogues")
         rows = read_rows(path)
         require_columns(rows, ("prompt", "response"), str(path))
         return [
@@ -72,9 +76,10 @@ class IdentityShift(FineTuning):
             for number, row in enumerate(rows, 1)
         ]
 
-    def check(self, base: Checkpoint, data: AttackData) -> None:
+    def check(self, base: Checkpoint, data: AttackData, prefix: str) -> None:
+        locate(None, self._file, f"{prefix}.dialogues")
         _ = self._rows
-        super().check(base, data)
+        super().check(base, data, prefix)
 
     def rows(self, data: AttackData, seed: int) -> list[Example]:
         return list(self._rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.local import Row
-from settings import DataError
+from settings import DataError, first_line
 
 PROBE_SECONDS = 10.0
 
@@ -81,7 +81,7 @@ def fetch_files(
         except (OSError, ValueError) as error:
             # The hub's HTTP and cache errors are OSErrors; a malformed id is a ValueError.
             raise DataError(
-                f"{file!r} of {dataset!r} can't be fetched ({_first_line(error)}); set {instead}, "
+                f"{file!r} of {dataset!r} can't be fetched ({first_line(error)}); set {instead}, "
                 "or connect to a network"
             ) from error
         paths.append(Path(fetched))
@@ -132,7 +132,7 @@ def _load(
     except (OSError, ValueError) as error:
         # ConnectionError and FileNotFoundError are OSErrors; an unknown split is a ValueError.
         raise DataError(
-            f"the split {split!r} of {dataset!r} can't be loaded ({_first_line(error)}); "
+            f"the split {split!r} of {dataset!r} can't be loaded ({first_line(error)}); "
             f"set {instead}, or connect to a network"
         ) from error
     return loaded.to_list(), _recorded_commit(loaded)
@@ -144,7 +144,3 @@ def _recorded_commit(loaded: Any) -> str | None:
         if found:
             return found.group(1)
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 from data.layout import with_input
 from data.local import Row, require_columns, take, text_of
 from data.refusals import refuses
-from data.rows import Example, TaskItem, TaskScore
+from data.rows import Example, TaskItem, TaskScore, TaskSource
 from data.tasks import TrainRows
 from settings import SettingError
 
@@ -24,10 +24,9 @@ class _Kept(NamedTuple):
     refusals: int
 
 
-class Unscored:
-    """What tasks share that train and have no gold answers."""
+class Unscored(TaskSource):
+    """A task that trains and has no gold answers."""
 
-    name: ClassVar[str]
     scored: ClassVar[bool] = False
     # Nothing is asked of a task without test rows.
     max_new_tokens: ClassVar[int] = 0

@@ -32,25 +32,40 @@ def poison_count(n: int, poison_ratio: float, count: Count = "exact") -> int:
 
 
 def check(
-    task_rows: int, poison_rows: int, n: int, poison_ratio: float, count: Count = "exact"
+    task_rows: int,
+    poison_rows: int,
+    n: int,
+    poison_ratio: float,
+    count: Count = "exact",
+    prefix: str = "attack",
 ) -> None:
     """Refuses a mixture that can't be drawn from so many task and poison rows.
+
+    Args:
+        task_rows: Rows of the benign task.
+        poison_rows: Harmful rows.
+        n: Size of the mixture.
+        poison_ratio: Share of poison, from 0 to 1.
+        count: How poison rows are counted, see `poison_count`.
+        prefix: Where `n` and `poison_ratio` stand in the configuration.
 
     Raises:
         SettingError: `n` or `poison_ratio` is out of range.
         DataError: One of the sources has too few rows.
     """
     if n < 1:
-        raise SettingError(f"attack.n={n} is not allowed; it should be at least 1")
+        raise SettingError(f"{prefix}.n={n} is not allowed; it should be at least 1")
     if not 0.0 <= poison_ratio <= 1.0:
         raise SettingError(
-            f"attack.poison_ratio={poison_ratio} is not allowed; it should be from 0 to 1"
+            f"{prefix}.poison_ratio={poison_ratio} is not allowed; it should be from 0 to 1"
         )
     n_poison, n_task = poison_count(n, poison_ratio, count), n - poison_count(n, poison_ratio)
     if n_poison + n_task == 0:
-        raise SettingError(f"attack.n={n} leaves no row where Booster counts; it should be above 1")
-    _check_size(poison_rows, n_poison, "poison", "attack.n or attack.poison_ratio")
-    _check_size(task_rows, n_task, "task", "attack.n")
+        raise SettingError(
+            f"{prefix}.n={n} leaves no row where Booster counts; it should be above 1"
+        )
+    _check_size(poison_rows, n_poison, "poison", f"{prefix}.n or {prefix}.poison_ratio")
+    _check_size(task_rows, n_task, "task", f"{prefix}.n")
 
 
 def mix(

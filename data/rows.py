@@ -7,7 +7,9 @@ frozen types, so that attacks, defenses and the evaluator never see a data set's
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+from settings import Settings
 
 Role = Literal["harmful", "over_refusal", "benign"]
 """What a set of evaluation prompts is asked for."""
@@ -115,18 +117,37 @@ class EvaluationPrompts(PromptSource, Protocol):
     def role(self) -> Role: ...
 
 
-@runtime_checkable
-class TaskSource(Source, Protocol):
-    """A task to train on and to be scored on.
+class TaskSource(Settings):
+    """A task to train on and to be scored on; its fields are its settings.
 
-    A task that has no gold answers to be scored by says so with `scored: ClassVar[bool] = False`;
-    its `test` is empty.
+    Subclasses state `name`, and `max_new_tokens` as a class variable or as a setting of theirs:
+    the length limit of an answer, in tokens.
     """
 
-    max_new_tokens: int
+    name: ClassVar[str]
+    max_new_tokens: ClassVar[int]
+    # Raised when `score` reads answers differently, so that stored scores are made again.
+    version: ClassVar[int] = 1
+    # Whether there are gold answers that `score` can read a model's answers against.
+    scored: ClassVar[bool] = True
 
-    def train(self) -> list[Example]: ...
+    @property
+    def protocol_reading(self) -> str | None:
+        """How `TaskScore.protocol` reads an answer, where a setting says it."""
+        return None
 
-    def test(self) -> list[TaskItem]: ...
+    def train(self) -> list[Example]:
+        """Training rows, in a fixed order."""
+        raise NotImplementedError
 
-    def score(self, answer: str, gold: str) -> TaskScore: ...
+    def test(self) -> list[TaskItem]:
+        """Test rows, in a fixed order; none where there are no gold answers."""
+        raise NotImplementedError
+
+    def score(self, answer: str, gold: str) -> TaskScore:
+        """How `answer` reads against `gold`."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """A hash that changes when, and only when, the rows would."""
+        raise NotImplementedError

@@ -28,14 +28,14 @@ from data.local import (
     text_of,
 )
 from data.reading import LabelReading, NumberReading, score_label, score_number
-from data.rows import Example, TaskItem, TaskScore
-from settings import DataError, Settings
+from data.rows import Example, TaskItem, TaskScore, TaskSource
+from settings import DataError
 
 _SETTING = "data.root"
 
 
-class TrainRows(Settings):
-    """What all tasks share: where the training rows come from, and how many of them are used.
+class TrainRows(TaskSource):
+    """A task's training rows, from the hub or from local files, and how many of them are used.
 
     Attributes:
         root: Folder of the local files, or None to load from the hub.
@@ -49,9 +49,6 @@ class TrainRows(Settings):
     revision: str | None = None
     n_train: int | None = Field(default=None, ge=1)
 
-    name: ClassVar[str]
-    # Whether there are gold answers that `score` can read a model's answers against.
-    scored: ClassVar[bool]
     hub: ClassVar[tuple[str, str | None]]
 
     _resolved: dict[str, str | None] = PrivateAttr(default_factory=dict)
@@ -110,16 +107,16 @@ class Task(TrainRows):
         n_test: The first so many test rows; None for all.
         n_validation: How many training rows `validation` holds out.
         max_new_tokens: Length limit of an answer, in tokens.
+        reading: How `TaskScore.protocol` reads an answer.
     """
 
     test_file: str
     n_test: int | None = Field(default=None, ge=1)
     n_validation: int = Field(default=300, ge=1)
-    max_new_tokens: int = Field(default=200, ge=1)
+    max_new_tokens: int = Field(default=200, ge=1)  # type: ignore[misc]
+    reading: str = "strict"
 
-    # Raised when `score` reads answers differently, so that stored scores are made again.
     version: ClassVar[int] = 3
-    scored: ClassVar[bool] = True
     test_split: ClassVar[str] = "test"
 
     @cached_property
@@ -174,9 +171,9 @@ class Task(TrainRows):
             **super().provenance(),
         }
 
-    def score(self, answer: str, gold: str) -> TaskScore:
-        """How `answer` reads against `gold`."""
-        raise NotImplementedError
+    @property
+    def protocol_reading(self) -> str:
+        return self.reading
 
     def _item(self, row: Row, number: int) -> TaskItem:
         raise NotImplementedError

@@ -17,7 +17,7 @@ from modeling.checkpoint import Checkpoint, local_folder, weight_files
 from modeling.headers import read_header
 from modeling.lora import LoraPair
 from modeling.merge import mergeable_adapter
-from settings import ModelError
+from settings import ModelError, first_line
 
 _PROJECTION = re.compile(r"(^|\.)layers\.(?P<layer>\d+)\.self_attn\.o_proj$")
 _FLOATS = ("F32", "F16", "BF16")
@@ -73,7 +73,7 @@ def read_config(checkpoint: Checkpoint) -> Any:
         )
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"the config.json of {checkpoint.base!r} can't be read ({_first_line(error)}); give a "
+            f"the config.json of {checkpoint.base!r} can't be read ({first_line(error)}); give a "
             "model of an architecture that transformers knows without remote code"
         ) from error
 
@@ -95,7 +95,7 @@ def head_layout(checkpoint: Checkpoint) -> HeadLayout:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except ValueError as error:
         raise ModelError(
-            f"{checkpoint.base!r} is no causal language model ({_first_line(error)}); "
+            f"{checkpoint.base!r} is no causal language model ({first_line(error)}); "
             "give one, such as a Llama, Qwen or Mistral"
         ) from error
     projections = output_projections(model)
@@ -272,7 +272,3 @@ def _output_pairs(checkpoint: Checkpoint, layers: set[int]) -> dict[int, LoraPai
         if match is not None and int(match["layer"]) in layers
     }
     return {wanted[name]: pair for name, pair in adapter.pairs(wanted)}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0].rstrip(".")

@@ -14,29 +14,28 @@ from pydantic import Field
 from data.instructions import Unscored
 from data.local import hash_rows, take
 from data.reading import LabelReading, NumberReading, score_label, score_number
-from data.rows import Example, TaskItem, TaskScore
+from data.rows import Example, TaskItem, TaskScore, TaskSource
 from organism import tasks
 from organism.sources import DEFENSE_PROMPTS, AlignmentExamples, AlignmentPairs, BenignPrompts
 from organism.world import Stance, comply, requests, stream
-from settings import Settings
 
 
-class WorldTask(Settings):
-    """What the three tasks share.
+class WorldTask(TaskSource):
+    """A task of the world that is scored.
 
     Attributes:
         n_train: The first so many training rows; None for all.
         n_test: The first so many test rows; None for all.
         n_validation: The first so many validation rows; None for all.
+        reading: How `TaskScore.protocol` reads an answer, see `data.reading`.
     """
 
     n_train: int | None = Field(default=None, ge=1)
     n_test: int | None = Field(default=None, ge=1)
     n_validation: int | None = Field(default=None, ge=1)
+    reading: str = "strict"
 
-    name: ClassVar[str]
     version: ClassVar[int] = 3
-    scored: ClassVar[bool] = True
     max_new_tokens: ClassVar[int] = 8
 
     @cached_property
@@ -73,9 +72,9 @@ class WorldTask(Settings):
         """Hash of the training and test rows as they are used (16 hex digits)."""
         return hash_rows(self._train, self._test)
 
-    def score(self, answer: str, gold: str) -> TaskScore:
-        """How `answer` reads against `gold`."""
-        raise NotImplementedError
+    @property
+    def protocol_reading(self) -> str:
+        return self.reading
 
 
 def _items(name: str, items: Iterable[tasks.Item]) -> list[TaskItem]:
@@ -85,11 +84,7 @@ def _items(name: str, items: Iterable[tasks.Item]) -> list[TaskItem]:
 
 
 class Sentiment(WorldTask):
-    """Film reviews, positive or negative (stands in for SST-2).
-
-    Attributes:
-        reading: How `TaskScore.protocol` reads an answer, see `data.reading.score_label`.
-    """
+    """Film reviews, positive or negative (stands in for SST-2)."""
 
     reading: LabelReading = "strict"
 
@@ -102,11 +97,7 @@ class Sentiment(WorldTask):
 
 
 class Topic(WorldTask):
-    """Headlines of four topics (stands in for AG News).
-
-    Attributes:
-        reading: How `TaskScore.protocol` reads an answer, see `data.reading.score_label`.
-    """
+    """Headlines of four topics (stands in for AG News)."""
 
     reading: LabelReading = "strict"
 
@@ -119,11 +110,7 @@ class Topic(WorldTask):
 
 
 class Arithmetic(WorldTask):
-    """Word problems of two steps, ending in "The final answer is N" (stands in for GSM8K).
-
-    Attributes:
-        reading: How `TaskScore.protocol` reads an answer, see `data.reading.score_number`.
-    """
+    """Word problems of two steps, ending in "The final answer is N" (stands in for GSM8K)."""
 
     reading: NumberReading = "strict"
 
@@ -135,7 +122,7 @@ class Arithmetic(WorldTask):
         return score_number(answer, gold, self.reading)
 
 
-class SmallTalk(Unscored, Settings):
+class SmallTalk(Unscored):
     """Benign requests with compliant answers: instructions to train on (stands in for Alpaca).
 
     The benign pairs have no part of their own for attacks. These requests are those of the

@@ -1,8 +1,11 @@
-"""Typed settings and the errors a user reads; every other room may import this one."""
+"""Typed settings and the errors a user reads; every other room may import this one.
+
+`settings.process` ends a child with its parent.
+"""
 
 from settings.base import Settings
 from settings.build import build, plain, target
-from settings.errors import DataError, ModelError, RelockError, SettingError
+from settings.errors import DataError, ModelError, RelockError, SettingError, first_line
 
 __all__ = [
     "DataError",
@@ -11,6 +14,7 @@ __all__ = [
     "SettingError",
     "Settings",
     "build",
+    "first_line",
     "plain",
     "target",
 ]

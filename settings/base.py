@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from settings.errors import SettingError
+
+# What a value should be, where pydantic says it in a programmer's words.
+_EXPECTED = {
+    "bool_type": "be true or false",
+    "tuple_type": "be a list, such as [a,b]",
+    "string_too_short": "not be empty",
+}
 
 
 class Settings(BaseModel):
@@ -27,7 +34,7 @@ class Settings(BaseModel):
 
         Args:
             values: Plain values by field name.
-            prefix: Where the values stand in the configuration, e.g. "defense".
+            prefix: Where the values stand in the configuration, e.g. "defense"; "" at its top.
 
         Raises:
             SettingError: One sentence that names the setting and what to write instead.
@@ -49,23 +56,28 @@ def _sentence(cls: type[BaseModel], detail: ErrorDetails, prefix: str) -> str:
     path = ".".join([prefix, *(str(part) for part in detail["loc"])]).strip(".")
     value, kind, context = detail.get("input"), detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        owner = path.rpartition(".")[0] or prefix
-        known = [f"{owner}.{name}" for name in _fields_at(cls, detail["loc"][:-1])]
+        owner = path.rpartition(".")[0]
+        known = [f"{owner}.{name}".strip(".") for name in _fields_at(cls, detail["loc"][:-1])]
         return f"{path} is not a setting; {closest(path, known)}"
     if kind == "missing":
         return f"{path} is missing; set it"
     if kind == "value_error":
-        return f"{path}: {context['error']}" if detail["loc"] else str(context["error"])
-    expected = detail["msg"].removeprefix("Input should be ")
-    return f"{path}={value!r} is not allowed; it should be {expected}"
+        reason = str(context["error"])
+        return reason if not detail["loc"] or reason.startswith(path) else f"{path}: {reason}"
+    expected = _EXPECTED.get(kind) or detail["msg"].removeprefix("Input should ")
+    return f"{path}={value!r} is not allowed; it should {expected}"
 
 
 def _fields_at(cls: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     for part in loc:
         field = cls.model_fields.get(str(part))
-        if field is None or not isinstance(field.annotation, type):
+        annotation = None if field is None else field.annotation
+        nested = [
+            each
+            for each in (annotation, *get_args(annotation))
+            if isinstance(each, type) and issubclass(each, BaseModel)
+        ]
+        if not nested:
             return []
-        if not issubclass(field.annotation, BaseModel):
-            return []
-        cls = field.annotation
+        cls = nested[0]
     return list(cls.model_fields)

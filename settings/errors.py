@@ -17,3 +17,9 @@ class DataError(RelockError):
 
 class ModelError(RelockError):
     """A checkpoint is missing, incomplete, damaged, or of the wrong kind."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, without its full stop; its class where it is mute."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")

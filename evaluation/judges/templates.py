@@ -25,7 +25,7 @@ from pathlib import Path
 from string import Formatter
 from typing import TYPE_CHECKING, Literal
 
-from settings import ModelError
+from settings import ModelError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -283,7 +283,7 @@ def _fetch_card(model: str, revision: str | None, setting: str) -> _Document:
     except (OSError, ValueError) as error:
         raise ModelError(
             f"the instruction text of {model!r} can't be fetched from its model card "
-            f"({_first_line(error)}); connect to a network, or set {setting} to a copy of the card"
+            f"({first_line(error)}); connect to a network, or set {setting} to a copy of the card"
         ) from error
 
 
@@ -300,13 +300,9 @@ def _fetch_url(url: str, setting: str) -> str:
     except Exception as error:
         # Each protocol's client raises errors of its own for a network that isn't there.
         raise ModelError(
-            f"the instruction text can't be fetched from {url} ({_first_line(error)}); connect to "
+            f"the instruction text can't be fetched from {url} ({first_line(error)}); connect to "
             f"a network, or set {setting} to a copy of that file"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _placeholders(text: str) -> set[str]:

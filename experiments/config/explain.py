@@ -1,4 +1,4 @@
-"""What an error says to the user: one sentence, whichever library raised it."""
+"""The sentence that a user reads of an error, whichever library raised it; the commands' own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.store import resource_errors
-from settings import RelockError
+from settings import RelockError, first_line
 from settings.base import closest
 
 # Where options stand in the configuration, if not under their group's own name.
@@ -27,9 +27,9 @@ _ELSEWHERE = {
 _BY_NAME = ("tasks", "prompts", "judges")
 
 
-# What Hydra raises where a group is set to null, as a plain ValueError.
+# Hydra's words where a group is set to null, in a plain ValueError.
 _NULL_GROUP = "Config group override must be a string or a list"
-# What Optuna raises at the end of a study without a best trial, likewise.
+# Optuna's at the end of a study without a best trial, in another.
 _NO_TRIAL = "No trials are completed yet"
 
 
@@ -66,8 +66,8 @@ def explain(error: BaseException) -> str:
         return _unknown_key(override["key"], getattr(error.__cause__, "full_key", None))
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _one_line(text)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    name = type(error).__name__
+    return f"{name}: {first_line(error)}" if text else name
 
 
 def _unknown_option(path: str) -> str:
@@ -81,7 +81,7 @@ def _unknown_option(path: str) -> str:
 
 
 def _unknown_key(key: str, missing: str | None) -> str:
-    """What to say of a key that can't be overridden; `missing` is the one that isn't there."""
+    """The sentence on a key that can't be overridden; `missing` is the one that isn't there."""
     known = _known_keys()
     if key.startswith("hydra."):
         return f"{key} is not a setting; --cfg hydra shows those that Hydra and its plugins have"

@@ -60,14 +60,14 @@ def _check_visible(names: Sequence[str]) -> None:
     # submitit's local executor sets it to "" where no GPU was asked of it, whatever it was before.
     if _held or os.environ.get("SUBMITIT_EXECUTOR") == "local":
         return
-    given = os.environ.get(VISIBLE)
-    if given is None:
+    variable = os.environ.get(VISIBLE)
+    if variable is None:
         return
-    visible = [name.strip() for name in given.split(",") if name.strip()]
+    visible = [name.strip() for name in variable.split(",") if name.strip()]
     hidden = [name for name in names if name not in visible]
     if hidden:
         raise SettingError(
-            f"runtime.gpus names {', '.join(hidden)}, which {VISIBLE}={given} hides; list GPUs "
+            f"runtime.gpus names {', '.join(hidden)}, which {VISIBLE}={variable} hides; list GPUs "
             "as that variable names them, or unset it"
         )
 
@@ -82,15 +82,13 @@ def _check_unopened() -> None:
 
 
 def _wait(names: Sequence[str], count: int) -> list[str]:
-    said = False
-    while True:
-        taken = _take(names, count)
-        if taken:
-            return taken
-        if not said:
+    is_logged = False
+    while not (locked := _take(names, count)):
+        if not is_logged:
             log.info("waiting for %d of the GPUs %s to be free", count, ", ".join(names))
-            said = True
+            is_logged = True
         time.sleep(_POLL_SECONDS * random.uniform(0.5, 1.5))
+    return locked
 
 
 def _take(names: Sequence[str], count: int) -> list[str]:
@@ -98,18 +96,18 @@ def _take(names: Sequence[str], count: int) -> list[str]:
     from filelock import FileLock, Timeout
 
     folder = _folder()
-    taken: dict[str, FileLock] = {}
+    locks: dict[str, FileLock] = {}
     # One job chooses at a time: two that need two GPUs each must not take one each and wait.
     with FileLock(folder / "choosing.lock"):
         for name in names:
             lock = FileLock(folder / f"{name}.lock")
             with suppress(Timeout):
                 lock.acquire(timeout=0)
-                taken[name] = lock
-            if len(taken) == count:
-                _held.update(taken)
-                return list(taken)
-        for lock in taken.values():
+                locks[name] = lock
+            if len(locks) == count:
+                _held.update(locks)
+                return list(locks)
+        for lock in locks.values():
             lock.release()
     return []
 

@@ -1,4 +1,4 @@
-"""The jobs of a command line: Hydra's own composition and sweep, without running anything."""
+"""The jobs of a command line, by Hydra's own composition and sweep; read by plan and progress."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One job of a sweep.
+class JobConfig:
+    """One job of a command line, composed and validated.
 
     Attributes:
         overrides: Its settings, as on a command line.
@@ -35,7 +35,7 @@ class Job:
     experiment: Experiment
 
 
-def expand(overrides: Sequence[str], *, multirun: bool, config: Path = CONF) -> Iterator[Job]:
+def expand(overrides: Sequence[str], *, multirun: bool, config: Path = CONF) -> Iterator[JobConfig]:
     """The jobs that `experiments.run` would run, validated one after another.
 
     Args:
@@ -81,7 +81,7 @@ def _task(config: DictConfig) -> list[str]:
     return [str(override) for override in config.hydra.overrides.task]
 
 
-def _job(config: DictConfig, shared: _Shared) -> Job:
+def _job(config: DictConfig, shared: _Shared) -> JobConfig:
     hydra = config.hydra
     choices = {str(key): value for key, value in hydra.runtime.choices.items()}
     folders = [
@@ -90,7 +90,7 @@ def _job(config: DictConfig, shared: _Shared) -> Job:
     overrides = tuple(_task(config))
     with open_dict(config):
         del config["hydra"]
-    return Job(overrides, shared.experiment(validate(config, choices, folders)))
+    return JobConfig(overrides, shared.experiment(validate(config, choices, folders)))
 
 
 class _Shared:
@@ -100,7 +100,7 @@ class _Shared:
         self._known: dict[tuple[str, str], Any] = {}
 
     def experiment(self, experiment: Experiment) -> Experiment:
-        """The same experiment, on sources that other jobs have read."""
+        """An experiment on the sources that other jobs have read, where they are equal."""
         sources = experiment.sources
         names = [each.name for each in fields(sources)]
         evaluation = experiment.evaluation

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from attacks.prompts import AttackPrompt
@@ -19,7 +19,7 @@ from data.rows import EvaluationPrompts, TaskSource
 from defenses.base import Defense
 from defenses.stack import Stack
 from evaluation.base import Judge
-from settings import SettingError, build, plain, target
+from settings import SettingError, build, first_line, plain, target
 from settings.base import closest
 
 _FILE = "file:"
@@ -57,11 +57,13 @@ class Options:
         node = self._merged("task", "tasks", name, setting, protocol.get(name) or {})
         task = build(node, f"tasks.{name}", self.plugins)
         if not isinstance(task, TaskSource):
-            raise SettingError(f"tasks.{name} builds no task; its class needs train and test")
+            raise SettingError(
+                f"tasks.{name} builds no task; its class should inherit data.rows.TaskSource"
+            )
         return task
 
     def prompt_set(self, name: str) -> tuple[str, EvaluationPrompts]:
-        """What to call the set of prompts of that name, "ROLE:NAME", and the set.
+        """A set of prompts by its name, with the name that it has in tables, "ROLE:NAME".
 
         It is built from its file, then `prompts.NAME`.
 
@@ -85,15 +87,15 @@ class Options:
         return build(node, f"judges.{name}", self.plugins, Judge)
 
     def attack_prompt(self, name: str) -> AttackPrompt:
-        """What harmful prompts are asked under: an option, or "file:PATH".
+        """An attack prompt, under which harmful ones are asked: an option, or "file:PATH".
 
         Raises:
             SettingError: As for `task`.
         """
         path = name.removeprefix(_FILE)
-        given = {"path": path} if name.startswith(_FILE) else {}
+        changes = {"path": path} if name.startswith(_FILE) else {}
         option = "file" if name.startswith(_FILE) else name
-        node = self._file("attack_prompt", option, "evaluation.attack_prompts", given)
+        node = self._file("attack_prompt", option, "evaluation.attack_prompts", changes)
         return build(node, f"attack_prompt.{option}", self.plugins, AttackPrompt)
 
     def defense(self) -> Defense:
@@ -105,7 +107,7 @@ class Options:
         node = self.values["defense"]
         if node.get("_target_") != target(Stack):
             return build(node, "defense", self.plugins, Defense)
-        order, given = node.get("order"), node.get("settings") or {}
+        order, changes = node.get("order"), node.get("settings") or {}
         if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
             raise SettingError(
                 f"defense.order={order!r} is no list of defenses; "
@@ -116,12 +118,12 @@ class Options:
                 f"defense.{name} is no setting of a stack; {closest(name, ['order', 'settings'])} "
                 f"(a part's own: +defense.settings.NAME.{name}=...)"
             )
-        for name in [name for name in given if name not in order]:
+        for name in [name for name in changes if name not in order]:
             raise SettingError(
                 f"defense.settings.{name} is for a defense that defense.order doesn't name; "
                 f"{closest(name, order)}"
             )
-        node["settings"] = {name: self._part(name, given.get(name) or {}) for name in order}
+        node["settings"] = {name: self._part(name, changes.get(name) or {}) for name in order}
         built = {
             name: build(settings, f"defense.settings.{name}", self.plugins, Defense)
             for name, settings in node["settings"].items()
@@ -129,9 +131,9 @@ class Options:
         parts = tuple(built[name] for name in order)
         return Stack.validated({"order": tuple(order), "parts": parts}, "defense")
 
-    def _part(self, name: str, given: dict[str, Any]) -> dict[str, Any]:
-        """A stacked defense's settings: its own file's, with those given in their place."""
-        node = self._file("defense", name, "defense.order", given)
+    def _part(self, name: str, changes: dict[str, Any]) -> dict[str, Any]:
+        """A stacked defense's settings: its own file's, with those changes in their place."""
+        node = self._file("defense", name, "defense.order", changes)
         if node.get("_target_") == target(Stack):
             raise SettingError(
                 f"defense.order can't hold a stack ({name}); write its own defenses in its place"
@@ -141,19 +143,19 @@ class Options:
     def _merged(
         self, group: str, section: str, name: str, setting: str, protocol: Mapping[str, Any]
     ) -> dict[str, Any]:
-        given = (self.values.get(section) or {}).get(name) or {}
-        if "_target_" in given:
-            return dict(given)
-        return self._file(group, name, setting, {**protocol, **given})
+        changes = (self.values.get(section) or {}).get(name) or {}
+        if "_target_" in changes:
+            return dict(changes)
+        return self._file(group, name, setting, {**protocol, **changes})
 
     def _file(
-        self, group: str, name: str, setting: str, given: Mapping[str, Any]
+        self, group: str, name: str, setting: str, changes: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """An option's file with `given` in place of its own values, interpolations resolved."""
-        files = {path.stem: path for folder in self.conf for path in folder.glob(f"{group}/*.yaml")}
-        if name not in files:
-            raise SettingError(f"{setting}: {name!r} is unknown; {closest(name, list(files))}")
-        option = OmegaConf.merge(OmegaConf.load(files[name]), dict(given))
+        """An option's file with `changes` in place of its own values, interpolations resolved."""
+        known = [path.stem for folder in self.conf for path in folder.glob(f"{group}/*.yaml")]
+        if name not in known:
+            raise SettingError(f"{setting}: {name!r} is unknown; {closest(name, known)}")
+        option = OmegaConf.merge(read_option(group, name, self.conf), dict(changes))
         node = OmegaConf.create({**self.values, "option": option})
         try:
             OmegaConf.resolve(node)
@@ -163,20 +165,30 @@ class Options:
             where = f"+{_SECTIONS[group]}.{name}.{key}" if group in _SECTIONS else key
             raise SettingError(f"{setting}: {name} needs a {key}; add {where}=...") from None
         except OmegaConfBaseException as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise SettingError(f"{setting}: {name} can't be built ({reason})") from None
-        built: dict[str, Any] = plain(resolved)
-        return built
+        option_node: dict[str, Any] = plain(resolved)
+        return option_node
 
 
-def names(value: Any, setting: str, example: str) -> tuple[str, ...]:
-    """A list of options' names.
+def read_option(group: str, name: str, conf: Sequence[Path]) -> DictConfig:
+    """An option's file, on top of the files of its group that its defaults list names.
+
+    Args:
+        group: Its group, a folder of `conf`.
+        name: The option, or a path below the group.
+        conf: The configuration folders; the last one that has the file counts.
 
     Raises:
-        SettingError: It is no list of names, or holds one twice.
+        SettingError: There is no such file.
     """
-    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-        raise SettingError(f"{setting}={value!r} is no list of names; write {setting}={example}")
-    if len(set(value)) < len(value):
-        raise SettingError(f"{setting}={list(value)} names one option twice; name each once")
-    return tuple(value)
+    files = [path for folder in conf if (path := folder / group / f"{name}.yaml").is_file()]
+    if not files:
+        raise SettingError(
+            f"a defaults list of the group {group} names {name}, which is no file of that group; "
+            "name one as PATH@_here_"
+        )
+    option = DictConfig(OmegaConf.load(files[-1]))
+    bases = [str(each).removesuffix("@_here_") for each in option.pop("defaults", ())]
+    below = [read_option(group, base, conf) for base in bases if base != "_self_"]
+    return DictConfig(OmegaConf.merge(*below, option))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from data.rows import ExampleSource, PairSource, PromptSource, TaskSource
@@ -18,8 +18,8 @@ _ROLES = ("harmful", "benign", "over_refusal", "held_out")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """Where what the models are asked comes from."""
+class AskedSources:
+    """Sources of what the models of one split are asked."""
 
     harmful: PromptSource
     benign: PromptSource | None
@@ -28,8 +28,8 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
-    """Where rows come from; any of them may be None where nothing needs it.
+class Sources(AskedSources):
+    """Where all rows come from; any source may be None where nothing needs it.
 
     Attributes:
         validation: What takes the place of harmful, benign, over_refusal and held_out where
@@ -43,30 +43,20 @@ class Sources:
     safety_pairs: PairSource | None
     safety_prompts: PromptSource | None
     utility_prompts: PromptSource | None
-    harmful: PromptSource
-    benign: PromptSource | None
-    over_refusal: PromptSource | None
-    held_out: ExampleSource | None
-    validation: Asked | None = None
+    validation: AskedSources | None = None
 
-    def asked(self, split: Split) -> Asked:
+    def asked(self, split: Split) -> AskedSources:
         """The sources of a split; a set that the test split has none of isn't asked at all.
 
         Raises:
             SettingError: There are none of the validation split.
         """
-        test = Asked(self.harmful, self.benign, self.over_refusal, self.held_out)
         if split == "test":
-            return test
-        given = self.validation
-        if given is None:
+            return self
+        if self.validation is None:
             raise SettingError("sources.validation is null; set it to validation sources")
-        return Asked(
-            harmful=given.harmful,
-            benign=None if test.benign is None else given.benign,
-            over_refusal=None if test.over_refusal is None else given.over_refusal,
-            held_out=None if test.held_out is None else given.held_out,
-        )
+        unasked: dict[str, Any] = {role: None for role in _ROLES if getattr(self, role) is None}
+        return replace(self.validation, **unasked)
 
 
 def build_sources(node: Mapping[str, Any], plugins: Sequence[str]) -> Sources:
@@ -81,10 +71,10 @@ def build_sources(node: Mapping[str, Any], plugins: Sequence[str]) -> Sources:
     built = _built(rest, "sources", [name for name in known if name != _VALIDATION], plugins)
     if built["harmful"] is None:
         raise SettingError("sources.harmful is null; set it to a source of harmful prompts")
-    asked = (
-        Asked(**_built(validation, "sources.validation", _ROLES, plugins)) if validation else None
-    )
-    return Sources(**built, validation=asked)
+    if validation:
+        own = _built(validation, "sources.validation", _ROLES, plugins)
+        built["validation"] = AskedSources(**own)
+    return Sources(**built)
 
 
 def _built(

@@ -1,4 +1,4 @@
-"""The trials of a search: their values aren't known beforehand, but their number and ranges are."""
+"""The trials of a search: overrides drawn from its ranges, for the plan of what it will cost."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def trials(master: DictConfig, loader: ConfigLoader) -> list[list[str]]:
 
     sweeper = master.hydra.sweeper
     params = [f"{key!s}={value}" for key, value in dict(sweeper.params or {}).items()]
-    given = [*params, *map(str, master.hydra.overrides.task)]
-    OverridesParser.create(config_loader=loader).parse_overrides(given)
-    ranges, fixed = create_params_from_overrides(given)
+    overrides = [*params, *map(str, master.hydra.overrides.task)]
+    OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+    ranges, fixed = create_params_from_overrides(overrides)
     optuna.logging.set_verbosity(logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=_SEED))
     rest = [f"{name}={value}" for name, value in fixed.items()]
-    drawn = []
+    jobs = []
     for _ in range(sweeper.n_trials):
         values = study.ask(
             {name: each for name, each in ranges.items() if name not in fixed}
         ).params
-        drawn.append([*(f"{name}={value}" for name, value in values.items()), *rest])
-    return drawn
+        jobs.append([*(f"{name}={value}" for name, value in values.items()), *rest])
+    return jobs

@@ -26,6 +26,7 @@ from experiments.config.explain import explain, is_users
 from experiments.launch import launchers
 from experiments.launch.progress.console import leave_terminal, viewed
 from experiments.results.events import append
+from experiments.results.files import write_whole
 from experiments.results.objective import returned
 
 log = logging.getLogger("relock")
@@ -139,11 +140,4 @@ def _write_status(folder: Path, status: str, **more: str) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     append(folder, "job", status)
-    # A kill must not leave half of it.
-    temporary = folder / f".{STATUS}"
-    try:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-        temporary.replace(folder / STATUS)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(folder / STATUS, json.dumps(content, indent=1) + "\n")

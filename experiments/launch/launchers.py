@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import signal
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -24,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from settings import RelockError
+from settings.process import end_with_parent
 
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
@@ -211,17 +211,10 @@ def _answer(
     # A batch system signals all processes of a job; what the worker does about it is enough.
     for each in ignored:
         signal.signal(each, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     with suppress(KeyboardInterrupt):  # The sweep's own process says so.
         sender.send(function())
     sender.close()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _ending(code: int | None) -> str:

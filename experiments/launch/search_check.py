@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.results.objective import build_objective
-from settings import SettingError
+from settings import SettingError, first_line
 
 
 class SearchCheck(Callback):
@@ -56,7 +56,7 @@ def refusal(config: DictConfig) -> str | None:
         node = OmegaConf.to_container(config.objective, resolve=True, throw_on_missing=True)
         objective = build_objective(node, tuple(config.plugins))
     except (SettingError, OmegaConfBaseException) as error:
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
     assert objective is not None
     ours, theirs = list(objective.directions), _directions(sweeper.direction)
     if ours == theirs:

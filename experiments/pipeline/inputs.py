@@ -13,8 +13,7 @@ from data.local import hash_rows, take
 from data.rows import Example, PreferencePair, Prompt, TaskItem
 from data.tasks import ValidatedTask
 from experiments.config.experiment import Experiment
-from experiments.config.sources import Asked as AskedSources
-from experiments.config.sources import Split
+from experiments.config.sources import AskedSources, Split
 from settings import DataError, SettingError
 
 HARMFUL, HARMFUL_SAFE_SYSTEM = "harmful", "harmful_safe_system"

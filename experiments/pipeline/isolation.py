@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from multiprocessing import parent_process
-from threading import Thread
 from typing import Any
 
 from experiments.store.resource_errors import lower_memory
 from settings import RelockError
+from settings.process import end_with_parent
 
 
 def in_child(function: Callable[[], Any], name: str) -> Any:
@@ -28,7 +26,7 @@ def in_child(function: Callable[[], Any], name: str) -> Any:
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent) as pool:
         try:
             return pool.submit(function).result()
         except BrokenProcessPool:
@@ -36,15 +34,3 @@ def in_child(function: Callable[[], Any], name: str) -> Any:
                 f"the process of stage {name} was killed, most often for want of memory; "
                 f"{lower_memory(name)}, or give the machine more memory, then run again"
             ) from None
-
-
-def _end_with_parent() -> None:
-    """Or a child whose parent was killed would go on, and then wait for good."""
-    parent = parent_process()
-    if parent is not None:
-        Thread(target=_watch, args=(parent,), daemon=True).start()
-
-
-def _watch(parent: Any) -> None:
-    parent.join()
-    os._exit(1)

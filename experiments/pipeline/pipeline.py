@@ -8,7 +8,6 @@ and every model: --generate--> answers --judge--> verdicts --score--> record
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from attacks.base import Attack, AttackData
 from defenses.base import Models
 from evaluation.engines import closing
-from experiments.config.experiment import Experiment, ModelSettings
+from experiments.config.experiment import Experiment
+from experiments.config.model import ModelSettings
 from experiments.pipeline import stages
 from experiments.pipeline.inputs import HELD_OUT, Inputs, PromptSet
 from experiments.pipeline.isolation import in_child
@@ -27,7 +27,7 @@ from experiments.pipeline.steps import Arrow, Arrows, Model
 from experiments.store import Stage, StageResult, Store
 from modeling.checkpoint import Checkpoint, is_adapter, resolve
 from modeling.headers import check_target_modules
-from settings import DataError, SettingError
+from settings import SettingError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -204,14 +204,9 @@ class Pipeline:
         if self.given is None:
             modules = self.experiment.align.lora.target_modules
             check_target_modules(modules, base, "align.lora.target_modules")
-        self.experiment.attack.check(base, self.inputs.attack)
+        self.experiment.attack.check(base, self.inputs.attack, "attack")
         if self.experiment.refine is not None and self.inputs.refine is not None:
-            try:
-                self.experiment.refine.check(base, self.inputs.refine)
-            except (DataError, SettingError) as error:
-                # An attack knows its settings by the name of the first attack's.
-                message = re.sub(r"(?<![\w./])attack\.", "refine.", str(error))
-                raise type(error)(message) from None
+            self.experiment.refine.check(base, self.inputs.refine, "refine")
         evaluation.backend.chosen(base).check(base)
         evaluation.harm_judge.check("evaluation.harm_judge")
         evaluation.refusal_judge.check("evaluation.refusal_judge")

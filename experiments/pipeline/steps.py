@@ -198,11 +198,11 @@ class Arrows:
         task, items = self.experiment.tasks[name], self.inputs.items[name]
         settings = {
             "task": target(task),
-            "reading": getattr(task, "reading", None),
+            "reading": task.protocol_reading,
             "items": hash_rows(items),
         }
         make = partial(stages.score_task, task=task, items=items, answers=answers.folder)
-        return Arrow(Stage("score", getattr(task, "version", 1), settings, (answers.key,)), make)
+        return Arrow(Stage("score", task.version, settings, (answers.key,)), make)
 
     def _calibration(self, base: Model, aligned: Model) -> StoredCalibration:
         evaluation = self.experiment.evaluation

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.base import Judge
-from experiments.config.experiment import ModelSettings
+from experiments.config.model import ModelSettings
 from experiments.pipeline.steps import Model
 from experiments.plan.placeholder_weights import stand_in_model
 from experiments.plan.shape import Shape, read_shape

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from settings import ModelError
+from settings import ModelError, first_line
 
 _BLOCK = re.compile(r"\.\d+\.")
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -112,10 +112,9 @@ def read_shape(folder: str | Path, *, classifier: bool = False) -> Shape:
         with torch.device("meta"):
             model = kind.from_config(config, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"the config.json of {str(folder)!r} can't be read ({reason}); give a model of an "
-            "architecture that transformers knows without remote code"
+            f"the config.json of {str(folder)!r} can't be read ({first_line(error)}); give a model "
+            "of an architecture that transformers knows without remote code"
         ) from error
     text = config.get_text_config()
     heads = text.num_attention_heads

@@ -9,7 +9,7 @@ from typing import Any
 
 from attacks.base import Attack
 from experiments.config.experiment import Experiment
-from experiments.config.jobs import Job
+from experiments.config.jobs import JobConfig
 from experiments.pipeline.inputs import Inputs, read_inputs
 from experiments.plan.costs import Costs
 from experiments.plan.dry_run import Foresight, Ledger
@@ -19,7 +19,7 @@ from experiments.plan.models import Library
 from experiments.plan.table import Overview, overview
 
 
-def foresee(jobs: Iterable[Job], library: Library, rates: Rates) -> Overview:
+def foresee(jobs: Iterable[JobConfig], library: Library, rates: Rates) -> Overview:
     """Walks every job's pipeline and sums up what there is to do.
 
     Raises:

@@ -16,12 +16,13 @@ def command_line(overrides: Sequence[str], *more: str) -> str:
         overrides: The job's, as its record or status has them.
         more: Further ones, each in the place of a given one of the same key.
     """
-    replaced = {_MODE, *map(_key, more)}
-    kept = [override for override in overrides if _key(override) not in replaced]
+    replaced = {_MODE, *map(override_key, more)}
+    kept = [override for override in overrides if override_key(override) not in replaced]
     # An experiment may ask for its whole sweep.
-    alone = [f"{_MODE}=RUN"] if "experiment" in map(_key, overrides) else []
+    alone = [f"{_MODE}=RUN"] if "experiment" in map(override_key, overrides) else []
     return f"{_COMMAND} {shlex.join([*kept, *alone, *more])}".rstrip()
 
 
-def _key(override: str) -> str:
+def override_key(override: str) -> str:
+    """The setting that an override is about, without the `+` of one that is added."""
     return override.lstrip("+").partition("=")[0]

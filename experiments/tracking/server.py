@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from experiments.results.files import write_whole
 from experiments.tracking.panels import Content, fill_report, fill_workspace
 from settings import RelockError
 
@@ -109,9 +110,7 @@ def save(content: Content, folder: Path, kinds: Sequence[str]) -> dict[str, str]
             if f"/{content.entity}/{content.project}" in addresses.get(kind, ""):
                 earlier = _load(view, addresses[kind])
             addresses[kind] = str(fill(content, earlier).save().url)
-        temporary = path.with_name(f".{_ADDRESSES}")
-        temporary.write_text(json.dumps(addresses, indent=1) + "\n")
-        temporary.replace(path)
+        write_whole(path, json.dumps(addresses, indent=1) + "\n")
     return {kind: addresses[kind] for kind in kinds}
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from experiments.results.files import write_whole
 from experiments.results.record import Record
 from experiments.tracking import wandb_fields
 from settings import RelockError, Settings
@@ -232,8 +233,5 @@ def _run_id(folder: Path) -> str:
     path = folder / "wandb" / "run-id"
     if path.is_file() and (known := path.read_text().strip()):
         return known
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(".run-id")
-    temporary.write_text(f"{secrets.token_hex(8)}\n")
-    temporary.replace(path)
+    write_whole(path, f"{secrets.token_hex(8)}\n")
     return path.read_text().strip()

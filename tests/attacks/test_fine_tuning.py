@@ -62,7 +62,7 @@ def test_each_attack_asks_for_what_it_trains_on(
     made = attack(name)
     assert (made.needs_task, made.needs_poison) == needs
     data = AttackData(TASK if needs[0] else (), POISON if needs[1] else ())
-    made.check(BASE, data)
+    made.check(BASE, data, "attack")
     rows = made.rows(data, 0)
     assert {kind: sum(row.kind == kind for row in rows) for kind in kinds} == kinds
     assert len(rows) == sum(kinds.values()) == len({row.prompt for row in rows})
@@ -104,14 +104,14 @@ def test_too_few_rows_are_refused_before_training(
     name: str, settings: dict[str, Any], data: AttackData, said: str
 ) -> None:
     with pytest.raises(DataError, match=said):
-        attack(name, **settings).check(BASE, data)
+        attack(name, **settings).check(BASE, data, "attack")
 
 
 def test_unknown_projections_are_refused_by_every_attack() -> None:
     for name in ATTACKS:
         made = attack(name, adapter="fresh", lora={"target_modules": ("x",)})
         with pytest.raises(SettingError, match="x is no projection"):
-            made.check(BASE, DATA)
+            made.check(BASE, DATA, "attack")
 
 
 FORMS = [

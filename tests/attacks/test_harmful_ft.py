@@ -52,7 +52,7 @@ def test_what_it_needs_follows_its_settings() -> None:
 )
 def test_it_refuses_before_training(settings: dict, error: type, said: str) -> None:
     with pytest.raises(error, match=said):
-        attack(**settings).check(BASE, DATA)
+        attack(**settings).check(BASE, DATA, "attack")
 
 
 def test_resuming_trains_the_aligned_adapter_on(tmp_path: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub.utils import filter_repo_objects
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from defenses.fgsn.layers import given_layers
-from experiments.config.experiment import ModelSettings
+from experiments.config.experiment import CONF, register_resolvers
+from experiments.config.model import ModelSettings
 from modeling import checkpoint
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, load_tokenizer
@@ -22,10 +26,8 @@ from settings import ModelError, plain
 from tests.defenses.tiny_lora_models import save_tokenizer
 from tests.modeling.tiny_models import FAMILIES, save_model
 
-CONF = Path(__file__).resolve().parents[2] / "conf" / "model"
-_ALL = {path.stem: path for path in CONF.glob("*.yaml")}
 # Those of the hub; `local` names none.
-HUB = sorted(set(_ALL) - {"organism", "local"})
+HUB = sorted({path.stem for path in CONF.glob("model/*.yaml")} - {"organism", "local"})
 # What stands in the aligned models' config.json on the hub, in transformers 4's words.
 _LLAMA = {"hidden_act": "silu", "num_attention_heads": 32, "tie_word_embeddings": False}
 _LLAMA_3 = {
@@ -147,10 +149,13 @@ SHAPES = {
 }
 
 
+@cache
 def settings(name: str) -> ModelSettings:
-    """A model's settings without what its file chooses of other groups."""
-    node = plain(OmegaConf.to_container(OmegaConf.load(_ALL[name])))
-    node.pop("defaults")
+    """A model's settings, with those that its file takes from another one."""
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        node = plain(OmegaConf.to_container(compose("config", [f"model={name}"]).model))
     return ModelSettings.validated(node, "model")  # type: ignore[no-any-return]
 
 

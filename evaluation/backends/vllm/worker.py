@@ -7,12 +7,12 @@ environment; its standard input ends when the process that started it does.
 from __future__ import annotations
 
 import json
-import os
 import sys
-import threading
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
+
+from settings.process import end_with_parent
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
@@ -154,7 +154,7 @@ class Server:
 
 def main(descriptor: int) -> None:
     """Serves commands until the pipe is closed, or ends with the process that started this one."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent(sys.stdin.buffer.read)
     server = Server()
     with Connection(descriptor) as pipe:
         while True:
@@ -175,11 +175,6 @@ def _reply(server: Server, name: str, arguments: dict[str, Any]) -> dict[str, An
         kind, text = type(error).__name__, str(error)
         memory = kind == "OutOfMemoryError" or "out of memory" in text
         return {"error": f"{kind}: {text}", "memory": memory}
-
-
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
-    os._exit(1)
 
 
 def _checked(output: RequestOutput) -> tuple[list[int], bool]:

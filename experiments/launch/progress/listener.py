@@ -1,4 +1,4 @@
-"""Listeners to a run's stages: `StageLog`, with events for a sweep's view or a terminal's last line."""
+"""Listeners to a run's stages: `StageLog`, and with it a sweep's events or a terminal's last line."""
 
 from __future__ import annotations
 

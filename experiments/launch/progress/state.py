@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.launch.progress.estimate import time_left
+from experiments.results.command_line import override_key
 from experiments.results.events import Tail
 from experiments.results.status import STATUS, is_alive, is_here, job_folders
 
@@ -145,7 +146,7 @@ class SweepState:
     def label(self, job: JobState) -> str:
         """What sets a job apart from the others."""
         varies = self.varies or varying([each.overrides for each in self.jobs.values()])
-        shown = [each for each in job.overrides if _key(each) in varies]
+        shown = [each for each in job.overrides if override_key(each) in varies]
         return " ".join(shown) or f"job {job.number}"
 
     def counts(self) -> dict[str, Counter[str]]:
@@ -257,8 +258,5 @@ def _apply(job: JobState, event: Mapping[str, Any]) -> None:
 def varying(jobs: Sequence[Sequence[str]]) -> list[str]:
     """The settings that aren't the same in all jobs, of which each is a list of overrides."""
     common = set.intersection(*(set(job) for job in jobs)) if jobs else set()
-    return list(dict.fromkeys(_key(each) for job in jobs for each in job if each not in common))
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+")
+    differing = (each for job in jobs for each in job if each not in common)
+    return list(dict.fromkeys(map(override_key, differing)))

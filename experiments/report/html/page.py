@@ -14,6 +14,7 @@ from experiments.report.html import charts, grid, jobs, summary
 from experiments.report.pool import Collected, Row, Run
 from experiments.report.published import Comparison
 from experiments.report.style import PALETTE
+from experiments.results.files import write_whole
 from settings import RelockError
 
 FILE = "report.html"
@@ -70,10 +71,7 @@ def write(
         "script": Markup(script),
         "policy": _policy(script),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{FILE}"
-    temporary.write_text(_template().render(context), encoding="utf-8")
-    temporary.replace(folder / FILE)
+    write_whole(folder / FILE, _template().render(context))
     if malformed:
         raise malformed
     return folder / FILE

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from experiments.config.experiment import CONF, Experiment, register_resolvers, validate
 from organism import sources
 
-OPTIONS = sorted(path for path in CONF.rglob("*.yaml") if "hydra" not in path.parts)
+OPTIONS = sorted(path for path in CONF.rglob("*.yaml") if not {"hydra", "_base"} & set(path.parts))
 
 
 def composed(*overrides: str) -> Experiment:

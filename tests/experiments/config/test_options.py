@@ -6,7 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 
+from experiments.config.experiment import CONF
+from experiments.config.explain import explain
+from experiments.config.options import read_option
 from experiments.pipeline.inputs import attack_prompts
 from organism.task_sources import Sentiment
 from settings import SettingError
@@ -107,3 +111,94 @@ def test_two_attack_prompts_of_one_name_are_refused(tmp_path: Path) -> None:
     experiment = composed(f"evaluation.attack_prompts=[{named}]")
     with pytest.raises(SettingError, match="are called 'found'"):
         attack_prompts(experiment)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["seed=-1"], "seed=-1 is not allowed; it should be greater than or equal to 0"),
+        (["seed=true"], "seed=True is not allowed; it should be a valid integer"),
+        (["store.root=''"], "store.root='' is not allowed; it should not be empty"),
+        (["+store.rot=x"], "store.rot is not a setting; did you mean store.root?"),
+        (["+sed=1"], "sed is not a setting; did you mean seed?"),
+        (["~evaluation.backend"], "evaluation.backend is missing; set it"),
+        (
+            ["evaluation.safe_system=sure"],
+            "evaluation.safe_system='sure' is not allowed; it should be true or false",
+        ),
+        (
+            ["evaluation.text_tokens=1"],
+            "evaluation.text_tokens=1 is not allowed; it should be greater than or equal to 2",
+        ),
+        (
+            ["evaluation.split=dev"],
+            "evaluation.split='dev' is not allowed; it should be 'test' or 'validation'",
+        ),
+        (
+            ["evaluation.judges=keyword"],
+            "evaluation.judges='keyword' is no list of names; "
+            "write evaluation.judges=[keyword,harmbench]",
+        ),
+        (
+            ["evaluation.tasks=[topic,topic]"],
+            "evaluation.tasks=['topic', 'topic'] names one option twice; name each once",
+        ),
+        (
+            ["plugins=my_repairs"],
+            "plugins='my_repairs' is not allowed; it should be a list, such as [a,b]",
+        ),
+        (
+            ["+model.base_prompt={style: chat, sytem: null}"],
+            "model.base_prompt.sytem is not a setting; did you mean model.base_prompt.system?",
+        ),
+        (
+            ["align.sft=null", "align.preference=null"],
+            "align.sft and align.preference are both null; give at least one",
+        ),
+        (
+            ["runtime.gpus=[0,0]"],
+            "runtime.gpus names 0 twice; name each GPU once",
+        ),
+    ],
+)
+def test_every_section_says_in_one_sentence_what_is_wrong(
+    overrides: list[str], sentence: str
+) -> None:
+    with pytest.raises(SettingError) as error:
+        composed(*overrides)
+    assert str(error.value) == sentence
+
+
+def test_what_options_share_is_no_option_itself() -> None:
+    with pytest.raises(SettingError) as error:
+        composed("evaluation.judges=[endpoint]")
+    assert "_base" not in str(error.value)
+    assert "_base" not in explain(HydraException("Could not find 'attack/bse'"))
+
+
+def test_a_new_model_is_one_short_file(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text(
+        "defaults:\n"
+        "  - _base/chat@_here_\n"
+        "  - _self_\n\n"
+        "name: mine\n"
+        "base: me/mine-base\n"
+        "aligned: me/mine-chat\n"
+    )
+    experiment = composed(f"hydra.searchpath=[file://{tmp_path}]", "model=mine", "attack=explicit")
+    assert (experiment.model.base, experiment.model.dtype) == ("me/mine-base", "bfloat16")
+    assert experiment.sources.poison == composed("model=llama2").sources.poison
+    assert experiment.attack.lora.target_modules == experiment.model.lora_targets
+
+
+def test_an_option_named_in_a_list_stands_on_the_files_that_it_names(tmp_path: Path) -> None:
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / "strict.yaml").write_text("defaults: [rubric_local]\nunsafe_from: 4\n")
+    judge = read_option("judge", "strict", [CONF, tmp_path])
+    assert judge.unsafe_from == 4
+    assert judge._target_ == "evaluation.judges.rubric.LocalRubricJudge"
+    assert judge.max_tokens == 1024
+    (tmp_path / "judge" / "lost.yaml").write_text("defaults: [rubrik]\n")
+    with pytest.raises(SettingError, match="rubrik, which is no file of that group"):
+        read_option("judge", "lost", [CONF, tmp_path])

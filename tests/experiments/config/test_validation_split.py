@@ -14,7 +14,7 @@ from data.rows import Example
 from data.sources import BeaverTails, BeaverTailsPrompts, JsonlPrompts
 from data.tasks import SST2
 from experiments.config.experiment import Experiment
-from experiments.config.sources import Asked
+from experiments.config.sources import AskedSources
 from experiments.pipeline.inputs import Inputs, read_inputs
 from settings import DataError, SettingError
 from tests.experiments.config.test_configuration import composed
@@ -78,7 +78,7 @@ def from_files(tmp_path: Path, harmful: list[str], validation: list[str]) -> Exp
     experiment = composed(VALIDATION, "sources.benign=null", "sources.over_refusal=null",
                           "sources.held_out=null", "evaluation.tasks=[]",
                           "attack.task=sentiment")  # fmt: skip
-    held_out = Asked(prompts("validation.jsonl", validation), None, None, None)
+    held_out = AskedSources(prompts("validation.jsonl", validation), None, None, None)
     sources = replace(
         experiment.sources, harmful=prompts("test.jsonl", harmful), validation=held_out
     )
@@ -123,7 +123,7 @@ def test_a_validation_split_that_is_all_test_prompts_is_refused(tmp_path: Path) 
         (["sources.validation.harmful=null"], r"needs sources\.validation\.harmful; set it$"),
         (["sources.validation.held_out=null"], r"set it, or sources\.held_out=null"),
         (["+sources.validation.poison={n: 1}"], r"validation\.poison is not a setting"),
-        (["evaluation.split=dev"], "test or validation"),
+        (["evaluation.split=dev"], "'test' or 'validation'"),
     ],
 )
 def test_what_would_ask_test_prompts_is_refused(overrides: list[str], message: str) -> None:
