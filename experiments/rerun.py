@@ -30,7 +30,7 @@ from experiments.config.explain import explain, is_users
 from experiments.config.jobs import combinations
 from experiments.launch.command import run_command
 from experiments.launch.job import job
-from experiments.results.events import EVENTS, Tail
+from experiments.results.events import Tail
 from experiments.results.status import OVERRIDES, JobStatus, is_alive, is_here, jobs_in
 from settings import RelockError, SettingError
 
@@ -161,18 +161,15 @@ def _read_sweep(folder: Path, config: DictConfig, loader: ConfigLoader) -> Sweep
 
 def _select(sweep: Sweep, options: argparse.Namespace) -> list[int]:
     """The jobs to run again; says which ones are left alone."""
-    going_on = {
-        number
-        for number, each in sweep.jobs.items()
-        if each.state == "running" or (each.state == "elsewhere" and not options.lost)
-    }
-    parent_lives = _parent_lives(sweep.folder)
+    alive = ("running",) if options.lost else ("running", "elsewhere")
+    goes_on = any(each.state in alive for each in sweep.jobs.values())
+    goes_on = goes_on or _parent_lives(sweep.folder)
     chosen = []
     for number, each in sweep.jobs.items():
-        if number in going_on:
+        if each.state in alive:
             hint = "; if that machine is gone, add --lost" if each.state == "elsewhere" else ""
             print(f"{sweep.label(number)} still runs ({each.reason}); it is left alone{hint}")
-        elif each.state == "never started" and (going_on or parent_lives):
+        elif each.state == "never started" and goes_on:
             print(f"{sweep.label(number)} hasn't started; it is left to the sweep, which goes on")
         elif options.all or each.state != "done":
             chosen.append(number)
@@ -181,8 +178,6 @@ def _select(sweep: Sweep, options: argparse.Namespace) -> list[int]:
 
 def _parent_lives(folder: Path) -> bool:
     """Whether the process that started the sweep still lives on this machine."""
-    if not (folder / EVENTS).is_file():
-        return False
     events = [event for event in Tail(folder).new() if event.get("event") == "sweep"]
     last = events[-1] if events else {}
     if last.get("status") != "started" or not {"host", "pid", "time"} <= last.keys():
@@ -298,17 +293,15 @@ def _warn_of_other_versions(sweep: Sweep) -> None:
     done = [number for number, each in sweep.jobs.items() if each.state == "done"]
     if not done or not (sweep.folder / str(done[0]) / RECORD).is_file():
         return
-    then, now = Record.read(sweep.folder / str(done[0])).environment, environment()
+    record = Record.read(sweep.folder / str(done[0]))
+    then, now = (
+        {"commit": each.get("commit"), **each.get("packages", {})}
+        for each in (record.environment, environment())
+    )
     differing = [
-        f"{name} {old} then, {new} now"
-        for name, old, new in [
-            ("commit", then.get("commit"), now["commit"]),
-            *(
-                (name, then.get("packages", {}).get(name), version)
-                for name, version in now["packages"].items()
-            ),
-        ]
-        if old != new
+        f"{name} {then.get(name)} then, {version} now"
+        for name, version in now.items()
+        if then.get(name) != version
     ]
     if differing:
         print(f"warning: the sweep's results will be of mixed versions: {'; '.join(differing)}")

@@ -1,4 +1,4 @@
-"""Listeners to a run's stages: `StageLog`, and with it a sweep's events or a terminal's last line."""
+"""Listeners to stages: `StageLog`, `StageEvents` of a sweep's job, and a terminal's `LastLine`."""
 
 from __future__ import annotations
 
