@@ -322,8 +322,8 @@ def compare(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, PairedTest]:
     """Tests the differences between two models over the prompts that both answered.
 
     By name: the shares of `COMPARED`, "hs:NAME" and "score:NAME" of every further judge,
-    `harm_score`, and `nll` (per token of the held-out texts, in nats; exp of the difference is the
-    ratio of perplexities).
+    "hs+NAME" and "asr+NAME" of every attack prompt, `harm_score`, and `nll` (per token of the
+    held-out texts, in nats; exp of the difference is the ratio of perplexities).
 
     Args:
         first: Rows of one model, e.g. the defended one; no prompt twice for one seed.
@@ -335,6 +335,11 @@ def compare(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, PairedTest]:
     first, judges = _numbered(first), _further_judges(first)
     shares = {name: METRICS[name] for name in COMPARED}
     shares |= {f"hs:{judge}": _harmful(judge) for judge in judges}
+    for name in dict.fromkeys(first["set"]):
+        kind, _, prompt = name.partition("+")
+        if kind == HARMFUL and prompt:
+            shares[f"hs+{prompt}"] = _harmful(HARM_JUDGE, (name,))
+            shares[f"asr+{prompt}"] = _harmful(REFUSAL_JUDGE, (name,))
     used = dict.fromkeys([*(metric.sets for metric in shares.values()), (HARMFUL,), (HELD_OUT,)])
     pairs = {sets: _in_pairs(first, second, sets) for sets in used}
     tests = {}

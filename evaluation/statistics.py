@@ -10,7 +10,7 @@ often the intervals cover.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,10 @@ EXACT_BELOW = 25
 _BATCH = 1000
 
 
+def _number(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A share or mean with its 95 % interval.
@@ -43,6 +47,31 @@ class Estimate:
     low: float
     high: float
     n: int
+
+    @classmethod
+    def of(cls, figures: Mapping[str, Any]) -> Estimate:
+        """An estimate as a record holds it, in which None is no number."""
+        return cls(**{name: _number(figures[name]) for name in ("value", "low", "high", "n")})
+
+    def shown(self, unit: str = "%") -> tuple[str, str, str]:
+        """Value, interval and n as text: ("87.0", "82.7–90.3", "n=300").
+
+        Args:
+            unit: "%" for a share; else the figures are shown as they are, with two digits.
+
+        Returns:
+            "-" in the value's place where there is none; "" in the interval's, and in n's where
+            there were no rows.
+        """
+        if self.n == 0:
+            return "-", "", ""
+        scale, digits = (100, 1) if unit == "%" else (1, 2)
+        value, low, high = (
+            f"{scale * end:.{digits}f}" for end in (self.value, self.low, self.high)
+        )
+        if math.isnan(self.value):
+            return "-", "", f"n={self.n}"
+        return value, "" if math.isnan(self.low) else f"{low}–{high}", f"n={self.n}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +101,29 @@ class PairedTest:
     high: float = math.nan
     test: str = ""
     p_holm: float = math.nan
+
+    @classmethod
+    def of(cls, figures: Mapping[str, Any]) -> PairedTest:
+        """A test as a record holds it, in which None is no number."""
+        return cls(**{name: _number(value) for name, value in figures.items()})
+
+    def shown(self) -> tuple[str, str, str]:
+        """Difference, interval and p-value as text: ("-85.0", "[-89.0, -81.0]", "p < 0.001").
+
+        In points.
+
+        Returns:
+            Holm's p-value where it is known, with ", Holm" behind it. "-" in the difference's place
+            where no rows were compared; "" in the interval's where it can't be said.
+        """
+        if self.n == 0:
+            return "-", "", ""
+        low, high = 100 * self.low, 100 * self.high
+        interval = "" if math.isnan(low) else f"[{low:+.1f}, {high:+.1f}]"
+        corrected = not math.isnan(self.p_holm)
+        p_value = self.p_holm if corrected else self.p_value
+        written = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+        return f"{100 * self.difference:+.1f}", interval, written + (", Holm" if corrected else "")
 
 
 _NO_PAIRS = PairedTest(math.nan, math.nan, 0, 0, 0)

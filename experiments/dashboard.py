@@ -6,6 +6,7 @@ import argparse
 import logging
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,7 @@ from experiments.launch.job import quiet_libraries
 from settings import RelockError
 
 if TYPE_CHECKING:
-    from experiments.report.pool import Collected
-    from experiments.tracking.charts import Chart
-    from experiments.tracking.panels import Content
+    from experiments.report.pool import Run
     from experiments.tracking.wandb_tracker import WandbTracker
 
 _KINDS = ("workspace", "report")
@@ -52,17 +51,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="send nothing; write what would be sent to the sweep's report folder as JSON",
+        help="send nothing; write what would be sent to the sweep's folder",
     )
     return parser
 
 
 def _dashboard(options: argparse.Namespace, kinds: list[str]) -> None:
-    from experiments.report import figures
+    from experiments.report import figures, html, published, tables
     from experiments.report.pool import collect
-    from experiments.tracking import panels, server, uploads, wandb_fields
-    from experiments.tracking.charts import charts
-    from experiments.tracking.wandb_tracker import has_key, sweep_name
+    from experiments.tracking import server, uploads, wandb_fields
+    from experiments.tracking.panels import Content
+    from experiments.tracking.wandb_tracker import sweep_name
 
     sweep: Path = options.sweep
     if not sweep.is_dir():
@@ -72,60 +71,48 @@ def _dashboard(options: argparse.Namespace, kinds: list[str]) -> None:
         raise RelockError(f"no record.json under {sweep}; give the folder of a finished sweep")
     tracker = uploads.tracker_of(collected.runs, options.project, options.entity)
     group = tracker.group or sweep_name(sweep)
-    drawn = charts(collected)
+    if not options.dry_run:
+        _check_uploads(options, collected.runs, tracker)
+        entity = server.find_entity(tracker.entity, tracker.project, group, len(collected.runs))
+        tracker = tracker.model_copy(update={"entity": entity})
+    comparisons = published.comparisons(collected)
+    page = html.write(collected, comparisons, [sweep], sweep / "wandb", shared=True)
+    images = figures.write(collected, sweep / "report")
+    content = Content(
+        sweep=group,
+        project=tracker.project,
+        entity=tracker.entity or _NOBODY,
+        figures=[uploads.figure_key(path) for path in images],
+        table=tables.markdown(collected),
+        varies_ratio=any("attack.poison_ratio" in row.settings for row in collected.rows),
+    )
     if options.dry_run:
-        images = figures.write(collected, sweep / "report")
-        content = _content(collected, drawn, tracker, group, images)
-        for path in panels.write(content, sweep / "report"):
+        for path in [*server.write(content, sweep / "report"), page, *images]:
             print(path)
         return
+    with server.explained():
+        url = uploads.sum_up(collected, page, images, tracker, sweep, group)
+    print(f"summary run: {url}")
+    for kind, address in server.save(content, sweep / "wandb", kinds).items():
+        print(f"{kind}: {address}")
+
+
+def _check_uploads(options: argparse.Namespace, runs: Sequence[Run], tracker: WandbTracker) -> None:
+    """Uploads what `--track` asks for; refuses to go on without a key or before all is uploaded."""
+    from experiments.tracking import uploads
+    from experiments.tracking.wandb_tracker import has_key
+
     if options.track:
-        uploads.track(uploads.uploads(sweep, collected.runs), tracker)
-    found = uploads.uploads(sweep, collected.runs)
-    command = found.to_do(_again(options))
+        uploads.track(uploads.uploads(options.sweep, runs), tracker)
+    state = uploads.uploads(options.sweep, runs)
+    command = state.to_do(_again(options))
     if not has_key():
         raise RelockError(
             "no W&B API key was found; set WANDB_API_KEY or run `wandb login`, then run "
             f"`{command}`"
         )
-    if not found.complete:
+    if not state.complete:
         raise RelockError(f"not all of the sweep's runs are on W&B; run `{command}`")
-    api, entity = server.connect(tracker.entity, tracker.project, group, len(collected.runs))
-    tracker = tracker.model_copy(update={"entity": entity})
-    with server.explained():
-        presets = server.make_presets(api, entity, drawn)
-        images = figures.write(collected, sweep / "report")
-        url = uploads.sum_up(collected, drawn, images, tracker, sweep, group)
-    print(f"summary run: {url}")
-    content = _content(collected, drawn, tracker, group, images, presets)
-    for kind, address in server.save(content, sweep / "wandb", kinds).items():
-        print(f"{kind}: {address}")
-
-
-def _content(
-    collected: Collected,
-    drawn: list[Chart],
-    tracker: WandbTracker,
-    group: str,
-    images: list[Path],
-    presets: dict[str, str] | None = None,
-) -> Content:
-    """What to show; `presets` as the server calls them, or as it would."""
-    from experiments.report import tables
-    from experiments.tracking.panels import Content
-    from experiments.tracking.uploads import figure_key
-
-    entity = tracker.entity or _NOBODY
-    return Content(
-        sweep=group,
-        project=tracker.project,
-        entity=entity,
-        charts=drawn,
-        presets=presets or {chart.name: f"{entity}/{chart.preset}" for chart in drawn},
-        figures=[figure_key(path) for path in images],
-        table=tables.markdown(collected),
-        swept_ratio=any("attack.poison_ratio" in row.settings for row in collected.rows),
-    )
 
 
 def _again(options: argparse.Namespace) -> str:

@@ -1,4 +1,4 @@
-"""Runs jobs of a sweep again: `python -m experiments.rerun --failed SWEEP [overrides]`.
+"""Rerun of a sweep's jobs: `python -m experiments.rerun --failed SWEEP [overrides]`.
 
 Every job runs in its own folder, with its own number and overrides; what the store holds is
 reused.
@@ -28,10 +28,10 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config.experiment import CONF
 from experiments.config.explain import explain, is_users
 from experiments.config.jobs import combinations
-from experiments.launch import launchers, sweep
-from experiments.launch.job import job, quiet_libraries
-from experiments.results.events import EVENTS, Tail
-from experiments.results.status import OVERRIDES, Job, is_alive, is_here, jobs_in
+from experiments.launch.command import run_command
+from experiments.launch.job import job
+from experiments.results.events import Tail
+from experiments.results.status import OVERRIDES, JobStatus, is_alive, is_here, jobs_in
 from settings import RelockError, SettingError
 
 _MULTIRUN = "multirun.yaml"
@@ -52,7 +52,7 @@ class Sweep:
 
     folder: Path
     saved: DictConfig
-    jobs: dict[int, Job]
+    jobs: dict[int, JobStatus]
     overrides: dict[int, list[str]]
 
     @property
@@ -60,7 +60,7 @@ class Sweep:
         """Whether each job followed from those before it, so that none can be told beforehand."""
         return not str(self.saved.sweeper._target_).endswith("BasicSweeper")
 
-    def named(self, number: int) -> str:
+    def label(self, number: int) -> str:
         """A job with the settings that not all jobs share."""
         common = set.intersection(*(set(each) for each in self.overrides.values()))
         own = [each for each in self.overrides[number] if each not in common]
@@ -70,22 +70,7 @@ class Sweep:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns 1 if a job of the sweep isn't done at the end, else 0."""
     options = _parser().parse_intermixed_args(arguments)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and this function words the message.
-    quiet_libraries()
-    sweep.forget()
-    try:
-        return _rerun(options)
-    except KeyboardInterrupt:
-        print(sweep.interrupt(), file=sys.stderr)
-        return 130
-    except Exception as error:
-        plugin = launchers.missing(error)
-        if plugin is None and not is_users(error):
-            raise
-        print(f"error: {plugin or explain(error)}", file=sys.stderr)
-        return 1
-    finally:
-        sweep.stop_progress()
+    return run_command(lambda: _rerun(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,10 +99,10 @@ def _rerun(options: argparse.Namespace) -> int:
     from filelock import FileLock, Timeout
 
     folder = options.sweep.resolve()
-    saved = _saved(folder)
+    saved = _read_hydra(folder)
     cwd = Path(str(saved.hydra.runtime.cwd))
     if cwd.is_dir() and cwd != Path.cwd():
-        # Relative paths among the settings, and plugins, are found from there.
+        # Relative paths among the settings, and plugins, are looked up from there.
         os.chdir(cwd)
         sys.path.append(str(cwd))
     GlobalHydra.instance().clear()
@@ -130,19 +115,19 @@ def _rerun(options: argparse.Namespace) -> int:
         stack.enter_context(initialize_config_dir(str(CONF), job_name="run", version_base="1.3"))
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        found = _read(folder, saved, hydra.config_loader)
-        chosen = _chosen(found, options)
+        sweep = _read_sweep(folder, saved, hydra.config_loader)
+        chosen = _select(sweep, options)
         if not (options.failed or options.all):
-            return _say(found, chosen)
+            return _list_jobs(sweep, chosen)
         if not chosen:
-            done = sum(each.state == "done" for each in found.jobs.values())
-            print(f"nothing to do: {done} of {len(found.jobs)} jobs are done")
+            done = sum(each.state == "done" for each in sweep.jobs.values())
+            print(f"nothing to do: {done} of {len(sweep.jobs)} jobs are done")
             return 0
-        _warn_of_other_versions(found)
-        return _launch(hydra, found, chosen, options.overrides)
+        _warn_of_other_versions(sweep)
+        return _launch(hydra, sweep, chosen, options.overrides)
 
 
-def _saved(folder: Path) -> DictConfig:
+def _read_hydra(folder: Path) -> DictConfig:
     """The `hydra` section of the sweep's configuration, or of a job's where a search left none."""
     for path in (folder / _MULTIRUN, *sorted(folder.glob("[0-9]*/.hydra/hydra.yaml"))):
         try:
@@ -157,14 +142,14 @@ def _saved(folder: Path) -> DictConfig:
     )
 
 
-def _read(folder: Path, config: DictConfig, loader: ConfigLoader) -> Sweep:
+def _read_sweep(folder: Path, config: DictConfig, loader: ConfigLoader) -> Sweep:
     jobs = jobs_in(folder)
     overrides: dict[int, list[str]] = {}
-    found = Sweep(folder, config.hydra, jobs, overrides)
-    if not found.is_search and (folder / _MULTIRUN).is_file():
+    sweep = Sweep(folder, config.hydra, jobs, overrides)
+    if not sweep.is_search and (folder / _MULTIRUN).is_file():
         overrides.update(enumerate(combinations(config, loader)))
         for number in overrides.keys() - jobs.keys():
-            jobs[number] = Job(number, "never started")
+            jobs[number] = JobStatus(number, "never started")
     for number in jobs:
         path = folder / str(number) / OVERRIDES
         if path.is_file():
@@ -174,30 +159,25 @@ def _read(folder: Path, config: DictConfig, loader: ConfigLoader) -> Sweep:
     return Sweep(folder, config.hydra, dict(sorted(jobs.items())), overrides)
 
 
-def _chosen(found: Sweep, options: argparse.Namespace) -> list[int]:
+def _select(sweep: Sweep, options: argparse.Namespace) -> list[int]:
     """The jobs to run again; says which ones are left alone."""
-    going_on = {
-        number
-        for number, each in found.jobs.items()
-        if each.state == "running" or (each.state == "elsewhere" and not options.lost)
-    }
-    parent_lives = _is_going_on(found.folder)
+    alive = ("running",) if options.lost else ("running", "elsewhere")
+    goes_on = any(each.state in alive for each in sweep.jobs.values())
+    goes_on = goes_on or _parent_lives(sweep.folder)
     chosen = []
-    for number, each in found.jobs.items():
-        if number in going_on:
+    for number, each in sweep.jobs.items():
+        if each.state in alive:
             hint = "; if that machine is gone, add --lost" if each.state == "elsewhere" else ""
-            print(f"{found.named(number)} still runs ({each.reason}); it is left alone{hint}")
-        elif each.state == "never started" and (going_on or parent_lives):
-            print(f"{found.named(number)} hasn't started; it is left to the sweep, which goes on")
+            print(f"{sweep.label(number)} still runs ({each.reason}); it is left alone{hint}")
+        elif each.state == "never started" and goes_on:
+            print(f"{sweep.label(number)} hasn't started; it is left to the sweep, which goes on")
         elif options.all or each.state != "done":
             chosen.append(number)
     return chosen
 
 
-def _is_going_on(folder: Path) -> bool:
+def _parent_lives(folder: Path) -> bool:
     """Whether the process that started the sweep still lives on this machine."""
-    if not (folder / EVENTS).is_file():
-        return False
     events = [event for event in Tail(folder).new() if event.get("event") == "sweep"]
     last = events[-1] if events else {}
     if last.get("status") != "started" or not {"host", "pid", "time"} <= last.keys():
@@ -205,26 +185,26 @@ def _is_going_on(folder: Path) -> bool:
     return is_here(last) and is_alive(last)
 
 
-def _say(found: Sweep, chosen: Sequence[int]) -> int:
+def _list_jobs(sweep: Sweep, chosen: Sequence[int]) -> int:
     for number in chosen:
-        each = found.jobs[number]
-        print(f"{found.named(number)}: {each.state}{': ' if each.reason else ''}{each.reason}")
-    done = sum(each.state == "done" for each in found.jobs.values())
-    print(f"{done} of {len(found.jobs)} jobs are done, {len(chosen)} would run again", end="")
+        each = sweep.jobs[number]
+        print(f"{sweep.label(number)}: {each.state}{': ' if each.reason else ''}{each.reason}")
+    done = sum(each.state == "done" for each in sweep.jobs.values())
+    print(f"{done} of {len(sweep.jobs)} jobs are done, {len(chosen)} would run again", end="")
     print("; add --failed to do it, or --all for every job" if chosen else "")
     return 0
 
 
-def _launch(hydra: Hydra, found: Sweep, numbers: Sequence[int], extra: Sequence[str]) -> int:
+def _launch(hydra: Hydra, sweep: Sweep, numbers: Sequence[int], extra: Sequence[str]) -> int:
     loader = hydra.config_loader
-    ours, task = _given(loader, extra)
-    master = _master(hydra, found, ours)
+    ours, task = _split_overrides(loader, extra)
+    master = _master(hydra, sweep, ours)
     overrides = []
     for number in numbers:
-        own = [*_merged(loader, found.overrides[number], task), f"hydra.sweep.subdir='{number}'"]
+        own = [*_replaced(loader, sweep.overrides[number], task), f"hydra.sweep.subdir='{number}'"]
         _check(loader, master, number, own)
         overrides.append(own)
-    if found.is_search:
+    if sweep.is_search:
         print(
             "the search that chose these jobs' settings isn't told of their results; to go on "
             "with it, run its own command with its hydra.sweeper.storage and study_name"
@@ -236,27 +216,19 @@ def _launch(hydra: Hydra, found: Sweep, numbers: Sequence[int], extra: Sequence[
         task_function=job,
     )
     callbacks.on_multirun_start(config=master, config_name="config", numbers=numbers)
-    broken: Exception | None = None
-    try:
-        for result in launcher.launch(overrides, initial_job_idx=0):
-            _ = result.return_value  # Raises what the job couldn't write down.
-    except Exception as error:
-        launchers.wait_for_jobs(master)
-        broken = error
+    for result in launcher.launch(overrides, initial_job_idx=0):
+        _ = result.return_value  # Raises what the job couldn't write down.
     callbacks.on_multirun_end(config=master, config_name="config")
-    if broken is not None:
-        if not launchers.broke(broken):
-            raise broken
-        print(f"error: {launchers.breakdown(broken)}", file=sys.stderr)
-        return 1
-    return 1 if any(each.state != "done" for each in jobs_in(found.folder).values()) else 0
+    return 1 if any(each.state != "done" for each in jobs_in(sweep.folder).values()) else 0
 
 
-def _given(loader: ConfigLoader, overrides: Sequence[str]) -> tuple[list[Override], list[Override]]:
+def _split_overrides(
+    loader: ConfigLoader, overrides: Sequence[str]
+) -> tuple[list[Override], list[Override]]:
     """What the command line says: of Hydra, and of the jobs."""
     hydras: list[Override] = []
     task: list[Override] = []
-    for override in _parsed(loader, overrides):
+    for override in _parse(loader, overrides):
         key = override.key_or_group
         if override.is_sweep_override():
             raise SettingError(
@@ -280,58 +252,56 @@ def _check(loader: ConfigLoader, master: DictConfig, number: int, overrides: Seq
         ) from error
 
 
-def _master(hydra: Hydra, found: Sweep, ours: Sequence[Override]) -> DictConfig:
+def _master(hydra: Hydra, sweep: Sweep, ours: Sequence[Override]) -> DictConfig:
     """The sweep's configuration, with another launcher or the like where that was asked for."""
-    kept = [each for each in found.saved.overrides.hydra if not str(each).startswith(_OURS)]
+    kept = [each for each in sweep.saved.overrides.hydra if not str(each).startswith(_OURS)]
     own = [
-        *_merged(hydra.config_loader, kept, ours),
-        f"hydra.sweep.dir='{found.folder}'",
+        *_replaced(hydra.config_loader, kept, ours),
+        f"hydra.sweep.dir='{sweep.folder}'",
         "hydra.mode=MULTIRUN",
     ]
     sources = [
         source.path
-        for source in found.saved.runtime.config_sources
+        for source in sweep.saved.runtime.config_sources
         if source.provider == "command-line"
     ]
     if sources:
         own.append(f"hydra.searchpath=[{','.join(f'file://{path}' for path in sources)}]")
     return hydra.compose_config(
         config_name="config",
-        overrides=[*own, *(str(each) for each in found.saved.overrides.task)],
+        overrides=[*own, *(str(each) for each in sweep.saved.overrides.task)],
         run_mode=RunMode.MULTIRUN,
     )
 
 
-def _parsed(loader: ConfigLoader, overrides: Sequence[str]) -> list[Override]:
+def _parse(loader: ConfigLoader, overrides: Sequence[str]) -> list[Override]:
     return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
 
 
-def _merged(loader: ConfigLoader, old: Sequence[str], new: Sequence[Override]) -> list[str]:
+def _replaced(loader: ConfigLoader, old: Sequence[str], new: Sequence[Override]) -> list[str]:
     """Overrides with some given anew: Hydra takes a group but once."""
     taken = {override.get_key_element() for override in new}
     kept = [str(each) for each in old]
-    kept = [each for each in kept if _parsed(loader, [each])[0].get_key_element() not in taken]
+    kept = [each for each in kept if _parse(loader, [each])[0].get_key_element() not in taken]
     return [*kept, *(str(override.input_line) for override in new)]
 
 
-def _warn_of_other_versions(found: Sweep) -> None:
+def _warn_of_other_versions(sweep: Sweep) -> None:
     from experiments.results.environment import environment
     from experiments.results.record import RECORD, Record
 
-    done = [number for number, each in found.jobs.items() if each.state == "done"]
-    if not done or not (found.folder / str(done[0]) / RECORD).is_file():
+    done = [number for number, each in sweep.jobs.items() if each.state == "done"]
+    if not done or not (sweep.folder / str(done[0]) / RECORD).is_file():
         return
-    then, now = Record.read(found.folder / str(done[0])).environment, environment()
+    record = Record.read(sweep.folder / str(done[0]))
+    then, now = (
+        {"commit": each.get("commit"), **each.get("packages", {})}
+        for each in (record.environment, environment())
+    )
     differing = [
-        f"{name} {old} then, {new} now"
-        for name, old, new in [
-            ("commit", then.get("commit"), now["commit"]),
-            *(
-                (name, then.get("packages", {}).get(name), version)
-                for name, version in now["packages"].items()
-            ),
-        ]
-        if old != new
+        f"{name} {then.get(name)} then, {version} now"
+        for name, version in now.items()
+        if then.get(name) != version
     ]
     if differing:
         print(f"warning: the sweep's results will be of mixed versions: {'; '.join(differing)}")

@@ -1,17 +1,16 @@
-"""What a step costs: seconds and peak memory."""
+"""`Cost` of a step, seconds and peak memory: of a defense's two stages, and of benchmarks."""
 
 from __future__ import annotations
 
-import resource
-import sys
+import ctypes
+import gc
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
+_SAMPLE_SECONDS = 0.005
 
 
 @dataclass(slots=True)
@@ -21,7 +20,8 @@ class Cost:
     Attributes:
         seconds: Wall-clock seconds.
         peak_bytes: Highest memory during the step above what was held when it began: of the
-            accelerator's allocator where there is one, else of the process.
+            accelerator's allocator where there is one; else of the process without the files that
+            it maps (libraries, weights), in samples some milliseconds apart.
     """
 
     seconds: float = 0.0
@@ -32,53 +32,86 @@ class Cost:
 def measured() -> Iterator[Cost]:
     """Measures the block; the yielded `Cost` is valid after it.
 
-    Torch counts as used only when it is already imported, so that measuring doesn't import it.
+    Neither what an earlier step has freed nor the import of the large libraries, which falls to
+    whichever step is first, is counted.
     """
-    cost, cuda = Cost(), _cuda()
-    before = _start(cuda)
+    _import_libraries()
+    cost = Cost()
+    memory = _AcceleratorMemory() if _has_accelerator() else _ProcessMemory()
     start = time.perf_counter()
     try:
         yield cost
     finally:
         cost.seconds = time.perf_counter() - start
-        cost.peak_bytes = max(0, _peak(cuda) - before)
+        cost.peak_bytes = max(0, memory.peak())
 
 
-def _cuda() -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and torch.cuda.is_available()
+def _import_libraries() -> None:
+    import pandas  # noqa: F401
+    import peft  # noqa: F401
+    import pyarrow.dataset
+    import pyarrow.parquet  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 
-def _start(cuda: bool) -> int:
-    if cuda:
+def _has_accelerator() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+class _AcceleratorMemory:
+    """Peak of torch's allocator from here on."""
+
+    def __init__(self) -> None:
         import torch
 
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    with suppress(OSError):  # Linux forgets the process's peak on request, other systems can't.
-        _CLEAR.write_text("5")
-    return _status("VmRSS") or _lifetime_peak()
+        self._before = torch.cuda.memory_allocated()
 
-
-def _peak(cuda: bool) -> int:
-    if cuda:
+    def peak(self) -> int:
+        """Bytes above those at the start."""
         import torch
 
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated()
-    return _status("VmHWM") or _lifetime_peak()
+        return torch.cuda.max_memory_allocated() - self._before
 
 
-def _status(field: str) -> int:
-    if not _STATUS.is_file():
-        return 0
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    return 0
+class _ProcessMemory:
+    """Peak of the process's memory from here on, sampled by a thread.
+
+    The kernel's own peak (VmHWM) counts a library's pages to the step that is first to touch them.
+    """
+
+    def __init__(self) -> None:
+        import psutil  # type: ignore[import-untyped]
+
+        _return_freed()
+        self._process = psutil.Process()
+        self._before = self._peak = self._resident()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="memory", daemon=True)
+        self._thread.start()
+
+    def peak(self) -> int:
+        """Bytes above those at the start."""
+        self._ended.set()
+        self._thread.join()
+        return max(self._peak, self._resident()) - self._before
+
+    def _sample(self) -> None:
+        while not self._ended.wait(_SAMPLE_SECONDS):
+            self._peak = max(self._peak, self._resident())
+
+    def _resident(self) -> int:
+        """Bytes of the process in memory that no file stands behind."""
+        info = self._process.memory_info()
+        return int(info.rss - getattr(info, "shared", 0))
 
 
-def _lifetime_peak() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _return_freed() -> None:
+    """Returns to the system what earlier steps have freed, which would hide what this one takes."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc alone keeps it, and has the call.
+        ctypes.CDLL(None).malloc_trim(0)

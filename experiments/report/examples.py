@@ -13,6 +13,7 @@ from typing import Any
 from data.refusals import REFUSALS, fold, phrase_pattern
 from evaluation.degenerate import degeneracy
 from experiments.report import tables
+from experiments.report.names import differing_labels
 from experiments.report.pool import Collected, Row, Run
 from experiments.report.style import plain, short
 
@@ -155,7 +156,7 @@ def comparisons(collected: Collected, main: int = MAIN) -> list[Comparison]:
     """
     attacked = [row for row in collected.rows if row.role == "attacked"]
     found = []
-    labels = dict.fromkeys(("model", "attack", "task", *tables.differing_labels(attacked)))
+    labels = dict.fromkeys(("model", "attack", "task", *differing_labels(attacked)))
     for row, told in zip(attacked, _told_apart(attacked), strict=True):
         models = _models(row, collected.rows)
         sets = sorted(

@@ -9,6 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluation.metric_names import HS, MetricName, worst_hs
 from evaluation.metrics import compare, summarise
 from evaluation.statistics import holm
 from experiments.results.record import RECORD, ROWS, Record
@@ -63,6 +64,10 @@ _LABELS = {
 _AGAINST = {"defended": "attacked", "refined": "defended"}
 
 
+Identity = tuple[str, tuple[tuple[str, str], ...], tuple[tuple[str, Any], ...]]
+"""What rows are pooled by: role, labels and settings."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One run's record and where it lies."""
@@ -112,6 +117,7 @@ class Row:
             attacked models, and of refined against defended ones; empty for other roles. Holm's
             correction is across the rows of one role that edited something and go back to the
             same attacked row.
+        lineage: By role, the identity of the row that this one goes back to, its own included.
     """
 
     role: str
@@ -122,6 +128,48 @@ class Row:
     runs: tuple[Run, ...] = ()
     cost: dict[str, float] = field(default_factory=dict)
     paired: dict[str, PairedTest] = field(default_factory=dict)
+    lineage: dict[str, Identity] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its role, or the defense that made it and what came after.
+
+        `names.names` tells rows of one name apart.
+        """
+        if self.role == "refined":
+            return f"{self.labels['defense']}, then {self.labels['refine']}"
+        return self.labels["defense"] if self.role == "defended" else self.role
+
+    @property
+    def edited(self) -> bool:
+        """Whether a defense changed weights: no for a model before any defense, or left alone."""
+        return self.role == "refined" or bool(self.cost.get("parameters_edited"))
+
+    @property
+    def is_attacked_again(self) -> bool:
+        """Whether its defense edited nothing, so that it is the attacked model once more."""
+        return self.role == "defended" and not self.edited
+
+    @property
+    def family(self) -> Identity | None:
+        """The identity of the attacked row that it is or goes back to; None before an attack."""
+        return self.lineage.get("attacked")
+
+    @property
+    def worst(self) -> MetricName:
+        """Plain HS or HS under a trigger or attack prompt, whichever is this model's highest.
+
+        Where a repair is set beside its attacked or aligned model, both sides are asked what *the
+        repaired model* is worst under: a repair is judged where it fails most, not where the attack
+        did most harm, and like is compared with like. A chart of many models shows each one's own
+        worst, since each is as harmful as it can be made.
+        """
+        return worst_hs(self.metrics) or HS
+
+    @property
+    def worst_hs(self) -> Estimate:
+        """The figure that `worst` names."""
+        return self.metrics[str(self.worst)]
 
 
 @dataclass(frozen=True)
@@ -150,19 +198,18 @@ def collect(paths: Iterable[Path]) -> Collected:
     folders = sorted({record.parent for path in paths for record in Path(path).rglob(RECORD)})
     runs = [Run(folder, Record.read(folder)) for folder in folders]
     varying = _varying(runs)
-    groups: dict[tuple[Any, ...], list[Run]] = {}
+    groups: dict[Identity, list[Run]] = {}
     for role in _SECTIONS:
         for run in runs:
             if role in run.record.models:
                 groups.setdefault(_group(run, role, varying), []).append(run)
     ordered = sorted(groups.items(), key=lambda item: _place(item[0]))
-    rows = [_row(group, members) for group, members in ordered]
-    families: dict[tuple[Any, ...], list[int]] = {}
+    rows = [_row(group, members, varying) for group, members in ordered]
+    families: dict[tuple[str, Identity | None], list[int]] = {}
     for place, row in enumerate(rows):
         # A defense that edited nothing left the attacked model: there is nothing to test.
-        if row.paired and (row.role == "refined" or row.cost.get("parameters_edited")):
-            family = row.role, _group(row.runs[0], "attacked", varying)
-            families.setdefault(family, []).append(place)
+        if row.paired and row.edited:
+            families.setdefault((row.role, row.family), []).append(place)
     for places in families.values():
         for place, row in zip(places, _corrected([rows[i] for i in places]), strict=True):
             rows[place] = row
@@ -180,7 +227,7 @@ def _corrected(family: Sequence[Row]) -> list[Row]:
     return [replace(row, paired=each) for row, each in zip(family, tests, strict=True)]
 
 
-def _place(group: tuple[Any, ...]) -> tuple[Any, ...]:
+def _place(group: Identity) -> tuple[Any, ...]:
     """Where a group stands: by role, names ("none" first among defenses), then settings."""
     role, labels, settings = group
     names = ["" if value == "none" else value for _, value in labels]
@@ -237,7 +284,7 @@ def _is_of(key: str, sections: Iterable[str]) -> bool:
     return any(f"{key}.".startswith(f"{section}.") for section in sections)
 
 
-def _group(run: Run, role: str, varying: Sequence[str]) -> tuple[Any, ...]:
+def _group(run: Run, role: str, varying: Sequence[str]) -> Identity:
     labels = tuple((name, run.record.labels.get(name, "")) for name in _LABELS[role])
     settings = tuple(
         (key, run.flat[key]) for key in varying if key in run.flat and _is_of(key, _SECTIONS[role])
@@ -245,8 +292,9 @@ def _group(run: Run, role: str, varying: Sequence[str]) -> tuple[Any, ...]:
     return role, labels, settings
 
 
-def _row(group: tuple[Any, ...], members: Sequence[Run]) -> Row:
+def _row(group: Identity, members: Sequence[Run], varying: Sequence[str]) -> Row:
     role, labels, settings = group
+    roles = list(_SECTIONS)
     # Of runs that share the model, the one whose attack had a further prompt that it was asked.
     most_asked = sorted(members, key=lambda run: len(run.record.metrics.get(role, ())))
     shared = {run.record.models[role]: run for run in most_asked}
@@ -260,6 +308,7 @@ def _row(group: tuple[Any, ...], members: Sequence[Run]) -> Row:
         runs=runs,
         cost=_mean_cost(members) if role == "defended" else {},
         paired=_paired(runs, role, _AGAINST[role]) if role in _AGAINST else {},
+        lineage={each: _group(runs[0], each, varying) for each in roles[: roles.index(role) + 1]},
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from experiments.report.columns import (
     main_columns,
     sections,
 )
+from experiments.report.names import differing_labels as differing_labels
 from experiments.report.pool import Collected, Row
 from experiments.results.record import Record
 
@@ -126,8 +126,7 @@ def _paired(tests: Mapping[str, Mapping[str, Any]]) -> str:
     """Differences in points with their intervals and p-values."""
     parts = []
     for metric, head in COLUMNS.items():
-        known: dict[str, Any] = {k: math.nan if v is None else v for k, v in tests[metric].items()}
-        test = PairedTest(**known)
+        test = PairedTest.of(tests[metric])
         if test.n:
             parts.append(f"{head} {paired_cell(test)}")
     return ", ".join(parts)
@@ -241,16 +240,8 @@ def paired_cell(test: PairedTest | None) -> str:
     """A difference in points with its interval and p-value; a dash where there were no rows."""
     if test is None or test.n == 0:
         return "-"
-    low, high = 100 * test.low, 100 * test.high
-    interval = "" if math.isnan(low) else f" [{low:+.1f}, {high:+.1f}]"
-    p_value = _p_value(test.p_value)
-    if not math.isnan(test.p_holm):
-        p_value = f"{_p_value(test.p_holm)}, Holm"
-    return f"{100 * test.difference:+.1f}{interval} ({p_value})"
-
-
-def _p_value(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    difference, interval, p_value = test.shown()
+    return " ".join(filter(None, (difference, interval, f"({p_value})")))
 
 
 def write(collected: Collected, folder: Path) -> list[Path]:
@@ -263,10 +254,8 @@ def write(collected: Collected, folder: Path) -> list[Path]:
 
 
 def label(row: Row) -> str:
-    """What a row is called: its role, or the defense that made it and what came after."""
-    if row.role == "refined":
-        return f"{row.labels['defense']}, then {row.labels['refine']}"
-    return row.labels["defense"] if row.role == "defended" else row.role
+    """What a row is called."""
+    return row.name
 
 
 def _cell(row: Row, metric: str, separator: str) -> str:
@@ -278,17 +267,9 @@ def cell(estimate: Estimate | None, separator: str, metric: str = "") -> str:
 
     Shares are in per cent; scores, kappas and perplexities as they are.
     """
-    if estimate is None or estimate.n == 0:
+    if estimate is None:
         return "-"
-    n = f"n={estimate.n}"
-    if math.isnan(estimate.value):
-        return separator.join(("-", n))
-    scale, digits = (1, 2) if is_number(metric) else (100, 1)
-    value, low, high = (
-        f"{scale * end:.{digits}f}" for end in (estimate.value, estimate.low, estimate.high)
-    )
-    interval = () if math.isnan(estimate.low) else (f"{low}–{high}",)
-    return separator.join((value, *interval, n))
+    return separator.join(filter(None, estimate.shown("" if is_number(metric) else "%")))
 
 
 def cost_cell(row: Row, name: str) -> str:
@@ -312,12 +293,6 @@ def setting_names(rows: Sequence[Row]) -> dict[str, str]:
         ambiguous = sum(other.rpartition(".")[2] == short for other in keys) > 1
         names[key if ambiguous else short] = key
     return names | {name: name for name in differing_labels(rows)}
-
-
-def differing_labels(rows: Sequence[Row]) -> list[str]:
-    """The labels besides the defense's that tell rows apart."""
-    names = ("model", "align", "attack", "task", "protocol")
-    return [n for n in names if len({row.labels[n] for row in rows if n in row.labels}) > 1]
 
 
 def setting(row: Row, key: str) -> str:

@@ -2,7 +2,7 @@
 
 Every line is a JSON object with "event", "status" and "time" (seconds since 1970):
 
-- in the sweep's folder, event "sweep": "started" (host, pid; total, varies and jobs as
+- in the sweep's folder, event "sweep": "started" (host, pid; total and varies as
   `progress.expected` has them; numbers: the jobs that run, null for all) and "ended";
 - in a job's folder, event "job": "running", "measured" (result, in a few words), "done" or
   "failed"; and event "stage" (name, key):

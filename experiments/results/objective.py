@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, field_validator, model_validator
 
 from evaluation.metrics import HARMFUL, HELD_OUT, METRICS, TASK
-from settings import DataError, SettingError, Settings, build, first_line
+from settings import DataError, SettingError, Settings, build
 from settings.base import closest
 
 Goal = Literal["minimize", "maximize"]
@@ -255,65 +251,6 @@ def returned(objective: Mapping[str, Any]) -> float | tuple[float, ...] | None:
     """What a job hands to Hydra's sweeper, of a record's `objective`: one value, or several."""
     values = tuple(objective.get("values", ()))
     return values[0] if len(values) == 1 else values or None
-
-
-class SearchCheck(Callback):
-    """Hydra callback: refuses a search that couldn't be ranked, before its first job."""
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        reason = refusal(config)
-        if reason:
-            print(f"error: {reason}", file=sys.stderr)
-            # Hydra makes a warning of whatever else a callback raises.
-            raise SystemExit(1)
-        if "direction" in config.hydra.sweeper:
-            _lead_logs_to_hydra()
-
-
-def _lead_logs_to_hydra() -> None:
-    """Optuna's own handler writes colours even where there is no terminal."""
-    import optuna
-
-    optuna.logging.disable_default_handler()
-    optuna.logging.enable_propagation()
-
-
-def refusal(config: DictConfig) -> str | None:
-    """Why a multirun can't be searched, in one sentence; None where it can, or is no search.
-
-    Args:
-        config: The composed configuration, with its `hydra` section.
-    """
-    sweeper = config.hydra.sweeper
-    if "direction" not in sweeper:
-        return None
-    if config.get("objective") is None:
-        return (
-            "a search (hydra/sweeper) needs an objective to go by; add "
-            "objective=hs_within_accuracy, or objective=pareto"
-        )
-    try:
-        node = OmegaConf.to_container(config.objective, resolve=True, throw_on_missing=True)
-        objective = build_objective(node, tuple(config.plugins))
-    except (SettingError, OmegaConfBaseException) as error:
-        return first_line(error)
-    assert objective is not None
-    ours, theirs = list(objective.directions), _directions(sweeper.direction)
-    if ours == theirs:
-        return None
-    return (
-        f"hydra.sweeper.direction is {_written(theirs)}, but the objective's is {_written(ours)}; "
-        f"write hydra.sweeper.direction={_written(ours)}"
-    )
-
-
-def _directions(given: Any) -> list[str]:
-    several = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    return [str(getattr(each, "name", each)) for each in several]
-
-
-def _written(directions: Sequence[str]) -> str:
-    return directions[0] if len(directions) == 1 else f"[{','.join(directions)}]"
 
 
 def _parts(metric: str) -> tuple[str, str, str]:

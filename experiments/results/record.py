@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluation.statistics import Estimate
 from settings import DataError
 
 if TYPE_CHECKING:
@@ -75,6 +76,10 @@ class Record:
     judges: dict[str, Any] = field(default_factory=dict)
     backends: dict[str, dict[str, Any]] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
+
+    def estimates(self, model: str) -> dict[str, Estimate]:
+        """The figures of one model, by metric."""
+        return {name: Estimate.of(figures) for name, figures in self.metrics[model].items()}
 
     def write(self, folder: Path, rows: pd.DataFrame) -> None:
         """Writes `rows.parquet` and `record.json`, each complete or not at all.

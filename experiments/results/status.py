@@ -1,4 +1,4 @@
-"""What became of the jobs of a sweep, by what they left in their folders."""
+"""`JobStatus`, how a sweep's jobs stand by their folders; rerun, progress and report read it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _TOLERANCE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """A job of a sweep that has a folder.
+class JobStatus:
+    """How a job of a sweep stands.
 
     Attributes:
         number: Its number, and its folder's name.
@@ -37,9 +37,11 @@ class Job:
     reason: str = ""
 
 
-def jobs_in(sweep: Path) -> dict[int, Job]:
+def jobs_in(sweep: Path) -> dict[int, JobStatus]:
     """The jobs of a sweep that have a folder, by number."""
-    return {int(each.name): Job(int(each.name), *state_of(each)) for each in job_folders(sweep)}
+    return {
+        int(each.name): JobStatus(int(each.name), *state_of(each)) for each in job_folders(sweep)
+    }
 
 
 def job_folders(sweep: Path) -> list[Path]:
@@ -73,7 +75,7 @@ def is_here(process: Mapping[str, Any]) -> bool:
 
 
 def state_of(folder: Path) -> tuple[State, str]:
-    """A job's state and reason, as `Job` has them, by what lies in its folder."""
+    """A job's state and reason, as `JobStatus` has them, by what lies in its folder."""
     try:
         status = json.loads((folder / STATUS).read_text())
     except (OSError, ValueError):

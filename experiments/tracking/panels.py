@@ -1,40 +1,38 @@
-"""What a sweep's workspace and report on W&B hold, put together with W&B's own library."""
+"""Workspace and report of a sweep on W&B: W&B's own panels, which `experiments.dashboard` saves."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.report.columns import COLUMNS, LEGEND
-from experiments.tracking.charts import Chart
+from experiments.report.columns import COLUMNS
+from experiments.tracking.uploads import PAGE, POOLED
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2.interface import PanelTypes, Report
     from wandb_workspaces.workspaces import Workspace
 
-_PAGE = 24
-_HEIGHT = 9
 _LONGEST_TITLE = 128
+_METRICS = {"worst_hs": "HS where it is worst", **COLUMNS}
 _COST = {
     "cost/prepare_seconds": "seconds to prepare",
     "cost/apply_seconds": "seconds to apply",
     "cost/apply_peak_bytes": "peak memory to apply (bytes)",
     "cost/share_edited": "share of the parameters edited",
 }
-_PINNED = (
-    "config:attack.value",
-    "config:defense.value",
-    "config:seed.value",
-    "summary:attacked/hs",
-    "summary:defended/hs",
-    "summary:attacked/accuracy_strict",
-    "summary:defended/accuracy_strict",
+_PINNED = [
+    "run:displayName",
+    *(f"config:{name}.value" for name in ("attack", "defense", "seed")),
+    *(
+        f"summary:{model}/{metric}"
+        for metric in ("worst_hs", "hs", "accuracy_strict")
+        for model in ("attacked", "defended")
+    ),
+    "summary:worst_hs_under",
     "summary:cost/prepare_seconds",
     "summary:cost/apply_seconds",
-)
+]
 
 
 @dataclass(frozen=True)
@@ -45,110 +43,92 @@ class Content:
         sweep: Its name, which is its runs' group.
         project: W&B project.
         entity: W&B user or team.
-        charts: Charts of the pooled rows.
-        presets: By the chart's name, the id of its specification on the server.
         figures: Names of the images that the summary run holds.
         table: The report's tables as Markdown.
-        swept_ratio: Whether runs differ in the poison ratio.
+        varies_ratio: Whether runs differ in the poison ratio.
     """
 
     sweep: str
     project: str
     entity: str
-    charts: Sequence[Chart]
-    presets: Mapping[str, str]
     figures: Sequence[str]
     table: str
-    swept_ratio: bool
+    varies_ratio: bool
 
 
-def fill_workspace(workspace: Workspace, content: Content) -> None:
-    """Gives a workspace its runs and panels, in place of those that it had."""
+def fill_workspace(content: Content, earlier: Workspace | None = None) -> Workspace:
+    """The sweep's workspace; an earlier one gets its runs and panels in place of those it had."""
     import wandb_workspaces.workspaces as ws
-    from wandb_workspaces import expr
 
-    workspace.runset_settings = ws.RunsetSettings(
-        filters=[expr.Metric("Group") == content.sweep],
-        groupby=[],
-        pinned_columns=["run:displayName", *_PINNED],
+    # The library refuses symbols in the name, "=" and "+" among them.
+    plain = "".join(c if c.isalnum() or c in " -_.,:/" else "-" for c in content.sweep)
+    workspace = earlier or ws.Workspace(
+        entity=content.entity, project=content.project, name=f"Relock {plain}"
     )
+    workspace.runset_settings = ws.RunsetSettings(
+        filters=_of_sweep(content), groupby=[], pinned_columns=_PINNED
+    )
+    two_columns = ws.SectionLayoutSettings(columns=2, rows=2)
     workspace.sections = [
-        ws.Section(
-            name=heading,
-            panels=panels,
-            is_open=True,
-            layout_settings=ws.SectionLayoutSettings(columns=2, rows=2),
-        )
+        ws.Section(name=heading, panels=panels, is_open=True, layout_settings=two_columns)
         for heading, panels in _sections(content).items()
     ]
+    return workspace
 
 
-def fill_report(report: Report, content: Content, lookup: bool = True) -> None:
-    """Gives a report its text and panels, in place of those that it had.
-
-    Args:
-        report: A new or an earlier one.
-        content: What to show.
-        lookup: Whether each set of runs names its project, which the library then asks the
-            server for; without, it is the report's own.
-    """
+def fill_report(content: Content, earlier: Report | None = None) -> Report:
+    """The sweep's report; an earlier one gets its text and panels in place of those it had."""
     import wandb_workspaces.reports.v2.interface as wr
-    from wandb_workspaces import expr
 
-    entity, project = (content.entity, content.project) if lookup else ("", "")
-    report.title = report_title(content.sweep)
+    title = f"Relock {content.sweep}"[:_LONGEST_TITLE]
+    report = earlier or wr.Report(content.project, content.entity, title)
+    report.title = title
     report.description = "Attack, repair and evaluation of one sweep, side by side."
     report.width = "fluid"
-    group = [expr.Metric("Group") == content.sweep]
     blocks: list[Any] = [wr.TableOfContents()]
     for heading, panels in _sections(content).items():
-        runs = wr.Runset(name="runs", filters=group, entity=entity, project=project)
+        runs = wr.Runset(name="runs", filters=_of_sweep(content))
         blocks += [wr.H1(heading), wr.PanelGrid(runsets=[runs], panels=panels)]
-    tables = wr.MarkdownBlock(content.table)
-    report.blocks = [*blocks, wr.H1("Every row with its interval and n"), tables]
+    blocks += [wr.H1("Every row with its interval and n"), wr.MarkdownBlock(content.table)]
+    report.blocks = blocks
+    return report
+
+
+def _of_sweep(content: Content) -> list[Any]:
+    from wandb_workspaces import expr
+
+    return [expr.Metric("Group") == content.sweep]
 
 
 def _sections(content: Content) -> dict[str, list[PanelTypes]]:
-    """Panels by what heads them, each laid out over the page's width."""
+    """Panels by what heads them."""
     import wandb_workspaces.reports.v2.interface as wr
 
-    found: dict[str, list[Any]] = {
-        "Pooled over seeds": [
-            wr.MarkdownPanel(f"{LEGEND}\nThese charts show the rows of the sweep's summary run."),
-            *(_chart(chart, content.presets) for chart in content.charts),
+    def media(name: str) -> PanelTypes:
+        return wr.MediaBrowser(title=name, media_keys=[name], num_columns=1)
+
+    hs = wr.SummaryMetric("defended/worst_hs")
+    points: dict[str, Any] = {
+        "HS against task accuracy": wr.SummaryMetric("defended/accuracy_strict")
+    }
+    if content.varies_ratio:
+        points["HS against the poison ratio"] = wr.Config("attack/poison_ratio")
+    return {
+        "Report of the sweep": [
+            media(PAGE),
+            wr.WeavePanelSummaryTable(table_name=POOLED),
+            *map(media, content.figures),
         ],
-        "Single runs": [*_bars(), *_scatters(content.swept_ratio)],
+        "Defended models": [
+            *(_bar(f"{head} of defended models", f"defended/{m}") for m, head in _METRICS.items()),
+            *(wr.ScatterPlot(title=f"{title}, runs", x=x, y=hs) for title, x in points.items()),
+        ],
         "Cost": [_bar(title, metric) for metric, title in _COST.items()],
         "Training": [
             wr.LinePlot(title=f"loss of the {name}", x=f"{name}/step", y=[f"{name}/loss"])
             for name in ("attack", "refine")
         ],
-        "Tables": [
-            wr.WeavePanelSummaryTable(table_name=table) for table in ("pooled", "hs_by_category")
-        ],
-        "Figures of the report": [
-            wr.MediaBrowser(title=name, media_keys=[name], num_columns=1)
-            for name in content.figures
-        ],
     }
-    wide = {chart.title for chart in content.charts if chart.wide}
-    return {heading: _laid_out(panels, wide) for heading, panels in found.items() if panels}
-
-
-def _chart(chart: Chart, presets: Mapping[str, str]) -> PanelTypes:
-    import wandb_workspaces.reports.v2.interface as wr
-
-    panel = wr.CustomChart.from_table(
-        chart.key, chart_fields=chart.fields, chart_strings={"title": chart.title}
-    )
-    panel.chart_name = presets[chart.name]
-    return panel
-
-
-def _bars() -> list[PanelTypes]:
-    return [
-        _bar(f"{head} of defended models", f"defended/{name}") for name, head in COLUMNS.items()
-    ]
 
 
 def _bar(title: str, metric: str) -> PanelTypes:
@@ -163,86 +143,3 @@ def _bar(title: str, metric: str) -> PanelTypes:
         groupby_rangefunc="minmax",
         max_bars_to_show=40,
     )
-
-
-def _scatters(swept_ratio: bool) -> list[PanelTypes]:
-    import wandb_workspaces.reports.v2.interface as wr
-
-    hs = wr.SummaryMetric("defended/hs")
-    panels: list[PanelTypes] = [
-        wr.ScatterPlot(
-            title="HS against task accuracy, runs",
-            x=wr.SummaryMetric("defended/accuracy_strict"),
-            y=hs,
-            range_x=(0, 1),
-            range_y=(0, 1),
-        )
-    ]
-    if swept_ratio:
-        ratio = wr.Config("attack/poison_ratio")
-        panels.append(wr.ScatterPlot(title="HS against the poison ratio, runs", x=ratio, y=hs))
-    return panels
-
-
-def _laid_out(panels: Sequence[Any], wide: set[str]) -> list[PanelTypes]:
-    """Two panels beside each other, wide ones alone."""
-    import wandb_workspaces.reports.v2.interface as wr
-
-    x = y = 0
-    for panel in panels:
-        title = getattr(panel, "chart_strings", {}).get("title")
-        alone = title in wide or isinstance(panel, wr.MarkdownPanel)
-        width = _PAGE if alone else _PAGE // 2
-        if x + width > _PAGE:
-            x, y = 0, y + _HEIGHT
-        panel.layout = wr.Layout(x=x, y=y, w=width, h=_HEIGHT)
-        x += width
-    return list(panels)
-
-
-def specifications(content: Content) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The workspace's and the report's specification as they would be sent."""
-    import wandb_workspaces.reports.v2.interface as wr
-    import wandb_workspaces.workspaces as ws
-
-    entity, project = content.entity, content.project
-    workspace = ws.Workspace(entity=entity, project=project, name=workspace_name(content.sweep))
-    fill_workspace(workspace, content)
-    report = wr.Report(project, entity, report_title(content.sweep))
-    fill_report(report, content, lookup=False)
-    # The library keeps this for itself; nothing else of it works without a server.
-    models = (model._to_model() for model in (workspace, report))
-    dumped = (model.model_dump_json(by_alias=True, exclude_none=True) for model in models)
-    first, second = (json.loads(text) for text in dumped)
-    return first, second
-
-
-def workspace_name(sweep: str) -> str:
-    """The sweep's name as W&B's library takes it: it refuses symbols, "=" and "+" among them."""
-    plain = "".join(c if c.isalnum() or c in " -_.,:/" else "-" for c in sweep)
-    return f"Relock {plain}"
-
-
-def report_title(sweep: str) -> str:
-    """The report's title, no longer than W&B allows."""
-    return f"Relock {sweep}"[:_LONGEST_TITLE]
-
-
-def write(content: Content, folder: Path) -> list[Path]:
-    """Writes the specifications and the charts with their rows to `folder`, as JSON."""
-    workspace, report = specifications(content)
-    drawn = {
-        chart.name: {
-            "title": chart.title,
-            "preset": content.presets[chart.name],
-            "specification": chart.spec,
-            "rows": json.loads(chart.table.to_json(orient="records")),
-        }
-        for chart in content.charts
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, written in (("workspace", workspace), ("report", report), ("charts", drawn)):
-        paths.append(folder / f"wandb_{name}.json")
-        paths[-1].write_text(json.dumps(written, indent=1) + "\n")
-    return paths

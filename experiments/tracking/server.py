@@ -1,4 +1,4 @@
-"""What the dashboard asks of a W&B server, and what a user is told where that fails."""
+"""W&B's server for the dashboard: a sweep's runs are looked up, workspace and report saved."""
 
 from __future__ import annotations
 
@@ -7,29 +7,19 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.results.files import write_whole
-from experiments.tracking.charts import Chart
-from experiments.tracking.panels import (
-    Content,
-    fill_report,
-    fill_workspace,
-    report_title,
-    workspace_name,
-)
+from experiments.tracking.panels import Content, fill_report, fill_workspace
 from settings import RelockError
-
-if TYPE_CHECKING:
-    import wandb
 
 log = logging.getLogger("relock")
 
-_MADE = "dashboard.json"
+_ADDRESSES = "dashboard.json"
 _TIMEOUT_SECONDS = 30
 
 
-def refusals() -> tuple[type[Exception], ...]:
+def _refusals() -> tuple[type[Exception], ...]:
     """What W&B's libraries raise where a server can't be reached, refuses or answers nonsense."""
     import requests
     import wandb
@@ -45,7 +35,7 @@ def explained() -> Iterator[None]:
         yield
     except RelockError:
         raise
-    except refusals() as error:
+    except _refusals() as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RelockError(
             f"W&B can't be reached or refuses ({reason}); check the network, WANDB_BASE_URL, the "
@@ -53,8 +43,8 @@ def explained() -> Iterator[None]:
         ) from error
 
 
-def connect(entity: str | None, project: str, sweep: str, jobs: int) -> tuple[wandb.Api, str]:
-    """The server's interface and the entity, once it is known that the sweep's runs are there.
+def find_entity(entity: str | None, project: str, sweep: str, jobs: int) -> str:
+    """The user or team whose project holds the sweep's runs.
 
     Args:
         entity: User or team; None: the key's own.
@@ -72,53 +62,22 @@ def connect(entity: str | None, project: str, sweep: str, jobs: int) -> tuple[wa
         entity = entity or api.default_entity
         if not entity:
             raise RelockError("the API key has no entity of its own; name one with --entity")
-        runs = api.runs(
-            f"{entity}/{project}",
-            filters={"group": sweep, "jobType": {"$ne": "summary"}},
-            lazy=True,
-        )
+        of_sweep = {"group": sweep, "jobType": {"$ne": "summary"}}
         try:
-            found = len(runs)
+            uploaded = len(api.runs(f"{entity}/{project}", filters=of_sweep, lazy=True))
         except ValueError:
             raise RelockError(
                 f"W&B has no project {entity}/{project} that this key may read; set --entity and "
                 "--project to where the runs were uploaded"
             ) from None
-    if not found:
+    if not uploaded:
         raise RelockError(
             f"{entity}/{project} has no runs of the group {sweep!r}; upload them first, or set "
             "--entity and --project to where they are"
         )
-    if found < jobs:
-        log.warning("W&B has %d of the sweep's %d finished runs", found, jobs)
-    return api, entity
-
-
-def make_presets(api: wandb.Api, entity: str, charts: Sequence[Chart]) -> dict[str, str]:
-    """Hands the charts' specifications to the server.
-
-    A name stands for one content, so one that is there already needn't be made again.
-
-    Returns:
-        The specifications' ids by the charts' names.
-    """
-    presets = {}
-    for chart in charts:
-        try:
-            presets[chart.name] = api.create_custom_chart(
-                entity=entity,
-                name=chart.preset,
-                display_name=f"Relock: {chart.title}",
-                spec_type="vega2",
-                access="private",
-                spec=chart.spec,
-            )
-        except refusals() as error:
-            presets[chart.name] = f"{entity}/{chart.preset}"
-            reason = " ".join(str(error).split())
-            level = logging.DEBUG if "exist" in reason else logging.WARNING
-            log.log(level, "the server doesn't take the chart %s (%s)", chart.preset, reason)
-    return presets
+    if uploaded < jobs:
+        log.warning("W&B has %d of the sweep's %d finished runs", uploaded, jobs)
+    return entity
 
 
 def save(content: Content, folder: Path, kinds: Sequence[str]) -> dict[str, str]:
@@ -135,56 +94,43 @@ def save(content: Content, folder: Path, kinds: Sequence[str]) -> dict[str, str]
     Raises:
         RelockError: The server can't be reached or refuses.
     """
-    made = _made(folder)
-    savers: dict[str, Callable[[Content, str | None], str]] = {
-        "workspace": _save_workspace,
-        "report": _save_report,
-    }
-    for kind in kinds:
-        with explained():
-            made[kind] = savers[kind](content, _same_place(made.get(kind), content))
-        write_whole(folder / _MADE, json.dumps(made, indent=1) + "\n")
-    return {kind: made[kind] for kind in kinds}
-
-
-def _made(folder: Path) -> dict[str, str]:
-    try:
-        made: dict[str, str] = json.loads((folder / _MADE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return made
-
-
-def _same_place(url: str | None, content: Content) -> str | None:
-    return url if url and f"/{content.entity}/{content.project}" in url else None
-
-
-def _save_workspace(content: Content, url: str | None) -> str:
+    import wandb_workspaces.reports.v2.interface as wr
     import wandb_workspaces.workspaces as ws
 
-    workspace = _earlier(ws.Workspace.from_url, url) or ws.Workspace(
-        entity=content.entity, project=content.project, name=workspace_name(content.sweep)
-    )
-    fill_workspace(workspace, content)
-    return str(workspace.save().url)
+    views: dict[str, tuple[Any, Callable[..., Any]]] = {
+        "workspace": (ws.Workspace, fill_workspace),
+        "report": (wr.Report, fill_report),
+    }
+    path = folder / _ADDRESSES
+    addresses: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+    for kind in kinds:
+        view, fill = views[kind]
+        with explained():
+            earlier = None
+            if f"/{content.entity}/{content.project}" in addresses.get(kind, ""):
+                earlier = _load(view, addresses[kind])
+            addresses[kind] = str(fill(content, earlier).save().url)
+        write_whole(path, json.dumps(addresses, indent=1) + "\n")
+    return {kind: addresses[kind] for kind in kinds}
 
 
-def _save_report(content: Content, url: str | None) -> str:
-    import wandb_workspaces.reports.v2.interface as wr
-
-    report = _earlier(wr.Report.from_url, url) or wr.Report(
-        content.project, content.entity, report_title(content.sweep)
-    )
-    fill_report(report, content)
-    return str(report.save().url)
-
-
-def _earlier(load: Callable[[str], Any], url: str | None) -> Any:
-    """What lies at an address; None where nothing does any more."""
-    if url is None:
-        return None
+def _load(view: Any, url: str) -> Any:
+    """The workspace or report at an address; None where it is no more."""
     try:
-        return load(url)
-    except refusals() as error:
+        return view.from_url(url)
+    except _refusals() as error:
         log.info("%s is gone (%s); making another", url, error)
         return None
+
+
+def write(content: Content, folder: Path) -> list[Path]:
+    """Writes to `folder` what workspace and report would be sent as, in JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, view in (("workspace", fill_workspace(content)), ("report", fill_report(content))):
+        # The library keeps this for itself; nothing else of it works without a server.
+        model: Any = view._to_model()
+        paths.append(folder / f"wandb_{name}.json")
+        text = model.model_dump_json(by_alias=True, exclude_none=True, indent=1)
+        paths[-1].write_text(f"{text}\n")
+    return paths

@@ -1,4 +1,4 @@
-"""Which of a sweep's runs are on W&B, and the run that sums the sweep up."""
+"""Uploads of a sweep to W&B: which of its runs are there, and the run that sums it up."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report.pool import Collected, Run
-from experiments.tracking import wandb_fields
-from experiments.tracking.charts import Chart
 from experiments.tracking.wandb_tracker import WandbTracker
 
 log = logging.getLogger("relock")
 
 SUMMARY = "summary"
 """The job type of a sweep's summary run."""
+
+PAGE, POOLED = "report", "pooled"
+"""The names under which that run logs the report's page and its table."""
 
 _OFFLINE = "offline-run-*"
 _CLASS = f"{WandbTracker.__module__}.{WandbTracker.__qualname__}"
@@ -78,37 +79,37 @@ def _sync(folder: Path, runs: Sequence[Run]) -> str:
 
 def tracker_of(runs: Sequence[Run], project: str | None, entity: str | None) -> WandbTracker:
     """The tracker's settings that the sweep was run with, or the usual ones."""
-    said = (run.record.settings.get("tracker") or {} for run in runs)
-    used: dict[str, Any] = next((s for s in said if s.get("_target_") == _CLASS), {})
-    chosen = {"project": project, "entity": entity}
+    trackers = (run.record.settings.get("tracker") or {} for run in runs)
+    used: dict[str, Any] = next((t for t in trackers if t.get("_target_") == _CLASS), {})
+    given = {"project": project, "entity": entity}
+    given = {name: value for name, value in given.items() if value is not None}
     settings = {name: value for name, value in used.items() if name != "_target_"}
-    settings |= {name: value for name, value in chosen.items() if value is not None}
-    return WandbTracker.validated(settings, "tracker")
+    return WandbTracker.validated(settings | given, "tracker")
 
 
-def track(found: Uploads, tracker: WandbTracker) -> None:
+def track(sweep: Uploads, tracker: WandbTracker) -> None:
     """Tracks the runs that the server knows nothing of, from their records and rows."""
-    runs = [*found.untracked, *(found.waiting if tracker.online else ())]
+    runs = [*sweep.untracked, *(sweep.waiting if tracker.online else ())]
     for number, run in enumerate(runs, start=1):
-        group = None if run.folder == found.folder else found.folder.resolve().name
-        said = tracker.track(run.record, run.rows, run.folder, group)
-        log.info("[%d/%d] %s", number, len(runs), said)
+        group = None if run.folder == sweep.folder else sweep.folder.resolve().name
+        line = tracker.track(run.record, run.rows, run.folder, group)
+        log.info("[%d/%d] %s", number, len(runs), line)
 
 
 def sum_up(
     collected: Collected,
-    charts: Sequence[Chart],
+    page: Path,
     figures: Sequence[Path],
     tracker: WandbTracker,
     sweep: Path,
     group: str,
 ) -> str:
-    """Logs the rows pooled over seeds as one run of the sweep, in place of an earlier one.
+    """Logs the report of a sweep as one run, in place of an earlier one.
 
     Args:
         collected: The sweep's rows, as they may leave this machine.
-        charts: Charts whose tables are logged.
-        figures: Images that are.
+        page: The report's page, likewise.
+        figures: The report's figures.
         tracker: Where to.
         sweep: The sweep's folder.
         group: The sweep's name on W&B.
@@ -125,11 +126,10 @@ def sum_up(
 
     commits = sorted({str(run.record.environment["commit"]) for run in collected.runs})
     media: dict[str, Any] = {
-        "pooled": wandb.Table(dataframe=tables.frame(collected)),
-        "hs_by_category": wandb.Table(dataframe=wandb_fields.by_category(collected)),
+        PAGE: wandb.Html(str(page)),
+        POOLED: wandb.Table(dataframe=tables.frame(collected)),
+        **{figure_key(path): wandb.Image(str(path)) for path in figures},
     }
-    media |= {chart.key: wandb.Table(dataframe=chart.table) for chart in charts}
-    media |= {figure_key(path): wandb.Image(str(path)) for path in figures}
     with tracker.start(
         sweep,
         online=True,

@@ -1,4 +1,4 @@
-"""What a W&B run says of an experiment: flat, comparable columns, and no prompt or answer."""
+"""Columns of a W&B run: flat, comparable, without a prompt or an answer; the tracker logs them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluation.metric_names import HS, worst_hs
 from experiments.config.experiment import PROJECT
 from experiments.results.record import Record
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from experiments.report.pool import Collected
 
 # Where things lie, where they are sent, and presets, which the methods' own settings repeat.
@@ -22,6 +21,8 @@ _LEFT_OUT = ("store/", "tracker/", "runtime/", "plugins", "model/presets/")
 # Longer settings are texts: templates, system lines, lists of phrases.
 _LONGEST = 120
 _LONGEST_TAG = 64
+# Of an absolute path; a web address, and a path from here, are none.
+_PLACE = re.compile(r"""(?<![\w./])(?:file://)?[/~](?!/)[^\s,\]}'"]*""")
 _VERSIONS = ("torch", "transformers", "peft", "trl", "vllm")
 
 
@@ -95,7 +96,7 @@ def tags(record: Record) -> list[str]:
     return [f"{name}:{value}"[:_LONGEST_TAG] for name, value in record.labels.items() if value]
 
 
-def summary(record: Record) -> dict[str, float]:
+def summary(record: Record) -> dict[str, float | str]:
     """The record's figures under names that are the same for every defense.
 
     Returns:
@@ -104,6 +105,8 @@ def summary(record: Record) -> dict[str, float]:
         - "MODEL/METRIC" with "_low", "_high" (95 %) and "_n": shares from 0 to 1, and scores,
           kappas and perplexities in their own units; MODEL is base, aligned, attacked, defended,
           refined, or a step's; "MODEL/hs/CATEGORY" is HS by category;
+        - "MODEL/worst_hs" with the same: HS under what the defended model is worst under, plain
+          prompts, the attack's own trigger or an attack prompt; "worst_hs_under" names it;
         - "difference/METRIC" with "_low", "_high", "_n" and "_p_value": defended less attacked
           over the same prompts; "difference_refined/METRIC": refined less defended;
         - "cost/...": seconds, bytes, scalars, and "cost/share_edited" from 0 to 1;
@@ -111,10 +114,14 @@ def summary(record: Record) -> dict[str, float]:
         - "seconds/STAGE" and "seconds/run", stages read from the store with what making them took;
         - "stages/made" and "stages/reused": counts.
     """
-    values: dict[str, float | None] = {}
+    values: dict[str, float | str | None] = {}
+    worst = worst_hs(record.estimates("defended")) or HS
+    values["worst_hs_under"] = worst.attack_prompt or "plain prompts"
     for model, metrics in record.metrics.items():
         for metric, estimate in metrics.items():
             _spread(values, f"{model}/{metric}", estimate, ("low", "high", "n"))
+        if str(worst) in metrics:
+            _spread(values, f"{model}/worst_hs", metrics[str(worst)], ("low", "high", "n"))
     for name, tests in (
         ("difference", record.paired),
         ("difference_refined", record.paired_refined),
@@ -137,7 +144,7 @@ def summary(record: Record) -> dict[str, float]:
 
 
 def _spread(
-    values: dict[str, float | None], name: str, known: Mapping[str, Any], parts: Iterable[str]
+    values: dict[str, float | str | None], name: str, known: Mapping[str, Any], parts: Iterable[str]
 ) -> None:
     if not known["n"]:
         return
@@ -146,33 +153,25 @@ def _spread(
 
 
 def shareable(collected: Collected) -> Collected:
-    """The same rows, with settings as they may leave this machine."""
+    """The same runs and rows, with settings as they may leave this machine."""
+    runs = {run.folder: replace(run, record=_shareable(run.record)) for run in collected.runs}
     rows = [
-        replace(row, settings={key: public(value) for key, value in row.settings.items()})
+        replace(
+            row,
+            settings={key: public(value) for key, value in row.settings.items()},
+            runs=tuple(runs[run.folder] for run in row.runs),
+        )
         for row in collected.rows
     ]
-    return replace(collected, rows=rows)
+    return replace(collected, runs=list(runs.values()), rows=rows)
 
 
-def by_category(collected: Collected) -> pd.DataFrame:
-    """HS by category of the harmful prompts: a row per model and category, shares from 0 to 1."""
-    import pandas as pd
+def _shareable(record: Record) -> Record:
+    pairs = (override.partition("=") for override in record.overrides)
+    # A place may stand within a list or mapping.
+    shown = [f"{key}{sign}{public(_PLACE.sub(_last_name, value))}" for key, sign, value in pairs]
+    return replace(record, overrides=shown)
 
-    from experiments.report.tables import label
 
-    return pd.DataFrame(
-        {
-            "role": row.role,
-            "name": label(row),
-            **row.labels,
-            **row.settings,
-            "category": metric.removeprefix("hs/"),
-            "hs": estimate.value,
-            "low": estimate.low,
-            "high": estimate.high,
-            "n": estimate.n,
-        }
-        for row in collected.rows
-        for metric, estimate in row.metrics.items()
-        if metric.startswith("hs/") and estimate.n
-    )
+def _last_name(place: re.Match[str]) -> str:
+    return str(_without_place(place[0].removeprefix("file://")))

@@ -1,4 +1,4 @@
-"""Tracking by Weights & Biases' own library; answers to harmful prompts stay local by default."""
+"""`WandbTracker`, a Weights & Biases run per experiment, and `NoTracker`: options of `tracker=`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class NoTracker(Settings):
     """Tracks nothing."""
 
     def track(self, record: Record, rows: pd.DataFrame, folder: Path, group: str | None) -> str:
-        """Says that nothing was wandb_fields."""
+        """Says that nothing was tracked."""
         return "W&B: off (tracker=none)"
 
 
@@ -181,7 +181,6 @@ class WandbTracker(Settings):
         collected = wandb_fields.shareable(collect([folder]))
         media: dict[str, Any] = {
             "results": wandb.Table(dataframe=tables.frame(collected)),
-            "hs_by_category": wandb.Table(dataframe=wandb_fields.by_category(collected)),
             "stages": wandb.Table(
                 columns=_STAGE_COLUMNS,
                 data=[[stage[name] for name in _STAGE_COLUMNS] for stage in record.stages],

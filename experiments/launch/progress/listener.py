@@ -1,10 +1,10 @@
-"""What listens to the stages of a run."""
+"""Listeners to stages: `StageLog`, `StageEvents` of a sweep's job, and a terminal's `LastLine`."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,8 +18,17 @@ log = logging.getLogger("relock")
 _MANY = ("generate", "likelihood", "judge", "score")
 
 
-class Journal(Listener):
-    """Writes the stages of a sweep's job to the events in its folder."""
+class StageLog(Listener):
+    """Writes which stages were made and reused to the log."""
+
+    def finished(self, result: StageResult) -> None:
+        level = logging.DEBUG if result.name in _MANY else logging.INFO
+        how = "reused" if result.reused else f"made in {result.seconds:.1f} s"
+        log.log(level, "%s %s %s", result.name, result.key, how)
+
+
+class StageEvents(StageLog):
+    """Writes the stages of a sweep's job to the events in its folder, too."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -31,22 +40,14 @@ class Journal(Listener):
         append(self._folder, "stage", "running", name=stage.name, key=stage.key)
 
     def finished(self, result: StageResult) -> None:
+        super().finished(result)
         status = "reused" if result.reused else "made"
         seconds = round(result.seconds, 3)
         append(self._folder, "stage", status, name=result.name, key=result.key, seconds=seconds)
 
 
-class Log(Listener):
-    """Writes what was made and what was found to the log."""
-
-    def finished(self, result: StageResult) -> None:
-        level = logging.DEBUG if result.name in _MANY else logging.INFO
-        how = "reused" if result.reused else f"made in {result.seconds:.1f} s"
-        log.log(level, "%s %s %s", result.name, result.key, how)
-
-
-class LastLine(Listener):
-    """Names the stage that is being made in the last line of a terminal.
+class LastLine(StageLog):
+    """Names the stage that is being made in the last line of a terminal, too.
 
     Bars of what takes long within a stage are drawn over it.
     """
@@ -63,6 +64,7 @@ class LastLine(Listener):
     def finished(self, result: StageResult) -> None:
         self._count += 1
         self.clear()
+        super().finished(result)
 
     def clear(self) -> None:
         """Leaves the line to others."""
@@ -70,25 +72,6 @@ class LastLine(Listener):
 
     def _write(self, text: str) -> None:
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-
-class Each(Listener):
-    """Tells several listeners."""
-
-    def __init__(self, listeners: Sequence[Listener]) -> None:
-        self._listeners = listeners
-
-    def waiting(self, stage: Stage) -> None:
-        for listener in self._listeners:
-            listener.waiting(stage)
-
-    def making(self, stage: Stage) -> None:
-        for listener in self._listeners:
-            listener.making(stage)
-
-    def finished(self, result: StageResult) -> None:
-        for listener in self._listeners:
-            listener.finished(result)
 
 
 @contextmanager
@@ -101,12 +84,12 @@ def listening(folder: Path, *, in_sweep: bool, progress: str) -> Iterator[Listen
         progress: `runtime.progress`.
     """
     if in_sweep:
-        yield Each([Log(), Journal(folder)])
+        yield StageEvents(folder)
     elif progress == "auto" and is_live():
         line = LastLine()
         try:
-            yield Each([line, Log()])
+            yield line
         finally:
             line.clear()
     else:
-        yield Log()
+        yield StageLog()

@@ -1,4 +1,4 @@
-"""What is known of a sweep: read again and again from the folders of its jobs."""
+"""`SweepState`, what is known of a sweep and its jobs from their folders; the views show it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.launch.progress.estimate import Course, Left, Slot, Taken, time_left
+from experiments.launch.progress.estimate import time_left
 from experiments.results.command_line import override_key
 from experiments.results.events import Tail
 from experiments.results.status import STATUS, is_alive, is_here, job_folders
 
 ENDED = ("done", "failed", "killed")
-
-# An estimate for hundreds of jobs takes a while: at most one part in so many of the time.
-_PATIENCE = 50
 
 
 @dataclass(slots=True)
@@ -28,16 +25,12 @@ class StageState:
     Attributes:
         status: "waiting", "running", "made" or "reused".
         since: When that began, in seconds since 1970.
-        seconds: How long making it took.
-        waited: How long the job waited for another process.
     """
 
     name: str
     key: str
     status: str
     since: float
-    seconds: float = 0.0
-    waited: float = 0.0
 
 
 @dataclass(slots=True)
@@ -103,7 +96,6 @@ class SweepState:
         jobs: The jobs that have a folder, by number.
         total: How many jobs there will be; None if that isn't known.
         varies: The settings that differ among the jobs.
-        settings: What each job has of them, by its number; empty if that isn't known beforehand.
         start: When the sweep began, in seconds since 1970; None if that isn't known.
         ended: Whether it is over.
     """
@@ -113,14 +105,11 @@ class SweepState:
         self.jobs: dict[int, JobState] = {}
         self.total: int | None = None
         self.varies: list[str] = []
-        self.settings: list[dict[str, str]] = []
         self.start: float | None = None
         self.ended = False
         self.at_once = 1
         self._now: set[int] | None = None
         self._parent: dict[str, Any] | None = None
-        self._left: Left | None = None
-        self._estimate_again = 0.0
         self._own = Tail(folder)
         self._tails: dict[int, Tail] = {}
         self._stamps: dict[int, int] = {}
@@ -129,7 +118,7 @@ class SweepState:
         """Reads what has been written since the last time."""
         for event in self._own.new():
             if event["event"] == "sweep":
-                self._heard(event)
+                self._apply(event)
         for folder in job_folders(self.folder):
             number = int(folder.name)
             job = self.jobs.setdefault(number, JobState(number, folder))
@@ -138,10 +127,10 @@ class SweepState:
                 continue
             for event in tail.new():
                 if not self._is_past(number, event["time"]):
-                    _told(job, event)
+                    _apply(job, event)
         running = self.of("running")
         self.at_once = max(self.at_once, len(running))
-        self.ended = self.ended or self._is_left(bool(running))
+        self.ended = self.ended or self._is_abandoned(bool(running))
 
     def of(self, *statuses: str) -> list[JobState]:
         """The jobs of these statuses, by number."""
@@ -156,7 +145,7 @@ class SweepState:
 
     def label(self, job: JobState) -> str:
         """What sets a job apart from the others."""
-        varies = self.varies or _varying([each.overrides for each in self.jobs.values()])
+        varies = self.varies or varying([each.overrides for each in self.jobs.values()])
         shown = [each for each in job.overrides if override_key(each) in varies]
         return " ".join(shown) or f"job {job.number}"
 
@@ -168,49 +157,19 @@ class SweepState:
                 total.setdefault(name, Counter()).update(counts)
         return total
 
-    def left(self) -> Left | None:
-        """How long it will go on; None if that can't be said."""
-        begin = time.perf_counter()
-        if begin >= self._estimate_again:
-            self._left = self._estimate()
-            end = time.perf_counter()
-            self._estimate_again = end + _PATIENCE * (end - begin)
-        return self._left
-
-    def _estimate(self) -> Left | None:
+    def time_left(self) -> float | None:
+        """Seconds until the last job ends; None if that can't be said."""
         if self.queued is None:
             return None
-        now = time.time()
-        done = [job for job in self.of("done") if job.start is not None]
-        done.sort(key=lambda job: job.end or 0.0)
-        started = {job.number for job in self.of(*ENDED, "running")}
-        waiting = [number for number in range(self.total or 0) if number not in started]
+        done = sorted(self.of("done"), key=lambda job: job.end or 0.0)
         return time_left(
-            [self._course(job, now) for job in done],
-            [self._course(job, now) for job in self.of("running")],
-            [self._settings(number) for number in waiting][: self.queued],
+            [job.seconds for job in done if job.seconds is not None],
+            [job.seconds or 0.0 for job in self.of("running")],
+            self.queued,
             self.at_once,
         )
 
-    def _settings(self, number: int) -> dict[str, str] | None:
-        return self.settings[number] if number < len(self.settings) else None
-
-    def _course(self, job: JobState, now: float) -> Course:
-        taken: dict[Slot, Taken] = {}
-        before: Counter[str] = Counter()
-        for stage in job.stages:
-            if stage.status in ("made", "reused"):
-                made = stage.status == "made"
-                taken[stage.name, before[stage.name]] = Taken(stage.key, stage.seconds, made)
-                before[stage.name] += 1
-        waited = sum(stage.waited for stage in job.stages)
-        current = 0.0
-        if job.current is not None:
-            current = max(0.0, now - job.current.since)
-        seconds = (job.seconds or 0.0) - current
-        return Course(self._settings(job.number), taken, seconds, waited, current)
-
-    def _is_left(self, running: bool) -> bool:
+    def _is_abandoned(self, running: bool) -> bool:
         """Whether nobody goes on with it, though its end was never written down."""
         if running:
             return False
@@ -224,7 +183,7 @@ class SweepState:
             return False
         return self._now is None or number in self._now
 
-    def _heard(self, event: dict[str, Any]) -> None:
+    def _apply(self, event: dict[str, Any]) -> None:
         if event["status"] == "ended":
             self.ended = True
             return
@@ -234,7 +193,6 @@ class SweepState:
         self.start = event["time"]
         self.total = event["total"]
         self.varies = event["varies"]
-        self.settings = event["jobs"]
         self._now = None if event["numbers"] is None else set(event["numbers"])
         self._parent = event
 
@@ -282,7 +240,7 @@ def _is_killed(status: Mapping[str, Any]) -> bool:
     return status["status"] == "running" and _is_gone(status)
 
 
-def _told(job: JobState, event: Mapping[str, Any]) -> None:
+def _apply(job: JobState, event: Mapping[str, Any]) -> None:
     status, when = event["status"], event["time"]
     if event["event"] == "job":
         if status == "running":  # From the beginning, where a queue starts it once more.
@@ -294,13 +252,11 @@ def _told(job: JobState, event: Mapping[str, Any]) -> None:
         if last is None or last.key != event["key"]:
             last = StageState(event["name"], event["key"], status, when)
             job.stages.append(last)
-        elif last.status == "waiting":
-            last.waited = when - last.since
         last.status, last.since = status, when
-        last.seconds = event.get("seconds", 0.0)
 
 
-def _varying(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """The settings that aren't the same in all jobs."""
+def varying(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """The settings that aren't the same in all jobs, of which each is a list of overrides."""
     common = set.intersection(*(set(job) for job in jobs)) if jobs else set()
-    return [override_key(each) for job in jobs for each in job if each not in common]
+    differing = (each for job in jobs for each in job if each not in common)
+    return list(dict.fromkeys(map(override_key, differing)))

@@ -1,4 +1,4 @@
-"""How a sweep's state is shown: lines of text, and a view that is drawn again and again."""
+"""Views of a sweep's state: a line per job, a snapshot, and a live drawing for a terminal."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from experiments.launch.progress.estimate import Left
 from experiments.launch.progress.state import JobState, SweepState
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _STATUSES = ("made", "reused", "running", "waiting", "unfinished")
-_SAME, _LITTLE = 0.8, 0.1
 _OTHER_LINES = 8
 _LEAST_ROWS = 3
 
@@ -29,9 +27,9 @@ def ended_line(sweep: SweepState, job: JobState, nth: int) -> str:
 
 
 def whole_line(sweep: SweepState, job: JobState, nth: int) -> str:
-    """The same with the stages that it made and found, and how long the rest will take."""
+    """`ended_line` with the stages that the job made and reused, and the sweep's time left."""
     going_on = sweep.queued or sweep.of("running")
-    left = left_words(sweep.left()) if going_on else ""
+    left = _time_left(sweep) if going_on else ""
     return "; ".join(filter(None, (ended_line(sweep, job, nth), _stages(job.counts), left)))
 
 
@@ -93,18 +91,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.1f} days"
 
 
-def left_words(left: Left | None) -> str:
-    """An estimate in words, as one figure where its ends are near each other; "" for None."""
-    if left is None:
+def _time_left(sweep: SweepState) -> str:
+    """An estimate in words; "" where there is none."""
+    seconds = sweep.time_left()
+    if seconds is None:
         return ""
-    low, high = (
-        duration(max(1, round(seconds))).replace(".0", "") for seconds in (left.low, left.high)
-    )
-    if low == high or left.low >= _SAME * left.high:
-        return f"about {high} left"
-    if left.low < _LITTLE * left.high:
-        return f"up to about {high} left"
-    return f"about {low} to {high} left"
+    # The first job made what the others share.
+    about = "about" if len(sweep.of("done")) > 1 else "up to about"
+    return f"{about} {duration(max(1, round(seconds))).replace('.0', '')} left"
 
 
 def _jobs(sweep: SweepState) -> str:
@@ -128,7 +122,7 @@ def _times(sweep: SweepState) -> str:
         if start is None or not ends:
             return "ended"
         return f"ended after {duration(max(ends) - start)}"
-    left = left_words(sweep.left()) or "time left is not known yet"
+    left = _time_left(sweep) or "time left is not known yet"
     return left if start is None else f"running for {duration(time.time() - start)}, {left}"
 
 

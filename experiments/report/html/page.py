@@ -23,7 +23,12 @@ _CHANGES = "+changes"
 
 
 def write(
-    collected: Collected, comparisons: Sequence[Comparison], paths: Sequence[Path], folder: Path
+    collected: Collected,
+    comparisons: Sequence[Comparison],
+    paths: Sequence[Path],
+    folder: Path,
+    *,
+    shared: bool = False,
 ) -> Path:
     """Writes `report.html` to `folder`: one file that asks for no other.
 
@@ -32,6 +37,8 @@ def write(
         comparisons: The papers' figures beside ours.
         paths: The folders that were asked for; their failed jobs are listed.
         folder: Where the page goes.
+        shared: Whether it leaves this machine: `paths` are then their last names alone, and of
+            failed jobs it has neither reason nor command line.
 
     Raises:
         RelockError: A heat map of a run is malformed; the page has been written without it.
@@ -41,12 +48,15 @@ def write(
     further, malformed = _further(collected)
     rows = collected.rows
     script = _text("page.js")
+    failures = jobs.failures(paths)
+    if shared:
+        failures = [jobs.Failure(each.name, "its status.json says why", "") for each in failures]
     context = {
         **_tables(rows, comparisons),
         "title": _title(collected.runs, paths),
-        "sources": [str(path) for path in paths],
+        "sources": [path.resolve().name if shared else str(path) for path in paths],
         "runs": jobs.commands(collected.runs, folder),
-        "failures": jobs.failures(paths),
+        "failures": failures,
         "span": _span(collected.runs),
         "notes": _notes(collected.runs),
         "findings": summary.findings(rows),

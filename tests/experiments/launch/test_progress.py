@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
@@ -22,9 +22,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.launch.progress.estimate import Course, Left, Taken, time_left
+from experiments.launch.progress.estimate import time_left
 from experiments.launch.progress.state import SweepState
-from experiments.launch.progress.view import duration, left_words, snapshot
+from experiments.launch.progress.view import duration, snapshot
 from experiments.progress import main as progress
 from experiments.results import events
 from experiments.results.record import Record
@@ -242,8 +242,7 @@ def test_a_folder_that_is_no_sweep_is_one_sentence(
 
 def sweep_of(folder: Path, jobs: int) -> SweepState:
     """A sweep of this process, of which nothing has run."""
-    settings = [{"seed": str(number)} for number in range(jobs)]
-    known = {"total": jobs, "varies": ["seed"], "jobs": settings, "numbers": None}
+    known = {"total": jobs, "varies": ["seed"], "numbers": None}
     here = {"host": os.uname().nodename, "pid": os.getpid()}
     folder.mkdir(exist_ok=True)
     events.append(folder, "sweep", "started", **here, **known)
@@ -270,7 +269,7 @@ def test_a_sweep_of_which_no_job_ended_since_it_was_run_again_has_no_length(tmp_
     job.mkdir()
     content = {"status": "done", "overrides": [], "host": "elsewhere", "pid": 1, "time": 1000.0}
     (job / "status.json").write_text(json.dumps(content))
-    started = {"total": 2, "varies": [], "jobs": [], "numbers": [1], "host": "elsewhere", "pid": 1}
+    started = {"total": 2, "varies": [], "numbers": [1], "host": "elsewhere", "pid": 1}
     events.append(tmp_path, "sweep", "started", **started)
     events.append(tmp_path, "sweep", "ended")
     sweep = SweepState(tmp_path)
@@ -323,88 +322,25 @@ def test_a_sweep_of_before_there_were_events_is_shown(tmp_path: Path) -> None:
     assert lines[-1] == "ended"
 
 
-def courses(
-    settings: list[dict[str, str]], depends: Mapping[str, list[str]], own: float
-) -> list[Course]:
-    """Jobs one after another, whose stages depend on those settings and each take a second."""
-    store: set[str] = set()
-    found = []
-    for job in settings:
-        taken = {}
-        for name, names in depends.items():
-            key = f"{name} {[job[each] for each in names]}"
-            taken[name, 0] = Taken(key, 1.0, made=key not in store)
-            store.add(key)
-        found.append(Course(job, taken, own + sum(each.made for each in taken.values())))
-    return found
-
-
-@given(
-    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3),
-    names=st.lists(st.sets(st.integers(0, 2)), min_size=1, max_size=4),
-    own=st.sampled_from([0.0, 0.5]),
-    data=st.data(),
-)
-def test_the_range_holds_the_truth_where_stages_of_a_kind_cost_the_same(
-    sizes: list[int], names: list[set[int]], own: float, data: st.DataObject
-) -> None:
-    dimensions = [str(index) for index in range(len(sizes))]
-    values = product(*([str(value) for value in range(size)] for size in sizes))
-    settings = [dict(zip(dimensions, each, strict=True)) for each in values]
-    depends = {
-        f"stage {index}": [str(each) for each in sorted(of) if each < len(sizes)]
-        for index, of in enumerate(names)
-    }
-    jobs = courses(settings, depends, own)
-    done = data.draw(st.integers(1, len(jobs)))
-    left = time_left(jobs[:done], [], settings[done:], 1)
-    assert left is not None
-    truth = sum(job.seconds for job in jobs[done:])
-    assert left.low - 1e-9 <= truth <= left.high + 1e-9
-
-
-def test_shared_stages_are_not_counted_for_every_job_to_come() -> None:
-    settings = [{"defense": d, "seed": s} for d in "abcdefgh" for s in "01"]
-    jobs = courses(settings, {"align": [], "attack": ["seed"], "apply": ["defense", "seed"]}, 0.0)
-    after = [time_left(jobs[:done], [], settings[done:], 1) for done in range(17)]
-    assert after[0] is None
-    assert after[3] == Left(13.0, 13.0)
-    assert after[16] == Left(0.0, 0.0)
-
-
-def test_a_running_job_counts_for_what_it_has_left() -> None:
-    settings = [{"seed": s} for s in "012"]
-    first, second, _ = courses(settings, {"attack": ["seed"]}, 0.0)
-    begun = Course(second.settings, {}, seconds=0.0, current=0.75)
-    assert time_left([first], [begun], settings[2:], 1) == Left(0.0, 1.25)
-    assert time_left([first], [begun], settings[2:], 2) == Left(0.0, 1.0)
+def test_the_time_left_is_the_mean_of_recent_jobs_for_each_that_is_to_come() -> None:
+    assert time_left([], [], 3, 1) is None
+    assert time_left([9.0], [], 0, 1) == 0.0
+    assert time_left([9.0], [], 2, 1) == 18.0
+    assert time_left([9.0, 4.0], [], 2, 1) == 8.0, "the first made what all share"
+    assert time_left([9.0, 100.0, 1.0, 2.0, 3.0, 4.0, 5.0], [], 1, 1) == 3.0
+    assert time_left([9.0, 4.0], [1.0, 6.0], 2, 1) == 11.0
+    assert time_left([9.0, 4.0], [1.0, 6.0], 2, 2) == 5.5
+    assert time_left([9.0, 4.0], [], 1, 8) == 4.0, "no job is shared among processes"
 
 
 @given(st.lists(st.floats(0.1, 1000), min_size=1, max_size=9), st.integers(0, 9), st.integers(1, 4))
-def test_without_the_settings_to_come_the_jobs_before_are_what_is_known(
+def test_the_time_left_lies_between_that_of_the_shortest_and_of_the_longest_job(
     seconds: list[float], queued: int, at_once: int
 ) -> None:
-    finished = [Course(None, seconds=each) for each in seconds]
-    left = time_left(finished, [], [None] * queued, at_once)
+    left = time_left(seconds, [], queued, at_once)
     assert left is not None
-    assert left.low == (left.high if len(seconds) > 1 else 0.0)
-    assert queued * min(seconds) <= at_once * left.high + 1e-6
-    assert left.high <= queued * max(seconds) + 1e-6
-
-
-@pytest.mark.parametrize(
-    ("left", "words"),
-    [
-        (None, ""),
-        (Left(100.0, 110.0), "about 2 min left"),
-        (Left(3.2, 3.3), "about 3 s left"),
-        (Left(40.0, 300.0), "about 40 s to 5 min left"),
-        (Left(0.0, 0.2), "about 1 s left"),
-        (Left(0.0, 300.0), "up to about 5 min left"),
-    ],
-)
-def test_words_of_an_estimate(left: Left | None, words: str) -> None:
-    assert left_words(left) == words
+    assert queued * min(seconds) <= at_once * left + 1e-6
+    assert left <= queued * max(seconds) + 1e-6
 
 
 @pytest.mark.parametrize(

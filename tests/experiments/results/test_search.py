@@ -17,10 +17,11 @@ from omegaconf import OmegaConf
 
 from evaluation.statistics import Estimate, share
 from experiments.config.experiment import CONF, register_resolvers
+from experiments.launch.search_check import refusal
 from experiments.report import pareto, search_result
 from experiments.report.__main__ import main as report
 from experiments.report.pool import Row, collect
-from experiments.results.objective import Constrained, Pareto, refusal
+from experiments.results.objective import Constrained, Pareto
 from experiments.results.record import Record
 from settings import DataError, SettingError
 from tests.experiments.composing import composed

@@ -83,24 +83,18 @@ def check(specification: dict[str, Any], group: str) -> None:
     wanted = {"key": {"section": "run", "name": "group"}, "op": "=", "value": group}
     assert json.dumps(wanted)[:-1] in written
     bars = {bar["metrics"][0] for bar in panels(specification, "Bar Chart")}
-    for metric in ("defended/hs", "defended/asr", "defended/accuracy_strict", "cost/apply_seconds"):
-        assert f"summary_metrics.{metric}" in bars
+    for metric in ("worst_hs", "hs", "asr", "accuracy_strict"):
+        assert f"summary_metrics.defended/{metric}" in bars
+    assert "summary_metrics.cost/apply_seconds" in bars
     scatters = {(s["xAxis"], s["yAxis"]) for s in panels(specification, "Scatter Plot")}
     assert scatters == {
-        ("summary:defended/accuracy_strict", "summary:defended/hs"),
-        ("config:attack/poison_ratio.value", "summary:defended/hs"),
+        ("summary:defended/accuracy_strict", "summary:defended/worst_hs"),
+        ("config:attack/poison_ratio.value", "summary:defended/worst_hs"),
     }
-    charts = {chart["panelDefId"] for chart in panels(specification, "Vega2")}
-    for name in ("hs", "trade-off", "categories", "poison-ratio", "cost"):
-        assert any(f"/relock-{name}-" in chart for chart in charts)
-    figures = [
-        key for panel in panels(specification, "Media Browser") for key in panel["mediaKeys"]
-    ]
-    assert "figures/hs_vs_poison_ratio" in figures
-    assert {"pooled", "hs_by_category"} <= {
-        panel["panel2Config"]["exp"]["fromOp"]["inputs"]["key"]["val"]
-        for panel in panels(specification, "Weave")
-    }
+    media = [key for panel in panels(specification, "Media Browser") for key in panel["mediaKeys"]]
+    assert {"report", "figures/hs_vs_poison_ratio"} <= set(media)
+    (table,) = panels(specification, "Weave")
+    assert table["panel2Config"]["exp"]["fromOp"]["inputs"]["key"]["val"] == "pooled"
 
 
 def test_without_a_key_it_says_what_to_do_and_makes_nothing(sweep: Path) -> None:
@@ -122,19 +116,12 @@ def test_a_dry_run_writes_what_would_be_sent(
     written = {Path(line).name: Path(line) for line in capsys.readouterr().out.splitlines()}
     for name in ("wandb_workspace.json", "wandb_report.json"):
         check(json.loads(written[name].read_text()), sweep.name)
-    charts = json.loads(written["wandb_charts.json"].read_text())
-    for chart in charts.values():
-        said = json.dumps(chart["specification"])
-        fields = {part.partition("}")[0] for part in said.split("${field:")[1:]}
-        assert fields <= set(chart["rows"][0])
-    bars = charts["hs"]["rows"]
-    assert {row["model"] for row in bars} >= {"attacked", "reset"}
-    assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 100 for row in bars)
-    # Of the test's few prompts no category may be missing.
-    rows = pd.read_parquet(sweep / "0" / "rows.parquet")
-    harmful = rows[(rows["set"] == "harmful") & (rows["model"] == "attacked")]
-    drawn = {row["category"] for row in charts["categories"]["rows"]}
-    assert drawn == set(harmful["category"])
+    page = written["report.html"].read_text()
+    assert "figures/hs_vs_poison_ratio" in written["wandb_report.json"].read_text()
+    assert all(path.is_file() for path in written.values())
+    assert sweep.name in page
+    for place in (str(sweep.parent), str(PROJECT)):
+        assert place not in page, "the page leaves this machine"
 
 
 def test_after_the_sync_that_it_names_it_makes_all_and_again_updates_it(
@@ -150,14 +137,13 @@ def test_after_the_sync_that_it_names_it_makes_all_and_again_updates_it(
     stored = server.stored
     assert sorted(run["jobType"] for run in stored.runs.values()) == ["reset", "reset", "summary"]
     assert {run["groupName"] for run in stored.runs.values()} == {sweep.name}
-    assert len(stored.charts) == len({chart["spec"] for chart in stored.charts.values()})
     assert len(stored.views) == 2
     for view in stored.views.values():
         assert (view["entityName"], view["projectName"]) == (ENTITY, "relock")
         check(json.loads(view["spec"]), sweep.name)
     first = set(stored.views)
-    tables = [path for path in stored.files if "/media/table/" in path]
-    assert any("chart_hs" in path for path in tables)
+    for kind in ("/media/table/pooled", "/media/html/report", "/media/images/figures/hs_vs"):
+        assert any(kind in path for path in stored.files)
     texts = b"".join(stored.texts)
     for row in pd.read_parquet(sweep / "0" / "rows.parquet").itertuples():
         for text in (row.prompt, row.answer):
@@ -168,10 +154,6 @@ def test_after_the_sync_that_it_names_it_makes_all_and_again_updates_it(
     assert again.stdout == made.stdout
     assert len(stored.runs) == 3
     assert set(stored.views) == first
-    # The summary run's history was sent twice, each time from its first row on.
-    (summary,) = (id_ for id_, run in stored.runs.items() if run["jobType"] == "summary")
-    sent = [part.get("files", {}).get("wandb-history.jsonl") for part in stored.streamed[summary]]
-    assert [part["offset"] for part in sent if part] == [0, 0]
 
 
 @pytest.mark.parametrize(

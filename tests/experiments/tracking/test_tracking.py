@@ -71,7 +71,7 @@ def test_an_offline_run_holds_config_metrics_timings_tables_and_figures(command:
     assert summary["cost/prepare_seconds"] == pytest.approx(record.cost["prepare_seconds"])
     assert summary["seconds/attack"] > 0
     history = json.dumps([r for r in records if r["type"] == "history"])
-    for logged in ("attack/loss", "results", "hs_by_category", "stages", "figures/hs_vs_accuracy"):
+    for logged in ("attack/loss", "results", "stages", "figures/hs_vs_accuracy"):
         assert logged in history
 
 

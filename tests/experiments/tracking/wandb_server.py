@@ -1,4 +1,4 @@
-"""A W&B server on loopback: the part of its HTTP interface that runs, views and charts need."""
+"""A W&B server on loopback: the part of its HTTP interface that runs and views need."""
 
 from __future__ import annotations
 
@@ -21,18 +21,14 @@ class Stored:
     Attributes:
         project: The one project there is.
         runs: By id: the variables of the run's upserts, the later over the earlier.
-        streamed: By run id: the parts of files that were streamed, in order.
-        files: By path: what was uploaded.
-        charts: By name: the variables that made them.
+        files: The paths of what was uploaded.
         views: By id: workspaces and reports, as they were saved last.
         texts: Every request's text.
     """
 
     project: str = "relock"
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    streamed: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    files: dict[str, bytes] = field(default_factory=dict)
-    charts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
     views: dict[str, dict[str, Any]] = field(default_factory=dict)
     texts: list[bytes] = field(default_factory=list)
 
@@ -40,8 +36,7 @@ class Stored:
 class WandbServer:
     """Answers W&B's libraries; `stored` is what they sent.
 
-    An entity or a project that isn't there, and a chart whose name is taken, are refused as errors
-    in GraphQL's form.
+    An entity or a project that isn't there is refused as an error in GraphQL's form.
     """
 
     def __init__(self) -> None:
@@ -185,17 +180,6 @@ class WandbServer:
         page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
         return {"data": {"models": {"pageInfo": page, "edges": [{"node": node}]}}}
 
-    def _ProjectInternalId(self, values: dict[str, Any]) -> dict[str, Any]:
-        project = {"id": "cDE=", "internalId": "42"} if self._there(values) else None
-        return {"data": {"project": project}}
-
-    def _CreateCustomChart(self, values: dict[str, Any]) -> dict[str, Any]:
-        name = values["chartName"]
-        if name in self.stored.charts:
-            return {"errors": [{"message": f"chart {name} already exists"}]}
-        self.stored.charts[name] = values
-        return {"data": {"createCustomChart": {"chart": {"id": f"{values['entity']}/{name}"}}}}
-
     def _upsert_view(self, values: dict[str, Any]) -> dict[str, Any]:
         given = values.get("id")
         if given and given not in self.stored.views:
@@ -244,7 +228,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         """A file."""
-        self.server_.stored.files[self.path.partition("?")[0]] = self._body()
+        self._body()
+        self.server_.stored.files.append(self.path.partition("?")[0])
         self._reply({})
 
     def do_POST(self) -> None:
@@ -253,11 +238,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/graphql":
             asked = json.loads(body)
             self._reply(self.server_.answer(asked["query"], asked.get("variables") or {}))
-            return
-        if self.path.endswith("/file_stream"):
-            run = self.path.split("/")[-2]
-            self.server_.stored.streamed.setdefault(run, []).append(json.loads(body))
-        self._reply({})
+        else:
+            self._reply({})
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") == "chunked":

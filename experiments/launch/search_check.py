@@ -1,0 +1,76 @@
+"""`SearchCheck`, Hydra's callback that refuses a search before it starts; conf/config.yaml has it.
+
+It compares the sweeper's direction with the objective's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.results.objective import build_objective
+from settings import SettingError, first_line
+
+
+class SearchCheck(Callback):
+    """Hydra callback: refuses a search that couldn't be ranked, before its first job."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        reason = refusal(config)
+        if reason:
+            print(f"error: {reason}", file=sys.stderr)
+            # Hydra makes a warning of whatever else a callback raises.
+            raise SystemExit(1)
+        if "direction" in config.hydra.sweeper:
+            _lead_logs_to_hydra()
+
+
+def _lead_logs_to_hydra() -> None:
+    """Optuna's own handler writes colours even where there is no terminal."""
+    import optuna
+
+    optuna.logging.disable_default_handler()
+    optuna.logging.enable_propagation()
+
+
+def refusal(config: DictConfig) -> str | None:
+    """Why a multirun can't be searched, in one sentence; None where it can, or is no search.
+
+    Args:
+        config: The composed configuration, with its `hydra` section.
+    """
+    sweeper = config.hydra.sweeper
+    if "direction" not in sweeper:
+        return None
+    if config.get("objective") is None:
+        return (
+            "a search (hydra/sweeper) needs an objective to go by; add "
+            "objective=hs_within_accuracy, or objective=pareto"
+        )
+    try:
+        node = OmegaConf.to_container(config.objective, resolve=True, throw_on_missing=True)
+        objective = build_objective(node, tuple(config.plugins))
+    except (SettingError, OmegaConfBaseException) as error:
+        return first_line(error)
+    assert objective is not None
+    ours, theirs = list(objective.directions), _directions(sweeper.direction)
+    if ours == theirs:
+        return None
+    return (
+        f"hydra.sweeper.direction is {_written(theirs)}, but the objective's is {_written(ours)}; "
+        f"write hydra.sweeper.direction={_written(ours)}"
+    )
+
+
+def _directions(given: Any) -> list[str]:
+    several = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    return [str(getattr(each, "name", each)) for each in several]
+
+
+def _written(directions: Sequence[str]) -> str:
+    return directions[0] if len(directions) == 1 else f"[{','.join(directions)}]"

@@ -1,0 +1,68 @@
+"""Names of rows: what tells the rows of a table, figure or sentence apart."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from experiments.report.pool import Row
+from experiments.report.style import plain, short
+
+LABELS = ("model", "align", "attack", "task", "protocol")
+"""The labels that may tell rows apart besides the defense's, which is in every row's name."""
+
+
+def names(rows: Sequence[Row], without: Collection[str] = ()) -> list[str]:
+    """What each row is called among these: its name and, in brackets, what tells it apart.
+
+    Args:
+        rows: What stands side by side.
+        without: Labels and settings that something else says, as an axis does.
+    """
+    told = distinguishing_labels(rows, without)
+    return [
+        f"{row.name} ({apart})" if apart else row.name
+        for row, apart in zip(rows, told, strict=True)
+    ]
+
+
+def distinguishing_labels(rows: Sequence[Row], without: Collection[str] = ()) -> list[str]:
+    """What tells each row from the others: labels, then settings as "ratio=0.1"; "" for a lone row.
+
+    A label or setting tells rows apart that have other values of it, and rows of one name of which
+    only some have it.
+
+    Args:
+        rows: What stands side by side.
+        without: Labels and settings that something else says.
+    """
+    labels = [name for name in differing_labels(rows) if name not in without]
+    keys = dict.fromkeys(key for row in rows for key in row.settings)
+    differing = [key for key in keys if key not in without and _differs(rows, key)]
+    return [
+        ", ".join(
+            [
+                *(row.labels[name] for name in labels if row.labels.get(name)),
+                *(
+                    f"{short(k, keys)}={plain(row.settings[k])}"
+                    for k in differing
+                    if k in row.settings
+                ),
+            ]
+        )
+        for row in rows
+    ]
+
+
+def _differs(rows: Sequence[Row], key: str) -> bool:
+    if len({repr(row.settings[key]) for row in rows if key in row.settings}) > 1:
+        return True
+    having: dict[str, set[bool]] = {}
+    for row in rows:
+        having.setdefault(row.name, set()).add(key in row.settings)
+    return any(len(each) > 1 for each in having.values())
+
+
+def differing_labels(rows: Iterable[Row]) -> list[str]:
+    """The labels besides the defense's of which the rows have several values."""
+    shown = list(rows)
+    return [n for n in LABELS if len({row.labels[n] for row in shown if n in row.labels}) > 1]
