@@ -12,15 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from evaluation.backends.answers import end_tokens
 from modeling.chat import PromptStyle
-from modeling.checkpoint import (
-    Checkpoint,
-    device_name,
-    load_model,
-    load_tokenizer,
-    local_folder,
-    weight_files,
-)
-from modeling.headers import read_header
+from modeling.checkpoint import Checkpoint, local_folder
+from modeling.loading import device_name, load_model, load_tokenizer
+from modeling.model_files import read_header, weight_files
 from settings import ModelError
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from pydantic import Field, model_validator
 
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, load_tokenizer
+from modeling.checkpoint import Checkpoint
+from modeling.loading import load_tokenizer
 from modeling.preference import Preference, train_preference
 from modeling.training import LoraSettings, TrainSettings, open_for_training, save, train_sft
 from settings import Settings

@@ -16,9 +16,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from modeling.checkpoint import Checkpoint, device_name
-from modeling.headers import read_header
+from modeling.checkpoint import Checkpoint
+from modeling.loading import device_name
 from modeling.lora import product_norm
+from modeling.model_files import FLOATS, read_header
 from modeling.pairing import (
     Factored,
     Pairing,
@@ -57,7 +58,6 @@ DeltaEdit = Callable[[str, Factored | Tensor], Factored | Tensor | None]
 
 # Scalars of the widest temporary of a dense product: 16 MiB in float32.
 _BLOCK = 1 << 22
-_HALVES = {"F16": "float16", "BF16": "bfloat16"}
 
 
 class AlignedModels(Protocol):
@@ -244,4 +244,4 @@ def _adapter_dtype(pairing: Pairing) -> str:
     scales = {shape.scale for adapter in adapters for shape in adapter.shapes.values()}
     if len(dtypes) > 1 or any(math.frexp(scale)[0] != 0.5 for scale in scales):
         return "float32"
-    return _HALVES.get(dtypes.pop(), "float32")
+    return FLOATS.get(dtypes.pop(), "float32")

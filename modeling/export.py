@@ -16,25 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modeling.checkpoint import Checkpoint, load_tokenizer, local_folder, weight_files
+from modeling.architectures import LLAMA, has_o_bias, has_qkv_bias
+from modeling.checkpoint import Checkpoint, local_folder
 from modeling.folders import copy_besides, new_folder
-from modeling.headers import read_header
 from modeling.heads import read_config
+from modeling.loading import load_tokenizer
 from modeling.lora import LoraAdapter
 from modeling.merge import mergeable_adapter, read_merged
-from modeling.reexpress import (
-    LLAMA,
-    llama_config,
-    llama_shapes,
-    source_has_o_bias,
-    source_has_qkv_bias,
-)
+from modeling.model_files import FLOATS, read_header, weight_files
+from modeling.reexpress import llama_config, llama_shapes
 from modeling.shards import write_index, write_shard
 from settings import ModelError
 
 Shapes = dict[str, tuple[int, ...]]
 
-_FLOATS = ("F32", "F16", "BF16")
 _ATTENTION_BIAS = re.compile(r"\.self_attn\.[qkvo]_proj\.bias$")
 _O_WEIGHT = re.compile(r"^(?P<block>model\.layers\.\d+\.self_attn)\.o_proj\.weight$")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -136,17 +131,17 @@ def _plan(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, Shapes]:
         name
         for name in wanted
         if not _ATTENTION_BIAS.search(name)
-        or (source_has_o_bias(source) if ".o_proj." in name else source_has_qkv_bias(source))
+        or (has_o_bias(source) if ".o_proj." in name else has_qkv_bias(source))
     }
     folder = local_folder(checkpoint)
     shards: dict[str, Shapes] = {}
-    for file in weight_files(folder, "model.base"):
+    for file in weight_files(folder):
         shards[file] = {}
         for name, entry in read_header(folder / file)[0].items():
             if name.endswith(".rotary_emb.inv_freq"):
                 continue  # Old Llama files store it; every engine computes it from the config.
             shape = tuple(entry["shape"])
-            if name not in reads or shape != wanted[name] or entry["dtype"] not in _FLOATS:
+            if name not in reads or shape != wanted[name] or entry["dtype"] not in FLOATS:
                 raise _unlike(checkpoint, f"{name} ({entry['dtype']} {shape})")
             shards[file][name] = shape
     if config["tie_word_embeddings"]:

@@ -8,8 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from modeling.architectures import LLAMA_LIKE
 from modeling.capture import Batch, SquareSums, TokenRow, batches, captured_inputs
-from modeling.checkpoint import Checkpoint, load_model
+from modeling.checkpoint import Checkpoint
+from modeling.loading import load_model
 from modeling.projections import projections
 from settings import DataError, ModelError
 
@@ -168,5 +170,5 @@ def _module(core: nn.Module, name: str) -> nn.Module:
     except AttributeError:
         raise ModelError(
             f"{name} of the weights is no module of the model that runs; leave it out, or choose "
-            "a Llama-like model (Llama, Mistral, Qwen, Gemma)"
+            f"{LLAMA_LIKE}"
         ) from None

@@ -21,11 +21,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from modeling.checkpoint import ADAPTER_WEIGHTS, verify_folder
-from modeling.headers import read_header
+from modeling.model_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    is_adapter,
+    read_header,
+    verify_folder,
+)
 from settings import ModelError
 
-_CONFIG = "adapter_config.json"
 _KEY = re.compile(r"^base_model\.model\.(?P<name>.+)\.lora_(?P<side>[AB])\.weight$")
 _UNSUPPORTED = ("lora_magnitude_vector", "lora_embedding_", "lora_B.bias")
 
@@ -123,9 +127,9 @@ def open_adapter(folder: str | Path, setting: str) -> LoraAdapter:
     """
     folder = Path(folder)
     verify_folder(folder, setting)
-    if not (folder / _CONFIG).is_file():
+    if not is_adapter(folder):
         raise ModelError(f"{setting}={str(folder)!r} is no adapter folder; give a PEFT LoRA folder")
-    config = json.loads((folder / _CONFIG).read_text())
+    config = json.loads((folder / ADAPTER_CONFIG).read_text())
     header, _ = read_header(folder / ADAPTER_WEIGHTS)
     odd = next((key for key in header if any(part in key for part in _UNSUPPORTED)), None)
     if config.get("peft_type") != "LORA" or odd is not None:
@@ -155,7 +159,7 @@ def rewrite_adapter(
             None to leave the module alone.
     """
     out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source.folder / _CONFIG, out / _CONFIG)
+    shutil.copyfile(source.folder / ADAPTER_CONFIG, out / ADAPTER_CONFIG)
     shutil.copyfile(source.weights, out / ADAPTER_WEIGHTS)
     header, start = read_header(source.weights)
     with (out / ADAPTER_WEIGHTS).open("r+b") as file:

@@ -14,22 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modeling.checkpoint import ADAPTER_WEIGHTS, Checkpoint, device_name, local_folder, weight_files
+from modeling.checkpoint import Checkpoint, local_folder
 from modeling.folders import copy_besides, new_folder
-from modeling.headers import read_header
+from modeling.loading import device_name
 from modeling.lora import LoraAdapter, tensor_name
 from modeling.merge import read_merged
+from modeling.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FLOATS, read_header, weight_files
 from modeling.pairing import Factored, check_unsteered
-from modeling.projections import FLOATS, Projections, open_projections
-from modeling.reexpress import DTYPES
+from modeling.projections import Projections, open_projections
 from modeling.shards import write_index, write_shard, write_stream
 from settings import ModelError
 
 WeightEdit = Callable[[str, Tensor], Tensor | None]
 # (rows, the attacked model's rows, the new rows), float32.
 Rows = Iterator[tuple[slice, Tensor, Tensor]]
-
-_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +93,9 @@ def write_full(
 ) -> EditCount:
     """One output file per input file, everything but `names` copied from the attacked model."""
     checkpoint = source.checkpoint
-    if checkpoint.dtype not in DTYPES:
-        raise ModelError(
-            f"model.dtype={checkpoint.dtype} can't be written; set it to {', '.join(DTYPES)}"
-        )
+    if checkpoint.dtype not in FLOATS.values():
+        dtypes = ", ".join(FLOATS.values())
+        raise ModelError(f"model.dtype={checkpoint.dtype} can't be written; set it to {dtypes}")
     folder, kind = local_folder(checkpoint), getattr(torch, checkpoint.dtype)
     asked = frozenset(names)
     changed = dict.fromkeys(names, 0)
@@ -115,7 +112,7 @@ def write_full(
             weight[part] = value.cpu()
         return weight
 
-    files = weight_files(folder, "model.base")
+    files = weight_files(folder)
     shards = {file: _shapes(folder / file) for file in files}
     with new_folder(out) as part:
         size = 0
@@ -174,7 +171,7 @@ def write_adapter(
     with new_folder(out) as part:
         write_stream(part / ADAPTER_WEIGHTS, room, dtype, tensors())
         config = _adapter_config(source, ranks)
-        (part / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (part / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def count_edits(source: Projections, changed: Mapping[str, int], defended: Checkpoint) -> EditCount:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, device_name, load_model, load_tokenizer
+from modeling.checkpoint import Checkpoint
+from modeling.loading import device_name, load_model, load_tokenizer
 from settings import DataError, ModelError, Settings
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from defenses.antidote.prune import pruned
 from modeling.capture import SquareSums, TokenRow, batches, captured_inputs
-from modeling.checkpoint import Checkpoint, load_model
+from modeling.checkpoint import Checkpoint
 from modeling.importance import Positions, counted_tokens
+from modeling.loading import load_model
 from modeling.lora import LoraPair, open_adapter, rewrite_adapter
 
 

@@ -15,7 +15,8 @@ from defenses.safetylock.lock import Lock
 from modeling.checkpoint import Checkpoint
 from modeling.export import export_with_biases
 from modeling.headers import count_parameters
-from modeling.heads import HeadLayout, head_layout, output_biases
+from modeling.heads import HeadLayout, head_layout
+from modeling.output_columns import output_biases
 from modeling.steering import Positions, Steering, save_steering
 from modeling.verify import verify_export
 from settings import SettingError

@@ -20,7 +20,8 @@ from evaluation.backends.answers import (
 )
 from evaluation.base import Answer, Backend
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, device_name, load_model, load_tokenizer
+from modeling.checkpoint import Checkpoint
+from modeling.loading import device_name, load_model, load_tokenizer
 from settings import ModelError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from evaluation.base import Verdict
 from evaluation.judges.local_model import ModelJudge, Request
 from evaluation.judges.templates import chat_template, encode_chat, sha256
-from modeling.checkpoint import load_tokenizer
+from modeling.loading import load_tokenizer
 from settings import ModelError
 
 if TYPE_CHECKING:

@@ -25,7 +25,9 @@ from evaluation.judges.templates import (
     read_instruction,
 )
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, is_adapter, load_tokenizer, resolve
+from modeling.checkpoint import Checkpoint, resolve
+from modeling.loading import load_tokenizer
+from modeling.model_files import is_adapter
 from settings import ModelError, SettingError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 from evaluation.base import Engine, Judge, Verdict
 from evaluation.judges.local_model import ModelJudge, Request
 from evaluation.judges.templates import chat_template, encode_chat, sha256
-from modeling.checkpoint import load_tokenizer
+from modeling.loading import load_tokenizer
 from settings import SettingError
 
 if TYPE_CHECKING:

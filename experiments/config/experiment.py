@@ -22,7 +22,7 @@ from experiments.config.sources import Sources, Split, build_sources, check_vali
 from experiments.results.objective import Objective, build_objective
 from modeling.alignment import Alignment
 from modeling.chat import PromptStyle
-from modeling.checkpoint import is_adapter
+from modeling.model_files import is_adapter
 from modeling.training import PROJECTIONS
 from settings import SettingError, Settings, build, plain
 

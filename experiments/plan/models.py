@@ -14,17 +14,9 @@ from experiments.config.experiment import ModelSettings
 from experiments.pipeline.steps import Model
 from experiments.plan.placeholder_weights import stand_in_model
 from experiments.plan.shape import Shape, read_shape
-from modeling.checkpoint import (
-    COPIES,
-    FILES,
-    HUB_SECONDS,
-    WEIGHTS,
-    Checkpoint,
-    fingerprint_folder,
-    is_adapter,
-    resolve,
-    verify_folder,
-)
+from modeling.checkpoint import Checkpoint, fingerprint_folder, resolve
+from modeling.hub import COPIES, FILES, HUB_SECONDS
+from modeling.model_files import WEIGHTS, is_adapter, verify_folder
 from settings import ModelError, Settings
 
 _ADAPTER = "adapter_config.json"

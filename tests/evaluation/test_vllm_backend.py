@@ -323,7 +323,7 @@ def test_an_adapter_that_vllm_does_not_serve_is_merged_for_as_long_as_it_loads(
         assert (what.adapter, what.rank) == (None, 0)
         merged = AutoModelForCausalLM.from_pretrained(what.folder)(ids).logits
         assert shape(what.folder) == shape(original)
-    from modeling.checkpoint import load_model
+    from modeling.loading import load_model
 
     assert torch.allclose(merged, load_model(checkpoint)(ids).logits, atol=1e-4)
     assert not what.folder.exists()

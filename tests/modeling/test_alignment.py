@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling.alignment import Alignment
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, load_model, load_tokenizer
+from modeling.checkpoint import Checkpoint
+from modeling.loading import load_model, load_tokenizer
 from modeling.preference import Preference, preference_trainer, train_preference
 from modeling.training import LoraSettings, open_for_training
 from organism.make import WEIGHTS

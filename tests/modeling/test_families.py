@@ -14,10 +14,11 @@ from defenses.fgsn.layers import given_layers
 from experiments.config.experiment import ModelSettings
 from modeling import checkpoint
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, load_tokenizer
+from modeling.checkpoint import Checkpoint
 from modeling.export import check_exportable
 from modeling.headers import check_target_modules
 from modeling.heads import head_layout
+from modeling.loading import load_tokenizer
 from settings import ModelError, plain
 from tests.defenses.tiny_lora_models import save_tokenizer
 from tests.modeling.tiny_models import FAMILIES, save_model

@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling.checkpoint import Checkpoint, load_model
+from modeling.checkpoint import Checkpoint
 from modeling.heads import head_layout
+from modeling.loading import load_model
 from modeling.steering import Positions, Steering, load_steering, save_steering, steer
 from settings import ModelError
 from tests.modeling.tiny_models import (

@@ -18,9 +18,11 @@ from evaluation.backends.transformers import TransformersBackend
 from evaluation.backends.vllm import pool
 from evaluation.backends.vllm.engine import VLLMEngine
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, load_model, load_tokenizer
+from modeling.checkpoint import Checkpoint
 from modeling.export import export_with_biases
-from modeling.heads import head_layout, output_biases
+from modeling.heads import head_layout
+from modeling.loading import load_model, load_tokenizer
+from modeling.output_columns import output_biases
 from settings import ModelError
 from tests.evaluation.conftest import tiny_config
 from tests.vllm.conftest import ALIGNED, BACKEND, BASE, PROMPTS, WEIGHTS, reference, rewritten

@@ -11,7 +11,8 @@ from pydantic import Field
 
 from evaluation.base import Backend
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, load_tokenizer, local_folder
+from modeling.checkpoint import Checkpoint, local_folder
+from modeling.loading import load_tokenizer
 from settings import ModelError, SettingError, target
 
 if TYPE_CHECKING:

@@ -11,15 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from modeling.checkpoint import (
-    ADAPTER_WEIGHTS,
-    Checkpoint,
-    load_model,
-    local_folder,
-    weight_files,
-)
-from modeling.headers import read_header
+from modeling.checkpoint import Checkpoint, local_folder
+from modeling.loading import load_model
 from modeling.merge import mergeable_adapter
+from modeling.model_files import ADAPTER_WEIGHTS, read_header, weight_files
 from settings import ModelError
 
 # What vLLM's `max_lora_rank` may be.
