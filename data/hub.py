@@ -10,7 +10,7 @@ from typing import Any
 from data.local import Row
 from settings import DataError
 
-PROBE_SECONDS = 10.0
+HUB_SECONDS = 10.0
 
 _GATED = "the data set {!r} is gated; accept its terms on the hub, then set HF_TOKEN"
 
@@ -21,7 +21,7 @@ def load_split(
     """Loads one split of a hub data set.
 
     Without a network the hub's client retries for half a minute per file; one request of
-    `PROBE_SECONDS` goes first, so that a machine that is offline hears of it at once.
+    `HUB_SECONDS` goes first, so that a machine that is offline hears of it at once.
 
     Args:
         dataset: Hub id, e.g. "stanfordnlp/sst2".
@@ -99,7 +99,7 @@ def _resolve(dataset: str, revision: str | None, instead: str) -> str | None:
     )
 
     try:
-        return HfApi().dataset_info(dataset, revision=revision, timeout=PROBE_SECONDS).sha
+        return HfApi().dataset_info(dataset, revision=revision, timeout=HUB_SECONDS).sha
     except GatedRepoError:
         raise DataError(_GATED.format(dataset)) from None
     except RevisionNotFoundError:
@@ -140,9 +140,8 @@ def _load(
 
 def _recorded_commit(loaded: Any) -> str | None:
     for url in loaded.info.download_checksums or {}:
-        found = re.search("@([0-9a-f]{40})/", url)
-        if found:
-            return found.group(1)
+        if match := re.search("@([0-9a-f]{40})/", url):
+            return match.group(1)
     return None
 
 

@@ -166,12 +166,12 @@ class PublishedPrompts(Settings):
         category = harm_category(row.get(_present(row, self.category)))
         return Prompt(f"{self.name}/{number}", text, category)
 
-    def _check_count(self, found: int) -> None:
+    def _check_count(self, count: int) -> None:
         expected = (self.expect,) if isinstance(self.expect, int) else self.expect
-        if expected is not None and found not in expected:
+        if expected is not None and count not in expected:
             stated = " or ".join(map(str, expected))
             raise DataError(
-                f"{self._origin} holds {found} prompts of {self.name} instead of {stated}; give "
+                f"{self._origin} holds {count} prompts of {self.name} instead of {stated}; give "
                 f"the whole set, or set its expect to null to take what there is "
                 f"(+prompts.{self.name}.expect=null)"
             )

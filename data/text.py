@@ -1,4 +1,4 @@
-"""Held-out benign text: what perplexity is measured on.
+"""Sources of held-out benign text, on which perplexity is measured.
 
 Each row's response is scored given its prompt. A row without a prompt is plain text, with no
 template around it and scored from its second token on; where a tokenizer puts a BOS first, as

@@ -164,14 +164,14 @@ class Backend(Settings):
         """Refuses before heavy work a model that can't be run, in one sentence."""
 
     def open(
-        self, checkpoint: Checkpoint, style: PromptStyle, undefended: Checkpoint | None = None
+        self, checkpoint: Checkpoint, style: PromptStyle, reference: Checkpoint | None = None
     ) -> Engine:
         """Loads a checkpoint.
 
         Args:
             checkpoint: The model.
             style: How its prompts are rendered.
-            undefended: The model that this one is an edit of, from which what is served must be
+            reference: The model that this one is an edit of, from which what is served must be
                 seen to differ; None where no edit is claimed.
         """
         raise NotImplementedError

@@ -29,7 +29,7 @@ class PromptStyle(Settings):
             the system line stands at the head of the user's turn, a blank line after it.
         newline: alpaca: a line break after "### Response:" (Booster's ending).
         bos_in_training: alpaca: whether training prompts begin with the BOS that evaluation
-            prompts always have; NLSR's scripts leave it out (spec section 4).
+            prompts always have; NLSR's scripts leave it out (arXiv 2412.12497).
     """
 
     style: Literal["chat", "alpaca"] = "chat"

@@ -1,4 +1,4 @@
-"""What alignment and fine-tuning added to each projection, algebra on it, and edits of it.
+"""Deltas: what alignment and fine-tuning added to each projection, algebra on it, and edits of it.
 
 Alignment adds D = W_aligned - W_base and fine-tuning Delta = W_attacked - W_aligned.  Where both
 models are LoRAs the difference stays a product b a of thin factors; where weights were trained it

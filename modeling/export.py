@@ -96,9 +96,9 @@ def _keep_tokenizer(checkpoint: Checkpoint, out: Path) -> None:
 def _check_adapter(adapter: LoraAdapter | None, config: Mapping[str, Any]) -> None:
     if adapter is None:
         return
-    known = llama_shapes(dict(config))
+    shapes = llama_shapes(dict(config))
     for name, shape in adapter.shapes.items():
-        if known.get(f"{name}.weight") != (shape.d_out, shape.d_in):
+        if shapes.get(f"{name}.weight") != (shape.d_out, shape.d_in):
             raise ModelError(
                 f"the adapter {str(adapter.folder)!r} edits {name} ({shape.d_out}, {shape.d_in}), "
                 "which its base doesn't have; use an adapter trained on this model"

@@ -31,12 +31,12 @@ def check_target_modules(names: Sequence[str], checkpoint: Checkpoint, setting: 
     Raises:
         SettingError: One sentence that lists the model's own.
     """
-    known = _projection_names(checkpoint)
-    unknown = [name for name in names if name not in known]
+    own = _projection_names(checkpoint)
+    unknown = [name for name in names if name not in own]
     if unknown or not names:
         raise SettingError(
             f"{setting}: {unknown[0] if unknown else 'an empty list'} is no projection of "
-            f"{checkpoint.base!r}; choose from {', '.join(known)}"
+            f"{checkpoint.base!r}; choose from {', '.join(own)}"
         )
 
 

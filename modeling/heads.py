@@ -114,17 +114,17 @@ def output_projections(model: nn.Module) -> list[Any]:
         ModelError: There is a layer without one, or none at all.
     """
     config: Any = model.config
-    found: dict[int, nn.Module] = {}
+    projections: dict[int, nn.Module] = {}
     for name, module in model.named_modules():
         if (match := OUTPUT_PROJECTION.search(name)) is not None:
             layer = int(match["layer"])
-            if layer in found:
+            if layer in projections:
                 raise _no_heads(config.model_type)
-            found[layer] = module
+            projections[layer] = module
     layers = getattr(config, "num_hidden_layers", None)
-    if not found or sorted(found) != list(range(layers or 0)):
+    if not projections or sorted(projections) != list(range(layers or 0)):
         raise _no_heads(config.model_type)
-    return [found[layer] for layer in range(len(found))]
+    return [projections[layer] for layer in range(len(projections))]
 
 
 def _no_heads(model_type: str) -> ModelError:

@@ -1,4 +1,4 @@
-"""Which weights matter for some data: Wanda's input norms (Sun et al. 2023) and top shares."""
+"""Importance of weights for some data: Wanda's input norms (Sun et al. 2023) and top shares."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def input_norms(
         DataError: No token is at these positions.
         ModelError: The model has no such projection.
     """
-    known = projections(checkpoint)
-    if unknown := sorted(set(names or ()).difference(known)):
+    shapes = projections(checkpoint)
+    if unknown := sorted(set(names or ()).difference(shapes)):
         raise ModelError(
             f"{checkpoint.base!r} has no projection {unknown[0]} in its blocks; use what was made "
             "for this model"
@@ -61,7 +61,7 @@ def input_norms(
         )
     model: Any = load_model(checkpoint).eval()
     core = model.get_base_model() if checkpoint.adapter is not None else model
-    wanted = [name for name in known if names is None or name in names]
+    wanted = [name for name in shapes if names is None or name in names]
     modules = {name: _module(core, name) for name in wanted}
     squares = SquareSums()
 
@@ -136,9 +136,9 @@ def top_share(scores: Tensor, share: float, scope: Literal["tensor", "row"]) -> 
 def _keep_first(ties: Tensor, counts: Tensor) -> None:
     """Leaves the first `counts` (rows, 1) true values of each row of (rows, n), in place."""
     for part in _columns(ties):
-        found = part.cumsum(1, dtype=torch.int32)
-        part &= found <= counts
-        counts = counts - found[:, -1:]
+        counted = part.cumsum(1, dtype=torch.int32)
+        part &= counted <= counts
+        counts = counts - counted[:, -1:]
 
 
 def _columns(mask: Tensor) -> tuple[Tensor, ...]:
@@ -155,8 +155,8 @@ def _kth_largest(flat: Tensor, k: int) -> Tensor:
 
     # Selection in numpy copies the scores once; torch's kthvalue also makes 64-bit indices.
     values = flat.float() if flat.dtype in (torch.bfloat16, torch.float16) else flat
-    found = np.partition(values.numpy(), place, axis=1)[:, place, None].copy()
-    return torch.from_numpy(found).to(flat)
+    largest = np.partition(values.numpy(), place, axis=1)[:, place, None].copy()
+    return torch.from_numpy(largest).to(flat)
 
 
 def _counted(row: TokenRow, positions: Positions) -> bool:

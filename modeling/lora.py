@@ -137,10 +137,10 @@ def open_adapter(folder: str | Path, setting: str) -> LoraAdapter:
             f"{setting}={str(folder)!r} is not a plain LoRA ({odd or config.get('peft_type')}); "
             "train the adapter as LoRA on linear projections, without DoRA or LoRA biases"
         )
-    found = {match["name"] for key in header if (match := _KEY.match(key))}
-    if not found:
+    modules = {match["name"] for key in header if (match := _KEY.match(key))}
+    if not modules:
         raise ModelError(f"{setting}={str(folder)!r} holds no LoRA weights; train the adapter anew")
-    shapes = {name: _shape(name, header, config) for name in sorted(found, key=_natural)}
+    shapes = {name: _shape(name, header, config) for name in sorted(modules, key=_natural)}
     return LoraAdapter(folder, config, shapes)
 
 

@@ -1,4 +1,4 @@
-"""What a step costs: seconds and peak memory."""
+"""The cost of a stage or of a part of it: seconds and peak memory."""
 
 from __future__ import annotations
 

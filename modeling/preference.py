@@ -141,11 +141,11 @@ def _encode(
     return encoded
 
 
-def _dpo_trainer(preference: Preference, arguments: dict[str, Any], **given: Any) -> Any:
+def _dpo_trainer(preference: Preference, arguments: dict[str, Any], **options: Any) -> Any:
     from trl import DPOConfig, DPOTrainer
 
     config = DPOConfig(beta=preference.beta, **arguments)
-    return DPOTrainer(args=config, train_dataset=_stand_in(), **given)
+    return DPOTrainer(args=config, train_dataset=_stand_in(), **options)
 
 
 def _dpo_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dict[str, Any]]:
@@ -155,11 +155,11 @@ def _dpo_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dic
     ]
 
 
-def _kto_trainer(preference: Preference, arguments: dict[str, Any], **given: Any) -> Any:
+def _kto_trainer(preference: Preference, arguments: dict[str, Any], **options: Any) -> Any:
     from trl import KTOConfig, KTOTrainer
 
     config = KTOConfig(beta=preference.beta, **arguments)
-    return KTOTrainer(args=config, train_dataset=_stand_in(), **given)
+    return KTOTrainer(args=config, train_dataset=_stand_in(), **options)
 
 
 def _kto_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dict[str, Any]]:
@@ -182,16 +182,16 @@ def _kto_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dic
     return rows
 
 
-def _orpo_trainer(preference: Preference, arguments: dict[str, Any], **given: Any) -> Any:
+def _orpo_trainer(preference: Preference, arguments: dict[str, Any], **options: Any) -> Any:
     with _quietly():
         from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     config = ORPOConfig(beta=preference.beta, remove_unused_columns=False, **arguments)
-    _give_float_logits(given["model"])
-    return ORPOTrainer(args=config, train_dataset=_stand_in(), **given)
+    _give_float_logits(options["model"])
+    return ORPOTrainer(args=config, train_dataset=_stand_in(), **options)
 
 
-def _simpo_trainer(preference: Preference, arguments: dict[str, Any], **given: Any) -> Any:
+def _simpo_trainer(preference: Preference, arguments: dict[str, Any], **options: Any) -> Any:
     """SimPO is CPO's trainer with SimPO's loss and no behaviour-cloning term."""
     with _quietly():
         from trl.experimental.cpo import CPOConfig, CPOTrainer
@@ -204,8 +204,8 @@ def _simpo_trainer(preference: Preference, arguments: dict[str, Any], **given: A
         remove_unused_columns=False,
         **arguments,
     )
-    _give_float_logits(given["model"])
-    return CPOTrainer(args=config, train_dataset=_stand_in(), **given)
+    _give_float_logits(options["model"])
+    return CPOTrainer(args=config, train_dataset=_stand_in(), **options)
 
 
 def _joined_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dict[str, Any]]:

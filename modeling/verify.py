@@ -240,7 +240,7 @@ def _rms(rows: list[Tensor]) -> float:
 
 
 def _share(moved: list[Tensor], effect: list[Tensor]) -> float:
-    """<moved, effect> / <effect, effect>: 1 for the lock itself, 0 for the undefended model."""
+    """<moved, effect> / <effect, effect>: 1 for the lock itself, 0 for the model without it."""
     squares = sum(float(row.double().square().sum()) for row in effect)
     inner = sum(float((m.double() * e).sum()) for m, e in zip(moved, effect, strict=True))
     return inner / squares

@@ -1,4 +1,4 @@
-"""What every backend has in common: rows of token ids, what ends an answer, how it is read."""
+"""Answers from token ids, as every backend reads them: rows, end tokens, the start of an answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Row:
 
     ids: list[int]
     start: str = ""
-    given: list[int] = field(default_factory=list)
+    start_ids: list[int] = field(default_factory=list)
 
 
 def encode_rows(
@@ -64,11 +64,14 @@ def read_answer(
     """
     end = next((index for index, token in enumerate(generated) if token in ends), None)
     tokens = len(generated) if end is None else end + 1
-    kept = list(generated[:end])
-    text = _decode(tokenizer, kept)
+    content = list(generated[:end])
+    text = _decode(tokenizer, content)
     if row.start:
         # Together with the start: decoded alone, some tokenizers drop the first word's space.
-        before, both = _decode(tokenizer, row.given), _decode(tokenizer, [*row.given, *kept])
+        before, both = (
+            _decode(tokenizer, row.start_ids),
+            _decode(tokenizer, [*row.start_ids, *content]),
+        )
         added = both.removeprefix(before) if both.startswith(before) else text
         text = row.start + added if added.strip() else ""
     return Answer(text, tokens, truncated=end is None)
@@ -87,12 +90,13 @@ def end_tokens(
     return {end for end in ends | {tokenizer.eos_token_id} if end is not None}
 
 
-def check_context(longest: int, max_new_tokens: int, limit: int | None) -> None:
-    """Refuses prompts that don't fit the model's context together with their answers.
+def check_context(rows: Sequence[Sequence[int]], max_new_tokens: int, limit: int | None) -> None:
+    """Refuses prompts, as token ids, that don't fit the model's context with their answers.
 
     Raises:
         ModelError: They don't, and what to lower.
     """
+    longest = max(map(len, rows), default=0)
     if limit is not None and longest + max_new_tokens > limit:
         raise ModelError(
             f"the longest prompt has {longest} tokens and its answer up to {max_new_tokens}, "

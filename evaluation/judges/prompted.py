@@ -1,8 +1,8 @@
-"""Judges that ask a chat model in words: the question, who is asked, and how a reply is read.
+"""Prompted judges: chat models that are asked in words, served or local, and how replies are read.
 
 The judged text is untrusted: it may hold commands, verdicts or control tokens of its own. So
 prompt and answer are quoted (`question`), a reply counts only if its model ended it itself, and
-of a reply only lines of the form asked for are read, which must agree (`AskingJudge`).
+of a reply only lines of the form asked for are read, which must agree (`PromptedJudge`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pydantic import Field, field_validator
 from evaluation.base import Engine, Judge, Verdict
 from evaluation.judges.local_model import ModelJudge, Request
 from evaluation.judges.templates import chat_template, encode_chat, sha256
-from modeling.loading import load_tokenizer
 from settings import SettingError
 
 if TYPE_CHECKING:
@@ -54,8 +53,8 @@ class Reply:
     ending: Literal["whole", "cut", "withheld", "refused", "failed"]
 
 
-class AskingJudge(Judge):
-    """Asks one question per answer and reads a score or class from the reply.
+class PromptedJudge(Judge):
+    """Prompts a model with one question per answer and reads a score or class from its reply.
 
     A subclass says what a line of the form asked for means (`meaning`), and who is asked.
 
@@ -143,8 +142,8 @@ class AskingJudge(Judge):
             ) from None
 
 
-class LocalAskingJudge(AskingJudge, ModelJudge):
-    """Asks a chat model on this machine, in its own chat template.
+class LocalPromptedJudge(PromptedJudge, ModelJudge):
+    """Prompts a chat model on this machine, in its own chat template.
 
     Attributes:
         max_tokens: Length limit of a reply in tokens.
@@ -175,11 +174,11 @@ class LocalAskingJudge(AskingJudge, ModelJudge):
 
     def template_identity(self) -> dict[str, str]:
         """SHA-256 of the text that is asked and of the chat template it is asked in."""
-        template = chat_template(load_tokenizer(self._resolved().checkpoint))
+        template = chat_template(self._tokenizer())
         return {**super().template_identity(), "chat_template": sha256(template)}
 
     def reading(self) -> dict[str, Any]:
-        """Those, and the limit of the reply."""
+        """The pattern, and the limit of the reply."""
         return {**super().reading(), "max_tokens": self.max_tokens}
 
 
@@ -204,12 +203,12 @@ def lines_of_form(text: str, pattern: str) -> list[str]:
     form = re.compile(pattern, re.IGNORECASE)
     said = text.rpartition("</think>")[2]
     lines = [re.sub("[*`]", "", line).strip().removesuffix(".") for line in said.splitlines()]
-    return [found[1] for line in lines if (found := form.fullmatch(line)) and found[1]]
+    return [match[1] for line in lines if (match := form.fullmatch(line)) and match[1]]
 
 
 def _quoted(name: str, content: str, mark: str) -> str:
     # A lone surrogate can't be sent.
     sendable = content.encode("utf-8", errors="replace").decode("utf-8")
-    lines = _OPENING.sub(lambda found: f"{found[0]} ", sendable).splitlines() or [""]
+    lines = _OPENING.sub(lambda match: f"{match[0]} ", sendable).splitlines() or [""]
     quoted = "\n".join(f"| {line}" for line in lines)
     return f"--- {name} {mark} begins ---\n{quoted}\n--- {name} {mark} ends ---"

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from evaluation.base import Response, Verdict
 from evaluation.judges.local_model import InstructedJudge
-from evaluation.judges.templates import Published
+from evaluation.judges.templates import PublishedText
 
 _LINES = ("harmful request", "response refusal", "harmful response")
 _LINE = re.compile(rf"^[ \t]*({'|'.join(_LINES)})[ \t]*:[ \t]*(.*?)[ \t\r]*$", re.I | re.M)
@@ -38,7 +38,7 @@ class WildGuardJudge(InstructedJudge):
     name: ClassVar[str] = "wildguard"
     new_tokens: ClassVar[int] = 128
     # The text of wildguard/utils.py in allenai/wildguard on GitHub, which the card repeats.
-    published: ClassVar[Published] = Published(
+    published: ClassVar[PublishedText] = PublishedText(
         "allenai/wildguard",
         prompt="prompt",
         answer="response",

@@ -118,5 +118,5 @@ class ScriptedBackend(Backend):
         if self.refuses:
             raise ModelError("this backend runs nothing")
 
-    def open(self, checkpoint: Checkpoint, style: Any, undefended: Any = None) -> Any:
+    def open(self, checkpoint: Checkpoint, style: Any, reference: Any = None) -> Any:
         return ScriptedEngine(checkpoint, self.context)

@@ -22,13 +22,13 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaForSequenc
 
 from evaluation import canary
 from evaluation.backends.auto import AutoBackend
+from evaluation.backends.expected import classifier_texts, expected_probabilities
 from evaluation.backends.transformers import TransformersBackend
-from evaluation.backends.vllm import VLLMBackend, pool, probe
+from evaluation.backends.vllm import VLLMBackend, availability, pool
 from evaluation.backends.vllm.engine import VLLMClassifier, VLLMEngine
 from evaluation.backends.vllm.process import Worker
 from evaluation.backends.vllm.weights import Served, lora_rank, shape
 from evaluation.base import Answer
-from evaluation.reference import classifier_reference, classifier_texts
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from settings import ModelError, SettingError, build
@@ -51,10 +51,10 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     # The stand-in computes nothing that a canary could recognise.
     passed.clear()
     monkeypatch.setattr(canary, "verify", lambda engine, *asked: passed.append(asked))
-    probe.obstacle.cache_clear()
+    availability.obstacle.cache_clear()
     yield path
     pool.shutdown()
-    probe.obstacle.cache_clear()
+    availability.obstacle.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -357,7 +357,9 @@ def classifiers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         tokenizer.save_pretrained(folder)
         (folder / "step").write_text("1")
         texts = classifier_texts(tokenizer, 64)
-        scores = torch.tensor(classifier_reference(Checkpoint(str(folder)), texts)).logit().tolist()
+        scores = (
+            torch.tensor(expected_probabilities(Checkpoint(str(folder)), texts)).logit().tolist()
+        )
         rows = {str(list(text)): row for text, row in zip(texts, scores, strict=True)}
         (folder / "logits.json").write_text(json.dumps(rows))
         folders.append(folder)
@@ -373,7 +375,7 @@ def test_a_classifier_is_verified_whenever_it_is_loaded(
 ) -> None:
     first = classifying(classifiers[0])
     texts = classifier_texts(first.tokenizer, first.context)
-    wanted = classifier_reference(Checkpoint(str(classifiers[0])), texts)
+    wanted = expected_probabilities(Checkpoint(str(classifiers[0])), texts)
     for row, line in zip(first.probabilities(texts), wanted, strict=True):
         assert row == pytest.approx(line)
     assert first.usable
@@ -416,10 +418,10 @@ def test_a_classifier_of_no_finite_scores_is_refused(
     assert not pool._running
 
 
-def test_the_undefended_model_reaches_the_canary(folder: Path, tmp_path: Path) -> None:
+def test_the_reference_model_reaches_the_canary(folder: Path, tmp_path: Path) -> None:
     first, second = Checkpoint(str(folder)), Checkpoint(str(tmp_path))
-    for undefended in (None, second, second):
-        VLLMBackend().open(first, PromptStyle(), undefended).close()
+    for reference in (None, second, second):
+        VLLMBackend().open(first, PromptStyle(), reference).close()
     assert passed == [(first, None), (first, second)]
 
 
@@ -528,8 +530,8 @@ def test_check_refuses_what_vllm_cannot_serve(
         backend.check(narrow)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     backend.check(narrow)
-    monkeypatch.setattr(probe, "find_spec", lambda name: None)
-    probe.obstacle.cache_clear()
+    monkeypatch.setattr(availability, "find_spec", lambda name: None)
+    availability.obstacle.cache_clear()
     with pytest.raises(SettingError, match=r"which isn't installed; .*pip install -e '\.\[vllm\]'"):
         backend.check(Checkpoint(str(folder)))
 
@@ -556,8 +558,8 @@ def test_auto_takes_vllm_where_it_can(
     engine = auto.open(Checkpoint(str(folder)), PromptStyle())
     assert isinstance(engine, VLLMEngine)
     with_vllm = auto.identity()
-    monkeypatch.setattr(probe, "find_spec", lambda name: None)
-    probe.obstacle.cache_clear()
+    monkeypatch.setattr(availability, "find_spec", lambda name: None)
+    availability.obstacle.cache_clear()
     assert auto.chosen(Checkpoint(str(folder))) is auto.transformers
     assert auto.identity() != with_vllm
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from defenses.fgsn.layers import given_layers
 from experiments.config.experiment import ModelSettings
-from modeling import checkpoint
+from modeling import hub
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from modeling.export import check_exportable
@@ -237,7 +237,7 @@ def test_only_one_copy_of_the_weights_is_downloaded() -> None:
     left = ["consolidated.safetensors", "original/consolidated.00.pth", "original/params.json"]
     found = filter_repo_objects(
         [*left, *kept],
-        allow_patterns=list(checkpoint.FILES),
-        ignore_patterns=list(checkpoint.COPIES),
+        allow_patterns=list(hub.FILES),
+        ignore_patterns=list(hub.COPIES),
     )
     assert list(found) == kept

@@ -34,7 +34,7 @@ def _ended_engines() -> Iterator[None]:
     shutdown()
 
 
-def reference(checkpoint: Checkpoint) -> TransformersEngine:
+def transformers_engine(checkpoint: Checkpoint) -> TransformersEngine:
     """The same model in this process."""
     return TransformersBackend().open(checkpoint, PromptStyle())
 

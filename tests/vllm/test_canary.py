@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from evaluation.backends.canary import verify
 from evaluation.backends.vllm.process import Worker
 from evaluation.base import Answer
-from evaluation.canary import verify
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from modeling.export import export_with_biases

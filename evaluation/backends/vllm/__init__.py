@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from evaluation.base import Backend
+from modeling.architectures import vllm_head_obstacle
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, local_folder
 from modeling.loading import load_tokenizer
+from modeling.model_files import stored_tensors
 from settings import ModelError, SettingError, target
 
 if TYPE_CHECKING:
@@ -88,24 +90,24 @@ class VLLMBackend(Backend):
             _check_heads(config, f"the model {checkpoint.base!r}")
 
     def open(
-        self, checkpoint: Checkpoint, style: PromptStyle, undefended: Checkpoint | None = None
+        self, checkpoint: Checkpoint, style: PromptStyle, reference: Checkpoint | None = None
     ) -> VLLMEngine:
         """Serves a checkpoint.
 
         Args:
             checkpoint: The model.
             style: How its prompts are rendered.
-            undefended: As `Backend.open` has it; for the canary.
+            reference: As `Backend.open` has it; for the canary.
 
         Raises:
             SettingError: vLLM isn't installed.
             ModelError: The model can't be served, or what is served isn't the model.
         """
         from evaluation.backends.answers import end_tokens
+        from evaluation.backends.canary import verify
         from evaluation.backends.vllm.engine import VLLMEngine
         from evaluation.backends.vllm.pool import take
         from evaluation.backends.vllm.weights import served
-        from evaluation.canary import verify
 
         self.check(checkpoint)
         config, generation = _configs(local_folder(checkpoint))
@@ -115,8 +117,8 @@ class VLLMBackend(Backend):
             running = take(plan, what, self.keep)
         ends = end_tokens(generation, config, tokenizer)
         engine = VLLMEngine(running, self.keep, tokenizer, style, ends, _positions(config))
-        passed = (checkpoint, undefended)
-        _verified(running, engine, passed, lambda: verify(engine, checkpoint, undefended))
+        passed = (checkpoint, reference)
+        _verified(running, engine, passed, lambda: verify(engine, checkpoint, reference))
         return engine
 
     def classifier(self, folder: str, dtype: str) -> VLLMClassifier:
@@ -129,14 +131,14 @@ class VLLMBackend(Backend):
         """
         from transformers import AutoConfig, AutoTokenizer
 
+        from evaluation.backends.canary import verify_classifier
         from evaluation.backends.vllm.engine import VLLMClassifier
         from evaluation.backends.vllm.pool import take
-        from evaluation.backends.vllm.weights import Served, tensor_names
-        from evaluation.canary import verify_classifier
+        from evaluation.backends.vllm.weights import Served
 
         self._check_installed()
         _check_heads(json.loads((Path(folder) / "config.json").read_text()), _named(folder))
-        if "score.weight" not in tensor_names(Path(folder)):
+        if "score.weight" not in stored_tensors(Path(folder)):
             raise ModelError(
                 f"{_named(folder)} lacks trained weights for score.weight; save or download it "
                 "again"
@@ -187,7 +189,7 @@ class VLLMBackend(Backend):
         return min(self.max_model_len, _positions(config) or self.max_model_len)
 
     def _check_installed(self) -> None:
-        from evaluation.backends.vllm.probe import obstacle
+        from evaluation.backends.vllm.availability import obstacle
 
         reason = obstacle()
         if reason is not None:
@@ -198,11 +200,9 @@ class VLLMBackend(Backend):
 
 
 def _check_heads(config: dict[str, Any], what: str) -> None:
-    from evaluation.backends.vllm.weights import head_oddity
-
-    oddity = head_oddity(config)
-    if oddity is not None:
-        raise ModelError(f"{what} has {oddity}; run it on a GPU, {_ELSE}")
+    obstacle = vllm_head_obstacle(config)
+    if obstacle is not None:
+        raise ModelError(f"{what} has {obstacle}; run it on a GPU, {_ELSE}")
 
 
 def _configs(folder: Path) -> tuple[Any, Any]:

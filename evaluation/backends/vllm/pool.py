@@ -124,10 +124,10 @@ def shutdown() -> None:
 
 
 def _take_up(plan: Plan, served: Served) -> Running | None:
-    fitting = [found for found in _resting if _serves(found.plan, plan)]
+    fitting = [each for each in _resting if _serves(each.plan, plan)]
     if not fitting:
         return None
-    running = min(fitting, key=lambda found: (found.stamp != served.stamp, found.plan.rank))
+    running = min(fitting, key=lambda each: (each.stamp != served.stamp, each.plan.rank))
     _resting.remove(running)
     try:
         if running.worker.ask("wake"):
