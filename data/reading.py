@@ -148,8 +148,9 @@ def final_number(answer: str) -> Decimal | None:
 def script_number(answer: str) -> Decimal | None:
     """The number as the GSM8K scripts of Booster and NLSR read it, or None.
 
-    Source: arXiv 2409.01586 and 2412.12497.  Commas are dropped, and a minus before a digit is a sign. Of the text between the first
+    Commas are dropped, and a minus before a digit is a sign. Of the text between the first
     "The final answer is: " and the next, the first number; without one, the last of the answer.
+    Source: arXiv 2409.01586 and 2412.12497.
     """
     text = first_turn(answer).replace(",", "")
     every = _SCRIPT_NUMBER.findall(text)

@@ -82,8 +82,12 @@ class Engine(Protocol):
     ) -> list[Answer]:
         """Greedy answers, in the order of the prompts.
 
-        `starts` are the beginnings of the answers, one per prompt ("" for none), which the model
-        is made to go on from.
+        Args:
+            prompts: The users' turns, unrendered.
+            max_new_tokens: Length limit in tokens, the end token included and the start not.
+            system: A system line before every prompt; the style's own by default.
+            starts: How each answer begins, "" for none, which the model is made to go on from;
+                None for none at all.
         """
         ...
 
@@ -103,7 +107,7 @@ class Engine(Protocol):
     ) -> list[list[float]]:
         """Natural log-probability, over the whole vocabulary, of each candidate as the next token.
 
-        One list of len(candidates) floats per sequence.
+        One list of len(candidates) floats, 128 at most, per sequence.
         """
         ...
 

@@ -12,7 +12,7 @@ from modeling.architectures import LLAMA_LIKE
 from modeling.capture import Batch, SquareSums, TokenRow, batches, captured_inputs
 from modeling.checkpoint import Checkpoint
 from modeling.loading import load_model
-from modeling.projections import projections
+from modeling.projections import open_projections
 from settings import DataError, ModelError
 
 Positions = Literal["prompt", "answer", "all"]
@@ -40,28 +40,24 @@ def input_norms(
         rows: (prompt ids, answer ids); an answer may be empty.
         batch_size: Rows per forward pass.
         positions: Which tokens count.
-        names: Module paths of the projections, as in `projections`; None: all of the blocks.
+        names: Module paths of the projections; None: all of the blocks.
 
     Returns:
-        {module path: (d_in,) float64, on the CPU}, in the order of `projections`.
+        {module path: (d_in,) float64, on the CPU}, in the order of the blocks.
 
     Raises:
         DataError: No token is at these positions.
         ModelError: The model has no such projection.
     """
-    shapes = projections(checkpoint)
-    if unknown := sorted(set(names or ()).difference(shapes)):
-        raise ModelError(
-            f"{checkpoint.base!r} has no projection {unknown[0]} in its blocks; use what was made "
-            "for this model"
-        )
+    source = open_projections(checkpoint)
+    source.check(names or ())
     if not any(_counted(row, positions) for row in rows):
         raise DataError(
             f"no row has a token at positions={positions}; give rows that do, or positions=all"
         )
     model: Any = load_model(checkpoint).eval()
     core = model.get_base_model() if checkpoint.adapter is not None else model
-    wanted = [name for name in shapes if names is None or name in names]
+    wanted = [name for name in source.shapes if names is None or name in names]
     modules = {name: _module(core, name) for name in wanted}
     squares = SquareSums()
 

@@ -159,11 +159,7 @@ def difference(
 
 def scaled(source: Projections, name: str, device: str | torch.device) -> Factored:
     """An adapter's A and scale B in float32, of rank 0 where it leaves the projection alone."""
-    if name not in source.shapes:
-        raise ModelError(
-            f"{source.checkpoint.base!r} has no projection {name} in its blocks; use what was "
-            "made for this model"
-        )
+    source.check([name])
     if source.adapter is None or name not in source.adapter.shapes:
         d_out, d_in = source.shapes[name]
         return Factored(torch.zeros(0, d_in, device=device), torch.zeros(d_out, 0, device=device))

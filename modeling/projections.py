@@ -7,7 +7,7 @@ that no second copy of a weight is held in float32.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,6 +46,18 @@ class Projections:
         """The full weights without the adapter."""
         return replace(self, adapter=None)
 
+    def check(self, names: Iterable[str]) -> None:
+        """Refuses names that are no projections of this model.
+
+        Raises:
+            ModelError: One sentence that names the first.
+        """
+        if unknown := sorted(set(names).difference(self.shapes)):
+            raise ModelError(
+                f"{self.checkpoint.base!r} has no projection {unknown[0]} in its blocks; use what "
+                "was made for this model"
+            )
+
     def blocks(self, name: str, device: str | torch.device) -> Iterator[tuple[slice, Tensor]]:
         """Yields (rows, W[rows]) with W = W_0 + scale B A, (rows, d_in) float32 on `device`.
 
@@ -54,11 +66,7 @@ class Projections:
         Raises:
             ModelError: There is no such projection.
         """
-        if name not in self.shapes:
-            raise ModelError(
-                f"{self.checkpoint.base!r} has no projection {name} in its blocks; use what was "
-                "made for this model"
-            )
+        self.check([name])
         d_out, d_in = self.shapes[name]
         pair = self._pair(name)
         step = max(1, _BLOCK // d_in)

@@ -69,11 +69,7 @@ def rewrite_weights(
     """
     check_unsteered(attacked)
     source, device = open_projections(attacked), device_name()
-    if unknown := sorted(set(names or ()).difference(source.shapes)):
-        raise ModelError(
-            f"{attacked.base!r} has no projection {unknown[0]} in its blocks; use what was made "
-            "for this model"
-        )
+    source.check(names or ())
 
     def rows(name: str) -> Rows | None:
         new = edit(name, source.weight(name, device))

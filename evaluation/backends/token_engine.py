@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TokenEngine(ABC):
-    """An `evaluation.base.Engine` over a model that reads token ids.
+    """An `evaluation.base.Engine`, which describes its methods, of a model that reads token ids.
 
     An answer whose logits are not finite at some step is recorded as the empty text, which every
     judge calls degenerate, and a warning tells how many there were.  So is one that adds nothing
@@ -41,13 +41,12 @@ class TokenEngine(ABC):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer."""
         return self._tokenizer
 
     @property
     @abstractmethod
     def context(self) -> int | None:
-        """How many tokens a prompt and its answer may have together; None where nothing says."""
+        """As `Engine.context`."""
 
     def generate(
         self,
@@ -56,23 +55,13 @@ class TokenEngine(ABC):
         system: str | None = None,
         starts: Sequence[str] | None = None,
     ) -> list[Answer]:
-        """Greedy answers, in the order of the prompts.
-
-        Args:
-            prompts: The users' turns, unrendered.
-            max_new_tokens: Length limit in tokens, the end token included and the start not.
-            system: A system line before every prompt; the style's own by default.
-            starts: How each answer begins, "" for none; None for none at all.
-        """
         rows = encode_rows(self._tokenizer, self._style, prompts, system, starts)
         return self._checked_answers(rows, max_new_tokens)
 
     def complete(self, ids: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
-        """Greedy continuations of token ids, in their order."""
         return self._checked_answers([Row(list(row)) for row in ids], max_new_tokens)
 
     def logprobs(self, ids: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Natural log-probability of every token but the first, given those before it."""
         rows = [list(row) for row in ids]
         check_context(rows, 0, self.context)
         return self._token_logprobs(rows)
@@ -80,7 +69,6 @@ class TokenEngine(ABC):
     def next_logprobs(
         self, ids: Sequence[Sequence[int]], candidates: Sequence[int]
     ) -> list[list[float]]:
-        """Natural log-probability of each candidate, 128 at most, as the next token."""
         rows = [list(row) for row in ids]
         check_context(rows, 1, self.context)
         return self._candidate_logprobs(rows, list(candidates))

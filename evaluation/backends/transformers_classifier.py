@@ -14,16 +14,33 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def load_classifier_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """A classifier's tokenizer, padding and truncating on the right."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, padding_side="right", truncation_side="right")
+
+
+def read_labels(folder: str, config: Any) -> list[str]:
+    """What the columns of a classifier's scores stand for, by its transformers config.
+
+    Raises:
+        ModelError: It has none.
+    """
+    names = config.id2label
+    if not names:
+        raise ModelError(f"the classifier {folder!r} has no labels; take a moderation model")
+    return [str(names[index]) for index in sorted(names)]
+
+
 class TransformersClassifier:
     """A loaded sequence classifier with independent labels."""
 
     def __init__(self, folder: str, dtype: str, batch_size: int, device: str | None = None) -> None:
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
-        self._tokenizer = AutoTokenizer.from_pretrained(
-            folder, padding_side="right", truncation_side="right"
-        )
+        self._tokenizer = load_classifier_tokenizer(folder)
         self._batch_size = batch_size
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -42,10 +59,7 @@ class TransformersClassifier:
         model.config.pad_token_id = self._tokenizer.pad_token_id
         self._device = device or device_name()
         self._model: Any = model.to(self._device).eval()
-        names = model.config.id2label
-        self._labels = [str(names[index]) for index in range(model.config.num_labels)]
-        if not self._labels:
-            raise ModelError(f"the classifier {folder!r} has no labels; take a moderation model")
+        self._labels = read_labels(folder, model.config)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

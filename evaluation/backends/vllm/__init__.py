@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from evaluation.backends.transformers_classifier import load_classifier_tokenizer, read_labels
 from evaluation.base import Backend
 from modeling.architectures import vllm_head_obstacle
 from modeling.chat import PromptStyle
@@ -129,7 +130,7 @@ class VLLMBackend(Backend):
             ModelError: It can't be served, lacks a trained head or labels, or what is served isn't
                 the classifier.
         """
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig
 
         from evaluation.backends.canary import verify_classifier
         from evaluation.backends.vllm.engine import VLLMClassifier
@@ -144,16 +145,10 @@ class VLLMBackend(Backend):
                 "again"
             )
         config = AutoConfig.from_pretrained(folder)
-        names = config.id2label
-        labels = [str(names[index]) for index in sorted(names)]
-        if not labels:
-            raise ModelError(f"{_named(folder)} has no labels; take a moderation model")
+        labels = read_labels(folder, config)
         what = Served(Path(folder))
         running = take(self._plan(what, "classify", dtype, config), what, self.keep)
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, padding_side="right", truncation_side="right"
-        )
-        served = VLLMClassifier(running, self.keep, tokenizer, labels)
+        served = VLLMClassifier(running, self.keep, load_classifier_tokenizer(folder), labels)
         checkpoint = Checkpoint(folder, dtype=dtype)
         _verified(
             running,
