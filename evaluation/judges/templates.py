@@ -116,11 +116,11 @@ def read_instruction(
     Raises:
         ModelError: The file can't be read or fetched, or holds no such text, or several.
     """
-    document = _locate(published, path, folder, revision, setting)
-    text = cut_out(document.text, published)
+    document, source = _locate(published, path, folder, revision, setting)
+    text = cut_out(document, published)
     if text is None:
         raise ModelError(
-            f"{document.source} holds no single instruction text with {{{published.prompt}}} and "
+            f"{source} holds no single instruction text with {{{published.prompt}}} and "
             f"{{{published.answer}}}; set {setting} to a file that holds the text alone"
         )
     if published.sha256 and sha256(text) != published.sha256:
@@ -128,9 +128,9 @@ def read_instruction(
             "the instruction text of %s (%s) differs from the one known as official; "
             "verdicts may not compare with published ones",
             published.place,
-            document.source,
+            source,
         )
-    return Instruction(text, document.source if path is None else "file", published)
+    return Instruction(text, source if path is None else "file", published)
 
 
 def cut_out(document: str, published: PublishedText) -> str | None:
@@ -244,22 +244,17 @@ def clip(
     return (text[: offsets[limit - 1][1]] if keep == "start" else text[offsets[-limit][0] :]), True
 
 
-@dataclass(frozen=True, slots=True)
-class _Document:
-    text: str
-    source: str
-
-
 def _locate(
     published: PublishedText, path: str | None, folder: str, revision: str | None, setting: str
-) -> _Document:
+) -> tuple[str, str]:
+    """The text of the file, card or JSON document, and where it was read."""
     if path is not None:
-        return _Document(_read_file(path, setting), path)
+        return _read_file(path, setting), path
     if published.key:
-        return _Document(_fetch_url(published.place, setting), published.place)
+        return _fetch_url(published.place, setting), published.place
     beside = Path(folder) / CARD
     if beside.is_file() and cut_out(beside.read_text(encoding="utf-8"), published) is not None:
-        return _Document(beside.read_text(encoding="utf-8"), f"the weights' {CARD}")
+        return beside.read_text(encoding="utf-8"), f"the weights' {CARD}"
     return _fetch_card(published.place, revision, setting)
 
 
@@ -274,12 +269,12 @@ def _read_file(path: str, setting: str) -> str:
         ) from error
 
 
-def _fetch_card(model: str, revision: str | None, setting: str) -> _Document:
+def _fetch_card(model: str, revision: str | None, setting: str) -> tuple[str, str]:
     from huggingface_hub import hf_hub_download
 
     try:
         card = Path(hf_hub_download(model, CARD, revision=revision))
-        return _Document(card.read_text(encoding="utf-8"), f"{model}/{CARD}@{card.parent.name}")
+        return card.read_text(encoding="utf-8"), f"{model}/{CARD}@{card.parent.name}"
     except (OSError, ValueError) as error:
         raise ModelError(
             f"the instruction text of {model!r} can't be fetched from its model card "

@@ -129,3 +129,10 @@ def serving(behave: Callable[[Seen], Act]) -> Iterator[Server]:
         server.http.shutdown()
         server.http.server_close()
         thread.join()
+
+
+def pairs(count: int) -> tuple[list[str], list[str]]:
+    """Numbered prompts and answers to ask about."""
+    return [f"request {index} ." for index in range(count)], [
+        f"answer {index} ." for index in range(count)
+    ]

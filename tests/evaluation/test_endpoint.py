@@ -19,7 +19,7 @@ import pytest
 
 from evaluation.judges.rubric import RubricJudge
 from settings import ModelError, SettingError, build
-from tests.evaluation.stub_server import Act, Seen, Server, completion, error, serving
+from tests.evaluation.stub_server import Act, Seen, Server, completion, error, pairs, serving
 
 PROJECT = Path(__file__).parents[2]
 KEY = "sk-made-up-for-this-test"
@@ -40,12 +40,6 @@ def judge(server: Server | str, **settings: object) -> RubricJudge:
     return RubricJudge(
         **{"base_url": url, "remote_model": "stub", "concurrency": 1, "timeout": 20.0, **settings}
     )
-
-
-def pairs(count: int) -> tuple[list[str], list[str]]:
-    return [f"request {index} ." for index in range(count)], [
-        f"answer {index} ." for index in range(count)
-    ]
 
 
 def number(request: Seen) -> int:
@@ -371,7 +365,7 @@ def test_journal_holds_neither_key_nor_question(tmp_path: Path) -> None:
 CHILD = """
     import sys
     from evaluation.judges.rubric import RubricJudge
-    from tests.evaluation.test_endpoint import pairs
+    from tests.evaluation.stub_server import pairs
     url, journal = sys.argv[1:]
     RubricJudge(base_url=url, remote_model="stub", concurrency=2, journal=journal).score(*pairs(12))
 """
