@@ -11,7 +11,7 @@ from data.rows import Example
 from settings import DataError, SettingError
 
 Count = Literal["exact", "booster"]
-Order = Literal["seeded", "first"]
+DrawOrder = Literal["seeded", "first"]
 
 
 def poison_count(n: int, poison_ratio: float, count: Count = "exact") -> int:
@@ -61,7 +61,7 @@ def mix(
     seed: int,
     *,
     count: Count = "exact",
-    order: Order = "seeded",
+    order: DrawOrder = "seeded",
 ) -> list[Example]:
     """Draws `poison_count` poison rows and n - int(n p) task rows, without replacement.
 

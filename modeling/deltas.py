@@ -32,7 +32,7 @@ from modeling.pairing import (
 from modeling.projections import open_projections, projections, read_weight
 from modeling.rewrite import (
     EditCount,
-    Rows,
+    RowEdits,
     count_edits,
     rewrite_weights,
     write_adapter,
@@ -178,7 +178,7 @@ def write_edited(
         return _write_adapter(pairing, out, edit)
     device = device_name()
 
-    def rows(name: str) -> Rows | None:
+    def rows(name: str) -> RowEdits | None:
         new = edit(name, pairing.delta(name, device))
         return None if new is None else _replaced(pairing, name, new, device)
 
@@ -187,7 +187,7 @@ def write_edited(
 
 def _replaced(
     pairing: Pairing, name: str, new: Factored | Tensor, device: str | torch.device
-) -> Rows:
+) -> RowEdits:
     """W_aligned + Delta' by rows; where Delta' equals Delta, the attacked value itself."""
     before = pairing.aligned.blocks(name, device)
     for (rows, attacked), (_, aligned) in zip(

@@ -7,7 +7,7 @@ import errno
 from settings import ModelError
 
 HUB_SECONDS = 10.0
-FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
+MODEL_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 # Second copies of the same weights in their makers' own formats, as in Mistral's and Llama's.
 COPIES = ("consolidated*", "original/*")
 
@@ -28,7 +28,10 @@ def fetch_model(model: str, revision: str | None, setting: str) -> str:
     commit = revision if is_offline_mode() else _commit(model, revision, setting)
     try:
         return snapshot_download(
-            model, revision=commit, allow_patterns=list(FILES), ignore_patterns=list(COPIES)
+            model,
+            revision=commit,
+            allow_patterns=list(MODEL_PATTERNS),
+            ignore_patterns=list(COPIES),
         )
     except OSError as error:
         if error.errno == errno.ENOSPC:

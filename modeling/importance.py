@@ -15,7 +15,7 @@ from modeling.loading import load_model
 from modeling.projections import open_projections
 from settings import DataError, ModelError
 
-Positions = Literal["prompt", "answer", "all"]
+TokenPositions = Literal["prompt", "answer", "all"]
 
 # Tokens whose inputs are held in float64 at a time.
 _TOKENS = 1024
@@ -27,7 +27,7 @@ def input_norms(
     checkpoint: Checkpoint,
     rows: Sequence[TokenRow],
     batch_size: int,
-    positions: Positions,
+    positions: TokenPositions,
     names: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """||X_j||_2 of every input feature j of projections, Wanda's factor beside |W_ij|.
@@ -72,7 +72,7 @@ def input_norms(
     return {name: squares.sums[name].sqrt().cpu() for name in wanted}
 
 
-def counted_tokens(batch: Batch, positions: Positions) -> Tensor:
+def counted_tokens(batch: Batch, positions: TokenPositions) -> Tensor:
     """(rows, length) bool: the tokens that count."""
     if positions == "answer":
         return batch.answers
@@ -155,7 +155,7 @@ def _kth_largest(flat: Tensor, k: int) -> Tensor:
     return torch.from_numpy(largest).to(flat)
 
 
-def _counted(row: TokenRow, positions: Positions) -> bool:
+def _counted(row: TokenRow, positions: TokenPositions) -> bool:
     prompt, answer = row
     return bool({"prompt": prompt, "answer": answer, "all": [*prompt, *answer]}[positions])
 

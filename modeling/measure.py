@@ -15,7 +15,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 @dataclass(slots=True)
-class Cost:
+class Measurement:
     """What a step cost; filled in when the step ends.
 
     Attributes:
@@ -29,12 +29,12 @@ class Cost:
 
 
 @contextmanager
-def measured() -> Iterator[Cost]:
-    """Measures the block; the yielded `Cost` is valid after it.
+def measured() -> Iterator[Measurement]:
+    """Measures the block; the yielded `Measurement` is valid after it.
 
     Torch counts as used only when it is already imported, so that measuring doesn't import it.
     """
-    cost, cuda = Cost(), _cuda()
+    cost, cuda = Measurement(), _cuda()
     before = _start(cuda)
     start = time.perf_counter()
     try:

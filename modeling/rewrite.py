@@ -27,7 +27,7 @@ from settings import ModelError
 
 WeightEdit = Callable[[str, Tensor], Tensor | None]
 # (rows, the attacked model's rows, the new rows), float32.
-Rows = Iterator[tuple[slice, Tensor, Tensor]]
+RowEdits = Iterator[tuple[slice, Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def rewrite_weights(
     source, device = open_projections(attacked), device_name()
     source.check(names or ())
 
-    def rows(name: str) -> Rows | None:
+    def rows(name: str) -> RowEdits | None:
         new = edit(name, source.weight(name, device))
         if new is None:
             return None
@@ -85,7 +85,7 @@ def write_full(
     source: Projections,
     out: Path,
     names: Collection[str],
-    replaced: Callable[[str], Rows | None],
+    replaced: Callable[[str], RowEdits | None],
 ) -> EditCount:
     """One output file per input file, everything but `names` copied from the attacked model."""
     checkpoint = source.checkpoint

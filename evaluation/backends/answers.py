@@ -21,7 +21,7 @@ BROKEN = Answer("", 0, False)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PromptIds:
     """What the model goes on from: all its ids, and the start of the answer with its own ids."""
 
     ids: list[int]
@@ -35,7 +35,7 @@ def encode_rows(
     prompts: Sequence[str],
     system: str | None,
     starts: Sequence[str] | None,
-) -> list[Row]:
+) -> list[PromptIds]:
     """Token ids of prompts and of the starts of their answers, as `Engine.generate` takes them.
 
     Raises:
@@ -49,7 +49,7 @@ def encode_rows(
 
 
 def read_answer(
-    tokenizer: PreTrainedTokenizerBase, row: Row, generated: Sequence[int], ends: set[int]
+    tokenizer: PreTrainedTokenizerBase, row: PromptIds, generated: Sequence[int], ends: set[int]
 ) -> Answer:
     """The answer that generated token ids make, up to the first that ends it.
 
@@ -120,12 +120,12 @@ def _encode(
     prompt: str,
     start: str,
     system: str | None,
-) -> Row:
+) -> PromptIds:
     ids = style.encode_start(tokenizer, prompt, start, system)
     if not start:
-        return Row(ids)
+        return PromptIds(ids)
     head = style.encode_prompt(tokenizer, prompt, system)
-    return Row(ids, start, ids[len(head) :])
+    return PromptIds(ids, start, ids[len(head) :])
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

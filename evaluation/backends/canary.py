@@ -23,7 +23,7 @@ from evaluation.backends.expected import (
     NEW_TOKENS,
     Canaries,
     Expected,
-    Rows,
+    ScoreTable,
     cached,
     classifier_texts,
     eps,
@@ -146,7 +146,7 @@ def verify_classifier(served: Classifier, checkpoint: Checkpoint, context: int |
     _check_close(checkpoint, logits, own, _tolerance(checkpoint, noise), _OTHER_CLASSIFIER)
 
 
-def _logits(probabilities: Rows) -> Rows:
+def _logits(probabilities: ScoreTable) -> ScoreTable:
     return [[_logit(value) for value in row] for row in probabilities]
 
 
@@ -162,17 +162,17 @@ def _tolerance(checkpoint: Checkpoint, noise: float) -> float:
     return max(floor, _NOISE_FACTOR * noise)
 
 
-def _check_lengths(checkpoint: Checkpoint, served: Rows, expected: Rows) -> None:
+def _check_lengths(checkpoint: Checkpoint, served: ScoreTable, expected: ScoreTable) -> None:
     lengths, wanted = (list(map(len, rows)) for rows in (served, expected))
     if lengths != wanted:
         raise refused(checkpoint, f"it scores {lengths} tokens of the texts instead of {wanted}")
 
 
-def _finite(*tables: Rows) -> bool:
+def _finite(*tables: ScoreTable) -> bool:
     return all(math.isfinite(value) for rows in tables for row in rows for value in row)
 
 
-def _check_finite(checkpoint: Checkpoint, what: str, *tables: Rows) -> None:
+def _check_finite(checkpoint: Checkpoint, what: str, *tables: ScoreTable) -> None:
     values = [value for rows in tables for row in rows for value in row]
     broken = [value for value in values if not math.isfinite(value)]
     if broken:
@@ -201,7 +201,7 @@ def _check_generated(
 
 
 def _check_edit(
-    checkpoint: Checkpoint, reference: Checkpoint, served: Rows, own: Expected, bare: Expected
+    checkpoint: Checkpoint, reference: Checkpoint, served: ScoreTable, own: Expected, bare: Expected
 ) -> None:
     """The part of the edit that is served: <s - u, r - u> / <r - u, r - u>, 1 for the whole.
 
@@ -231,7 +231,7 @@ def _check_edit(
 
 
 def _check_close(
-    checkpoint: Checkpoint, served: Rows, expected: Rows, allowed: float, message: str
+    checkpoint: Checkpoint, served: ScoreTable, expected: ScoreTable, allowed: float, message: str
 ) -> None:
     """Refuses rows that differ by more than rounding explains; `message` has {worst}, {allowed}."""
     worst = max(
@@ -277,7 +277,7 @@ def _compact(text: str) -> str:
     return "".join(text.split())
 
 
-def _differences(a: Rows, b: Rows) -> list[float]:
+def _differences(a: ScoreTable, b: ScoreTable) -> list[float]:
     pairs = zip(chain.from_iterable(a), chain.from_iterable(b), strict=True)
     return [x - y for x, y in pairs]
 

@@ -51,7 +51,7 @@ _TEXTS = (
 )
 
 
-Rows = list[list[float]]
+ScoreTable = list[list[float]]
 _Texts = TypeVar("_Texts")
 _Scores = TypeVar("_Scores")
 _TF32_EPS = 2.0**-10
@@ -85,8 +85,8 @@ class Expected:
         noise: How far rounding moves a log-probability: eps x sqrt(layers) x RMS of the logits.
     """
 
-    logprobs: Rows
-    following: Rows
+    logprobs: ScoreTable
+    following: ScoreTable
     greedy: list[list[tuple[int, float]]]
     noise: float
 
@@ -203,7 +203,7 @@ def _continue(model: Any, row: tuple[int, ...], ends: set[int]) -> list[tuple[in
     return greedy
 
 
-def expected_probabilities(checkpoint: Checkpoint, ids: tuple[tuple[int, ...], ...]) -> Rows:
+def expected_probabilities(checkpoint: Checkpoint, ids: tuple[tuple[int, ...], ...]) -> ScoreTable:
     """The probabilities that transformers computes, each text on its own, on the CPU.
 
     Raises:

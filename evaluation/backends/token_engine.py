@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from evaluation.backends.answers import Row, check_context, encode_rows
+from evaluation.backends.answers import PromptIds, check_context, encode_rows
 from evaluation.base import Answer
 from modeling.chat import PromptStyle
 
@@ -59,7 +59,7 @@ class TokenEngine(ABC):
         return self._checked_answers(rows, max_new_tokens)
 
     def complete(self, ids: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
-        return self._checked_answers([Row(list(row)) for row in ids], max_new_tokens)
+        return self._checked_answers([PromptIds(list(row)) for row in ids], max_new_tokens)
 
     def logprobs(self, ids: Sequence[Sequence[int]]) -> list[list[float]]:
         rows = [list(row) for row in ids]
@@ -73,12 +73,12 @@ class TokenEngine(ABC):
         check_context(rows, 1, self.context)
         return self._candidate_logprobs(rows, list(candidates))
 
-    def _checked_answers(self, rows: list[Row], max_new_tokens: int) -> list[Answer]:
+    def _checked_answers(self, rows: list[PromptIds], max_new_tokens: int) -> list[Answer]:
         check_context([row.ids for row in rows], max_new_tokens, self.context)
         return self._answers(rows, max_new_tokens)
 
     @abstractmethod
-    def _answers(self, rows: list[Row], max_new_tokens: int) -> list[Answer]: ...
+    def _answers(self, rows: list[PromptIds], max_new_tokens: int) -> list[Answer]: ...
 
     @abstractmethod
     def _token_logprobs(self, rows: list[list[int]]) -> list[list[float]]: ...

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from evaluation.backends.answers import BROKEN, Row, end_tokens, read_answer, warn_broken
+from evaluation.backends.answers import BROKEN, PromptIds, end_tokens, read_answer, warn_broken
 from evaluation.backends.batches import free_memory, in_batches, inference
 from evaluation.backends.token_engine import TokenEngine
 from evaluation.backends.transformers_classifier import TransformersClassifier
@@ -98,8 +98,8 @@ class TransformersEngine(TokenEngine):
         """Whether it wasn't closed."""
         return self._model is not None
 
-    def _answers(self, rows: list[Row], max_new_tokens: int) -> list[Answer]:
-        def read(batch: list[Row]) -> list[Answer]:
+    def _answers(self, rows: list[PromptIds], max_new_tokens: int) -> list[Answer]:
+        def read(batch: list[PromptIds]) -> list[Answer]:
             return self._generate_batch(batch, max_new_tokens)
 
         return in_batches(rows, [row.ids for row in rows], self._batch_size, "answers", read)
@@ -143,7 +143,7 @@ class TransformersEngine(TokenEngine):
             logprobs = torch.log_softmax(logits.float(), dim=-1)[:, candidates]
         return logprobs.tolist()
 
-    def _generate_batch(self, rows: list[Row], max_new_tokens: int) -> list[Answer]:
+    def _generate_batch(self, rows: list[PromptIds], max_new_tokens: int) -> list[Answer]:
         from transformers import LogitsProcessorList
 
         ids, mask = self._left_padded([row.ids for row in rows])

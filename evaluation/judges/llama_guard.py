@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from evaluation.base import Verdict
-from evaluation.judges.local_model import ModelJudge, Request
+from evaluation.judges.local_model import JudgeRequest, ModelJudge
 from evaluation.judges.templates import chat_template, encode_chat, sha256
 from settings import ModelError
 
@@ -50,13 +50,13 @@ class LlamaGuardJudge(ModelJudge):
                 "meta-llama/Llama-Guard-3-8B"
             )
 
-    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Request:
+    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> JudgeRequest:
         """Token ids of the dialogue in the guard's own chat template.
 
         Raises:
             ModelError: There is no chat template, or it refuses the dialogue.
         """
-        return Request(encode_chat(tokenizer, _dialogue(prompt, answer), prompted=False))
+        return JudgeRequest(encode_chat(tokenizer, _dialogue(prompt, answer), prompted=False))
 
     def read(self, reply: str) -> Verdict:
         """The verdict of "safe", or of "unsafe" with its codes in the line below."""

@@ -37,7 +37,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class JudgeRequest:
     """What the judge is asked about one answer.
 
     Attributes:
@@ -66,7 +66,7 @@ class ModelJudge(WeightsJudge):
     kind: ClassVar[str] = "causal language model"
     instead: ClassVar[str] = "the judge's own"
 
-    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Request:
+    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> JudgeRequest:
         """What the judge is asked about an answer.
 
         Raises:
@@ -145,7 +145,7 @@ class ModelJudge(WeightsJudge):
     def _complete(self, engine: Engine, ids: Sequence[Sequence[int]]) -> list[Answer]:
         return engine.complete(ids, self.new_tokens) if ids else []
 
-    def _askable(self, engine: Engine, requests: dict[int, Request]) -> list[int]:
+    def _askable(self, engine: Engine, requests: dict[int, JudgeRequest]) -> list[int]:
         """The rows that fit the context and hold no control token but the template's own."""
         tokenizer = engine.tokenizer
         controls = control_ids(tokenizer) - {tokenizer.unk_token_id}
@@ -223,7 +223,7 @@ class InstructedJudge(ModelJudge):
         self._instruction(f"{setting}.template")
         super().check(setting)
 
-    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Request:
+    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> JudgeRequest:
         """Token ids of the instruction text with the prompt and the clipped answer.
 
         Raises:
@@ -234,7 +234,7 @@ class InstructedJudge(ModelJudge):
             limit = self.max_answer_tokens - bool(opener)
             answer, truncated = clip(tokenizer, answer, limit, self.keeps)
         ids = self._instruction().encode(tokenizer, prompt, answer, opener)
-        return Request(ids, truncated)
+        return JudgeRequest(ids, truncated)
 
     def opener(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """What the judge's authors write right before the answer; a token of its limit."""
@@ -260,7 +260,7 @@ class InstructedJudge(ModelJudge):
         return self._text
 
 
-def _final(answer: str, request: Request | None, verdict: Verdict | None) -> Verdict:
+def _final(answer: str, request: JudgeRequest | None, verdict: Verdict | None) -> Verdict:
     if request is None:
         return Verdict("degenerate", math.nan)
     verdict = judged(answer, verdict or Verdict("errored", math.nan))

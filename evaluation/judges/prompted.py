@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from evaluation.base import Engine, Judge, Verdict
-from evaluation.judges.local_model import ModelJudge, Request
+from evaluation.judges.local_model import JudgeRequest, ModelJudge
 from evaluation.judges.templates import chat_template, encode_chat, sha256
 from settings import SettingError
 
@@ -156,14 +156,14 @@ class LocalPromptedJudge(PromptedJudge, ModelJudge):
         """Length limit of a reply in tokens."""
         return self.max_tokens
 
-    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Request:
+    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> JudgeRequest:
         """Token ids of the question as the user's turn.
 
         Raises:
             ModelError: There is no chat template, or it refuses the dialogue.
         """
         turn = {"role": "user", "content": question(self.text(), prompt, answer)}
-        return Request(encode_chat(tokenizer, [turn], prompted=True))
+        return JudgeRequest(encode_chat(tokenizer, [turn], prompted=True))
 
     def ask(self, engine: Engine, ids: Sequence[Sequence[int]]) -> list[Verdict]:
         """The verdicts of the model's greedy replies."""

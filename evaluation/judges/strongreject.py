@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from evaluation.base import Engine, Verdict
-from evaluation.judges.local_model import InstructedJudge, Request
+from evaluation.judges.local_model import InstructedJudge, JudgeRequest
 from evaluation.judges.templates import PublishedText
 from settings import ModelError
 
@@ -59,7 +59,7 @@ class StrongRejectJudge(InstructedJudge):
         key="strongreject_finetuned",
     )
 
-    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Request:
+    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> JudgeRequest:
         """Token ids of the instruction text with the prompt and the clipped answer.
 
         Raises:

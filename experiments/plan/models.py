@@ -15,7 +15,7 @@ from experiments.pipeline.steps import Model
 from experiments.plan.placeholder_weights import stand_in_model
 from experiments.plan.shape import Shape, read_shape
 from modeling.checkpoint import Checkpoint, fingerprint_folder, resolve
-from modeling.hub import COPIES, FILES, HUB_SECONDS
+from modeling.hub import COPIES, HUB_SECONDS, MODEL_PATTERNS
 from modeling.model_files import WEIGHTS, is_adapter, verify_folder
 from settings import ModelError, Settings
 
@@ -268,7 +268,7 @@ class _Hub:
         files = [
             each
             for each in self.info.siblings or []
-            if any(fnmatch.fnmatch(each.rfilename, pattern) for pattern in FILES)
+            if any(fnmatch.fnmatch(each.rfilename, pattern) for pattern in MODEL_PATTERNS)
             and not any(fnmatch.fnmatch(each.rfilename, pattern) for pattern in COPIES)
         ]
         return sum(each.size or 0 for each in files)

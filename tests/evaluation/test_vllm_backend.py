@@ -20,14 +20,14 @@ from omegaconf import OmegaConf
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaForSequenceClassification
 
-from evaluation import canary
+from evaluation.backends import canary
 from evaluation.backends.auto import AutoBackend
 from evaluation.backends.expected import classifier_texts, expected_probabilities
 from evaluation.backends.transformers import TransformersBackend
 from evaluation.backends.vllm import VLLMBackend, availability, pool
 from evaluation.backends.vllm.engine import VLLMClassifier, VLLMEngine
 from evaluation.backends.vllm.process import Worker
-from evaluation.backends.vllm.weights import Served, lora_rank, shape
+from evaluation.backends.vllm.weights import ServedWeights, lora_rank, shape
 from evaluation.base import Answer
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
@@ -600,10 +600,10 @@ def test_the_options_of_the_configuration_are_those_of_the_classes() -> None:
 
 
 def test_a_served_folders_stamp_is_of_its_weights(folder: Path) -> None:
-    assert Served(folder).stamp == Served(folder).stamp
-    before = Served(folder).stamp
+    assert ServedWeights(folder).stamp == ServedWeights(folder).stamp
+    before = ServedWeights(folder).stamp
     os.utime(folder / "model.safetensors", ns=(1, 1))
-    assert Served(folder).stamp != before
+    assert ServedWeights(folder).stamp != before
 
 
 def test_an_ended_worker_says_so() -> None:

@@ -237,7 +237,7 @@ def test_only_one_copy_of_the_weights_is_downloaded() -> None:
     left = ["consolidated.safetensors", "original/consolidated.00.pth", "original/params.json"]
     found = filter_repo_objects(
         [*left, *kept],
-        allow_patterns=list(hub.FILES),
+        allow_patterns=list(hub.MODEL_PATTERNS),
         ignore_patterns=list(hub.COPIES),
     )
     assert list(found) == kept

@@ -20,8 +20,8 @@ from settings import ModelError, SettingError, target
 
 if TYPE_CHECKING:
     from evaluation.backends.vllm.engine import VLLMClassifier, VLLMEngine
-    from evaluation.backends.vllm.pool import Plan, Running
-    from evaluation.backends.vllm.weights import Served
+    from evaluation.backends.vllm.pool import EnginePlan, WarmEngine
+    from evaluation.backends.vllm.weights import ServedWeights
 
 _ELSE = "or set backend@evaluation.backend=transformers"
 
@@ -135,7 +135,7 @@ class VLLMBackend(Backend):
         from evaluation.backends.canary import verify_classifier
         from evaluation.backends.vllm.engine import VLLMClassifier
         from evaluation.backends.vllm.pool import take
-        from evaluation.backends.vllm.weights import Served
+        from evaluation.backends.vllm.weights import ServedWeights
 
         self._check_installed()
         _check_heads(json.loads((Path(folder) / "config.json").read_text()), _named(folder))
@@ -146,7 +146,7 @@ class VLLMBackend(Backend):
             )
         config = AutoConfig.from_pretrained(folder)
         labels = read_labels(folder, config)
-        what = Served(Path(folder))
+        what = ServedWeights(Path(folder))
         running = take(self._plan(what, "classify", dtype, config), what, self.keep)
         served = VLLMClassifier(running, self.keep, load_classifier_tokenizer(folder), labels)
         checkpoint = Checkpoint(folder, dtype=dtype)
@@ -158,8 +158,8 @@ class VLLMBackend(Backend):
         )
         return served
 
-    def _plan(self, what: Served, kind: str, dtype: str, config: Any) -> Plan:
-        from evaluation.backends.vllm.pool import Plan
+    def _plan(self, what: ServedWeights, kind: str, dtype: str, config: Any) -> EnginePlan:
+        from evaluation.backends.vllm.pool import EnginePlan
         from evaluation.backends.vllm.weights import shape
 
         options = {
@@ -172,7 +172,7 @@ class VLLMBackend(Backend):
             "VLLM_CPU_KVCACHE_SPACE": str(self.kv_cache_gib),
             "VLLM_BATCH_INVARIANT": str(int(self.batch_invariant)),
         }
-        return Plan(
+        return EnginePlan(
             shape(what.folder), kind, dtype, what.rank, options, environment,
             sleep=self.keep > 0, start_seconds=self.start_seconds,
         )  # fmt: skip
@@ -215,7 +215,7 @@ def _positions(config: Any) -> int | None:
 
 
 def _verified(
-    running: Running,
+    running: WarmEngine,
     opened: VLLMEngine | VLLMClassifier,
     what: tuple[Any, ...],
     verify: Callable[[], None],

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from evaluation.backends.answers import BROKEN, Row, check_context, read_answer, warn_broken
+from evaluation.backends.answers import BROKEN, PromptIds, check_context, read_answer, warn_broken
 from evaluation.backends.token_engine import TokenEngine
 from evaluation.backends.vllm import pool
-from evaluation.backends.vllm.pool import Running
+from evaluation.backends.vllm.pool import WarmEngine
 from evaluation.base import Answer
 from modeling.chat import PromptStyle
 from settings import ModelError
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class _Lease:
     """The use of a running engine until it is given back."""
 
-    def __init__(self, running: Running, keep: int) -> None:
-        self._running: Running | None = running
+    def __init__(self, running: WarmEngine, keep: int) -> None:
+        self._running: WarmEngine | None = running
         self._keep = keep
 
     @property
@@ -56,7 +56,7 @@ class VLLMEngine(_Lease, TokenEngine):
 
     def __init__(
         self,
-        running: Running,
+        running: WarmEngine,
         keep: int,
         tokenizer: PreTrainedTokenizerBase,
         style: PromptStyle,
@@ -93,7 +93,7 @@ class VLLMEngine(_Lease, TokenEngine):
         logprobs: list[list[float]] = self._ask("next_logprobs", rows, candidates=candidates)
         return logprobs
 
-    def _answers(self, rows: list[Row], max_new_tokens: int) -> list[Answer]:
+    def _answers(self, rows: list[PromptIds], max_new_tokens: int) -> list[Answer]:
         generated = self._ask(
             "generate",
             [row.ids for row in rows],
@@ -112,7 +112,7 @@ class VLLMClassifier(_Lease):
 
     def __init__(
         self,
-        running: Running,
+        running: WarmEngine,
         keep: int,
         tokenizer: PreTrainedTokenizerBase,
         labels: Sequence[str],

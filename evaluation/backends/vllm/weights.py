@@ -28,7 +28,7 @@ _IDLE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedWeights:
     """What an engine loads for a checkpoint.
 
     Attributes:
@@ -55,7 +55,7 @@ class Served:
 
 
 @contextmanager
-def served(checkpoint: Checkpoint) -> Iterator[Served]:
+def served(checkpoint: Checkpoint) -> Iterator[ServedWeights]:
     """What is loaded for a checkpoint; a merged copy of it exists only inside the context.
 
     An adapter that vLLM can't serve as one is merged into a copy of the base on the CPU.
@@ -63,13 +63,13 @@ def served(checkpoint: Checkpoint) -> Iterator[Served]:
     rank = lora_rank(checkpoint)
     if rank is not None:
         adapter = checkpoint.adapter and Path(checkpoint.adapter).absolute()
-        yield Served(local_folder(checkpoint), adapter or None, rank)
+        yield ServedWeights(local_folder(checkpoint), adapter or None, rank)
         return
     with TemporaryDirectory(prefix="relock-merged-") as folder:
         # On the CPU, since a process that has touched the GPU keeps some of its memory.
         model: Any = load_model(checkpoint, device="cpu")
         model.merge_and_unload().save_pretrained(folder)
-        yield Served(Path(folder))
+        yield ServedWeights(Path(folder))
 
 
 def lora_rank(checkpoint: Checkpoint) -> int | None:
