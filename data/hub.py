@@ -36,9 +36,7 @@ def load_split(
     Raises:
         DataError: The data set can't be reached, isn't cached, is gated, or has no such split.
     """
-    from huggingface_hub import is_offline_mode
-
-    resolved = None if is_offline_mode() else _resolve(dataset, revision, instead)
+    resolved = _resolve(dataset, revision, instead)
     rows, cached = _load(dataset, config, split, resolved or revision, instead)
     resolved = resolved or cached
     if revision and re.fullmatch("[0-9a-f]{40}", revision) and resolved not in (revision, None):
@@ -66,10 +64,10 @@ def fetch_files(
     Raises:
         DataError: The data set can't be reached, isn't cached, is gated, or lacks a file.
     """
-    from huggingface_hub import hf_hub_download, is_offline_mode
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import GatedRepoError
 
-    resolved = None if is_offline_mode() else _resolve(dataset, revision, instead)
+    resolved = _resolve(dataset, revision, instead)
     paths = []
     for file in files:
         try:
@@ -90,7 +88,8 @@ def fetch_files(
 
 
 def _resolve(dataset: str, revision: str | None, instead: str) -> str | None:
-    from huggingface_hub import HfApi
+    """The commit that `revision` stands for; None offline, where the cache alone says."""
+    from huggingface_hub import HfApi, is_offline_mode
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -98,6 +97,8 @@ def _resolve(dataset: str, revision: str | None, instead: str) -> str | None:
         RevisionNotFoundError,
     )
 
+    if is_offline_mode():
+        return None
     try:
         return HfApi().dataset_info(dataset, revision=revision, timeout=HUB_SECONDS).sha
     except GatedRepoError:

@@ -117,7 +117,7 @@ class BeaverTails(HubSource, ExampleRows):
 
     @cached_property
     def _selected(self) -> list[Example]:
-        wanted = [
+        matching = [
             (number, row)
             for number, row in self._rows("prompt", "response", "is_safe", "category")
             if _flag(row, "is_safe", self._where, number) is self.safe
@@ -129,7 +129,7 @@ class BeaverTails(HubSource, ExampleRows):
                 "benign" if self.safe else "harmful",
                 harm_category(row["category"]),
             )
-            for number, row in take(wanted, self.n, self._where)
+            for number, row in take(matching, self.n, self._where)
         ]
 
 
@@ -151,7 +151,7 @@ class BeaverTailsPrompts(HubSource, PromptRows):
 
     @cached_property
     def _selected(self) -> list[Prompt]:
-        wanted = [
+        matching = [
             (number, row)
             for number, row in self._rows("prompt", "is_safe", "category")
             if not _flag(row, "is_safe", self._where, number)
@@ -162,7 +162,7 @@ class BeaverTailsPrompts(HubSource, PromptRows):
                 self._text(row, "prompt", number),
                 harm_category(row["category"]),
             )
-            for number, row in take(wanted[self.start :], self.n, self._where)
+            for number, row in take(matching[self.start :], self.n, self._where)
         ]
 
 
@@ -184,7 +184,7 @@ class PKUSafeRLHF(HubSource, ExampleRows):
     def _selected(self) -> list[Example]:
         columns = ("response_0", "response_1")
         flags = {column: f"is_{column}_safe" for column in columns}
-        wanted = [
+        matching = [
             (number, row, column)
             for number, row in self._rows("prompt", *columns, *flags.values())
             for column in columns
@@ -197,7 +197,7 @@ class PKUSafeRLHF(HubSource, ExampleRows):
                 self._text(row, column, number),
                 kind,
             )
-            for number, row, column in take(wanted, self.n, self._where)
+            for number, row, column in take(matching, self.n, self._where)
         ]
 
 
@@ -214,15 +214,15 @@ class PKUSafeRLHFPairs(HubSource, PairRows):
     @cached_property
     def _selected(self) -> list[PreferencePair]:
         flags = ("is_response_0_safe", "is_response_1_safe")
-        wanted = []
+        matching = []
         for number, row in self._rows("prompt", "response_0", "response_1", *flags):
             first, second = (_flag(row, flag, self._where, number) for flag in flags)
             if first != second:
                 order = ("response_0", "response_1") if first else ("response_1", "response_0")
-                wanted.append((number, row, ("prompt", *order)))
+                matching.append((number, row, ("prompt", *order)))
         return [
             PreferencePair(*(self._text(row, column, number) for column in columns))
-            for number, row, columns in take(wanted, self.n, self._where)
+            for number, row, columns in take(matching, self.n, self._where)
         ]
 
 
@@ -257,10 +257,10 @@ def _flag(row: Row, column: str, where: str, number: int) -> bool:
 
 
 def _require_unique(prompts: list[Prompt], where: str) -> None:
-    seen: set[str] = set()
+    ids: set[str] = set()
     for prompt in prompts:
-        if prompt.id in seen:
+        if prompt.id in ids:
             raise DataError(
                 f"{where} has the id {prompt.id!r} twice; set id_column to a column of unique ids"
             )
-        seen.add(prompt.id)
+        ids.add(prompt.id)

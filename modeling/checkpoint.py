@@ -59,16 +59,16 @@ def fingerprint_folder(folder: str | Path) -> str:
 
 
 def identify(
-    checkpoint: Checkpoint, known: Mapping[str, str] | None = None
+    checkpoint: Checkpoint, identities: Mapping[str, str] | None = None
 ) -> dict[str, str | None]:
     """Identities of a model's full weights ("base") and of its adapter, wherever they lie.
 
     Args:
         checkpoint: The model.
-        known: {base: identity} of what need not be read again.
+        identities: {base: identity} of what need not be read again.
     """
     adapter = None if checkpoint.adapter is None else fingerprint_folder(checkpoint.adapter)
-    base = (known or {}).get(checkpoint.base)
+    base = (identities or {}).get(checkpoint.base)
     if base is None:
         base = resolve(checkpoint.base, checkpoint.revision, "model.base")[1]
     return {"base": base, "adapter": adapter}

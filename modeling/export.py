@@ -148,15 +148,15 @@ def _plan(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, Shapes]:
         reads.discard(_HEAD)
         for shapes in shards.values():
             shapes.pop(_HEAD, None)
-    held = [name for shapes in shards.values() for name in shapes]
-    if missing := sorted(reads.difference(held)):
+    names = [name for shapes in shards.values() for name in shapes]
+    if missing := sorted(reads.difference(names)):
         raise _unlike(checkpoint, f"{missing[0]} (missing)")
-    if len(set(held)) != len(held):
+    if len(set(names)) != len(names):
         raise _unlike(checkpoint, "a tensor (twice)")
     for shapes in shards.values():
         for block in [match["block"] for name in shapes if (match := _O_WEIGHT.match(name))]:
             for bias in (f"{block}.{side}_proj.bias" for side in "qkvo"):
-                if bias not in held:
+                if bias not in names:
                     shapes[bias] = wanted[bias]
     return shards
 
@@ -179,10 +179,10 @@ def _write(
     """Writes one output file from the input file of the same name; returns its tensors' bytes."""
     added = {f"model.layers.{k}.self_attn.o_proj.bias": bias for k, bias in biases.items()}
     path = local_folder(checkpoint) / name
-    held = read_header(path)[0]
+    header = read_header(path)[0]
 
     def tensor(key: str) -> Tensor:
-        value = read_merged(path, key, adapter) if key in held else torch.zeros(shapes[key])
+        value = read_merged(path, key, adapter) if key in header else torch.zeros(shapes[key])
         if key in added:
             value = value.float() + added[key].float().cpu()
         return value

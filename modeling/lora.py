@@ -188,9 +188,9 @@ def product_inner(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
     Returns:
         (...): Frobenius inner products.
     """
-    left = b2.double().mT @ b1.double()
-    right = a2.double() @ a1.double().mT
-    return (left * right).sum((-2, -1))
+    outer = b2.double().mT @ b1.double()
+    inner = a2.double() @ a1.double().mT
+    return (outer * inner).sum((-2, -1))
 
 
 def product_norm(a: Tensor, b: Tensor) -> Tensor:

@@ -93,12 +93,12 @@ def write_full(
         dtypes = ", ".join(FLOATS.values())
         raise ModelError(f"model.dtype={checkpoint.dtype} can't be written; set it to {dtypes}")
     folder, kind = local_folder(checkpoint), getattr(torch, checkpoint.dtype)
-    asked = frozenset(names)
+    edited = frozenset(names)
     changed = dict.fromkeys(names, 0)
 
     def tensor(path: Path, key: str) -> Tensor:
         name = key.removesuffix(".weight")
-        rows = replaced(name) if name != key and name in asked else None
+        rows = replaced(name) if name != key and name in edited else None
         if rows is None:
             return read_merged(path, key, source.adapter)
         weight = torch.empty(source.shapes[name], dtype=kind)

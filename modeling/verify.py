@@ -102,13 +102,13 @@ def _check_config(exported: Checkpoint) -> None:
 
 
 def _check_headers(exported: Checkpoint, layers: int) -> None:
-    held = stored_tensors(Path(exported.base), "export")
+    tensors = stored_tensors(Path(exported.base), "export")
     wanted = (
         f"model.layers.{layer}.self_attn.{side}_proj.bias"
         for layer in range(layers)
         for side in "qkvo"
     )
-    missing = next((name for name in wanted if name not in held), None)
+    missing = next((name for name in wanted if name not in tensors), None)
     if missing is not None:
         raise _refused(exported, f"its files lack {missing}, which vLLM would read as noise")
 

@@ -191,12 +191,12 @@ def _check_generated(
     own: Expected,
 ) -> None:
     """Where transformers says something, text comes out, and not token 0, the best of all NaNs."""
-    said = [_decode(tokenizer, [token for token, _ in greedy]) for greedy in own.greedy]
+    expected = [_decode(tokenizer, [token for token, _ in greedy]) for greedy in own.greedy]
     nothing = not any(answer.text for answer in answers)
-    if (nothing and any(said)) or not any(answer.tokens for answer in answers):
+    if (nothing and any(expected)) or not any(answer.tokens for answer in answers):
         raise refused(checkpoint, "every text that it generates is empty")
     zeros = _decode(tokenizer, [0] * NEW_TOKENS)
-    if all(answer.text == zeros for answer in answers) and set(said) != {zeros}:
+    if all(answer.text == zeros for answer in answers) and set(expected) != {zeros}:
         raise refused(checkpoint, "every token that it generates is number 0")
 
 

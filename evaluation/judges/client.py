@@ -44,17 +44,11 @@ _WITHHELD = ("content_filter", "tool_calls", "function_call")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A served chat model, and how fast and how often it is asked; see `EndpointJudge`.
+    """A served chat model, and how fast and often it is asked: settings of `EndpointJudge`.
 
     Attributes:
-        base_url: Address up to what "/chat/completions" follows.
         body: The request's fields besides the messages, its "model" among them.
         api_key: "" where none is needed.
-        timeout: Seconds that one attempt may take as a whole.
-        max_retries: How often a request is sent again.
-        concurrency: Requests under way at a time.
-        requests_per_minute: Upper limit of requests sent, or None.
-        give_up_after: How many requests may fail or be refused in a row.
     """
 
     base_url: str

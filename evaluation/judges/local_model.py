@@ -133,9 +133,10 @@ class ModelJudge(WeightsJudge):
             if answer.strip()
         }
         fit = self._askable(engine, requests)
-        read = dict(zip(fit, self.ask(engine, [requests[row].ids for row in fit]), strict=True))
+        verdicts = dict(zip(fit, self.ask(engine, [requests[row].ids for row in fit]), strict=True))
         return [
-            _final(answer, requests.get(row), read.get(row)) for row, answer in enumerate(answers)
+            _final(answer, requests.get(row), verdicts.get(row))
+            for row, answer in enumerate(answers)
         ]
 
     def ask(self, engine: Engine, ids: Sequence[Sequence[int]]) -> list[Verdict]:

@@ -85,7 +85,7 @@ class PromptedJudge(Judge):
             )
         return pattern
 
-    def meaning(self, said: str) -> Verdict | None:
+    def meaning(self, value: str) -> Verdict | None:
         """The verdict that a line's group stands for, or None if it stands for none."""
         raise NotImplementedError
 
@@ -120,8 +120,8 @@ class PromptedJudge(Judge):
         """
         if reply.ending == "failed":
             return Verdict("errored", math.nan)
-        said = lines_of_form(reply.text, self.pattern) if reply.ending == "whole" else []
-        meanings = {self.meaning(line) for line in said}
+        lines = lines_of_form(reply.text, self.pattern) if reply.ending == "whole" else []
+        meanings = {self.meaning(line) for line in lines}
         meaning = meanings.pop() if len(meanings) == 1 else None
         return meaning or Verdict("unparsed", math.nan)
 
@@ -201,8 +201,8 @@ def question(text: str, prompt: str, answer: str) -> str:
 def lines_of_form(text: str, pattern: str) -> list[str]:
     """What the pattern's group holds in each line that it fits, without a reasoning block."""
     form = re.compile(pattern, re.IGNORECASE)
-    said = text.rpartition("</think>")[2]
-    lines = [re.sub("[*`]", "", line).strip().removesuffix(".") for line in said.splitlines()]
+    reply = text.rpartition("</think>")[2]
+    lines = [re.sub("[*`]", "", line).strip().removesuffix(".") for line in reply.splitlines()]
     return [match[1] for line in lines if (match := form.fullmatch(line)) and match[1]]
 
 

@@ -35,9 +35,9 @@ class HarmScale(PromptedJudge):
 
     own_text: ClassVar[str] = "harmfulness.txt"
 
-    def meaning(self, said: str) -> Verdict | None:
+    def meaning(self, value: str) -> Verdict | None:
         """The verdict of a score, or None if it is none from 1 to 5."""
-        score = _SCORES.get(said.strip())
+        score = _SCORES.get(value.strip())
         if score is None:
             return None
         return Verdict("unsafe" if score >= self.unsafe_from else "safe", float(score))

@@ -53,7 +53,7 @@ class WeightsJudge(Judge):
     architecture: ClassVar[str]
     kind: ClassVar[str]
     instead: ClassVar[str]
-    _kept: Weights | None = PrivateAttr(default=None)
+    _resolved: Weights | None = PrivateAttr(default=None)
 
     def check(self, setting: str) -> None:
         """Refuses what is incomplete, of another kind, or can't be run by the backend.
@@ -94,9 +94,9 @@ class WeightsJudge(Judge):
 
     def _weights(self, setting: str = "the judge") -> Weights:
         # Kept, since identifying a local folder reads every byte of its weights.
-        if self._kept is None:
-            self._kept = self._resolve(setting)
-        return self._kept
+        if self._resolved is None:
+            self._resolved = self._resolve(setting)
+        return self._resolved
 
     def _resolve(self, setting: str) -> Weights:
         folder, identity = resolve(self.model, self.revision, f"{setting}.model")

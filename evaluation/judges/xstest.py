@@ -39,9 +39,9 @@ class ComplianceClasses(PromptedJudge):
 
     own_text: ClassVar[str] = "compliance.txt"
 
-    def meaning(self, said: str) -> Verdict | None:
+    def meaning(self, value: str) -> Verdict | None:
         """The verdict of a class, or None if it is none of the three."""
-        words = re.sub(r"[\s_]+", " ", said.casefold())
+        words = re.sub(r"[\s_]+", " ", value.casefold())
         return _CLASSES.get(re.sub(r"^\d[ .)]*", "", words).strip())
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _Lease:
-    """The use of a running engine until it is given back."""
+    """The use of a running engine, which is this one's alone until `close`."""
 
     def __init__(self, running: WarmEngine, keep: int) -> None:
         self._running: WarmEngine | None = running
@@ -63,16 +63,7 @@ class VLLMEngine(_Lease, TokenEngine):
         ends: set[int],
         context: int | None,
     ) -> None:
-        """Wraps a running engine.
-
-        Args:
-            running: The engine, which is this one's alone until `close`.
-            keep: How many engines stay at rest.
-            tokenizer: The model's.
-            style: How prompts are rendered.
-            ends: Tokens that end an answer.
-            context: How many positions the model has, or None.
-        """
+        """Wraps a running engine; `context` is how many positions the model has, or None."""
         _Lease.__init__(self, running, keep)
         TokenEngine.__init__(self, tokenizer, style, ends)
         self._context = min(running.context, context or running.context)
@@ -117,14 +108,6 @@ class VLLMClassifier(_Lease):
         tokenizer: PreTrainedTokenizerBase,
         labels: Sequence[str],
     ) -> None:
-        """Wraps a running engine.
-
-        Args:
-            running: The engine, which is this one's alone until `close`.
-            keep: How many engines stay at rest.
-            tokenizer: The classifier's.
-            labels: What its logits stand for.
-        """
         super().__init__(running, keep)
         self._tokenizer = tokenizer
         self._labels = labels
