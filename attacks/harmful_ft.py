@@ -9,7 +9,7 @@ from pydantic import Field
 
 from attacks.base import AttackData
 from attacks.fine_tuning import FineTuning
-from data.mixture import Count, Order, check, mix
+from data.mixture import Count, DrawOrder, check, mix
 from data.rows import Example
 from modeling.checkpoint import Checkpoint
 
@@ -27,7 +27,7 @@ class HarmfulFT(FineTuning):
     n: int = Field(1000, ge=1)
     poison_ratio: float = Field(0.05, ge=0, le=1)
     count: Count = "exact"
-    order: Order = "seeded"
+    order: DrawOrder = "seeded"
 
     @property
     def needs_poison(self) -> bool:

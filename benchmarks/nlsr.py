@@ -26,7 +26,8 @@ from defenses.nlsr.identify import identify
 from defenses.nlsr.masks import save_masks
 from defenses.nlsr.patch import similarities, splice
 from modeling.capture import TokenRow
-from modeling.checkpoint import Checkpoint, device_name, load_model
+from modeling.checkpoint import Checkpoint
+from modeling.loading import device_name, load_model
 from modeling.lora import LoraAdapter, LoraPair, open_adapter, product_cosine, rewrite_adapter
 from modeling.measure import Cost, measured
 from modeling.training import PROJECTIONS

@@ -10,7 +10,7 @@ from typing import Any
 from data.local import Row
 from settings import DataError, first_line
 
-PROBE_SECONDS = 10.0
+HUB_SECONDS = 10.0
 
 _GATED = "the data set {!r} is gated; accept its terms on the hub, then set HF_TOKEN"
 
@@ -21,7 +21,7 @@ def load_split(
     """Loads one split of a hub data set.
 
     Without a network the hub's client retries for half a minute per file; one request of
-    `PROBE_SECONDS` goes first, so that a machine that is offline hears of it at once.
+    `HUB_SECONDS` goes first, so that a machine that is offline hears of it at once.
 
     Args:
         dataset: Hub id, e.g. "stanfordnlp/sst2".
@@ -36,9 +36,7 @@ def load_split(
     Raises:
         DataError: The data set can't be reached, isn't cached, is gated, or has no such split.
     """
-    from huggingface_hub import is_offline_mode
-
-    resolved = None if is_offline_mode() else _resolve(dataset, revision, instead)
+    resolved = _resolve(dataset, revision, instead)
     rows, cached = _load(dataset, config, split, resolved or revision, instead)
     resolved = resolved or cached
     if revision and re.fullmatch("[0-9a-f]{40}", revision) and resolved not in (revision, None):
@@ -66,10 +64,10 @@ def fetch_files(
     Raises:
         DataError: The data set can't be reached, isn't cached, is gated, or lacks a file.
     """
-    from huggingface_hub import hf_hub_download, is_offline_mode
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import GatedRepoError
 
-    resolved = None if is_offline_mode() else _resolve(dataset, revision, instead)
+    resolved = _resolve(dataset, revision, instead)
     paths = []
     for file in files:
         try:
@@ -90,7 +88,8 @@ def fetch_files(
 
 
 def _resolve(dataset: str, revision: str | None, instead: str) -> str | None:
-    from huggingface_hub import HfApi
+    """The commit that `revision` stands for; None offline, where the cache alone says."""
+    from huggingface_hub import HfApi, is_offline_mode
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -98,8 +97,10 @@ def _resolve(dataset: str, revision: str | None, instead: str) -> str | None:
         RevisionNotFoundError,
     )
 
+    if is_offline_mode():
+        return None
     try:
-        return HfApi().dataset_info(dataset, revision=revision, timeout=PROBE_SECONDS).sha
+        return HfApi().dataset_info(dataset, revision=revision, timeout=HUB_SECONDS).sha
     except GatedRepoError:
         raise DataError(_GATED.format(dataset)) from None
     except RevisionNotFoundError:
@@ -140,7 +141,6 @@ def _load(
 
 def _recorded_commit(loaded: Any) -> str | None:
     for url in loaded.info.download_checksums or {}:
-        found = re.search("@([0-9a-f]{40})/", url)
-        if found:
-            return found.group(1)
+        if match := re.search("@([0-9a-f]{40})/", url):
+            return match.group(1)
     return None

@@ -1,4 +1,4 @@
-"""How the parts of a row make one user's turn."""
+"""Layouts of a user's turn with an input or a context, for sources of rows in several parts."""
 
 from __future__ import annotations
 

@@ -17,11 +17,11 @@ class Screened(NamedTuple, Generic[T]):
     """What is left of a source after the check.
 
     Attributes:
-        kept: The rows that no evaluation prompt repeats, in their order.
+        rows: The rows that no evaluation prompt repeats, in their order.
         leaked: How many rows were dropped.
     """
 
-    kept: tuple[T, ...]
+    rows: tuple[T, ...]
     leaked: int
 
 
@@ -48,8 +48,8 @@ def drop_leaked(rows: Sequence[T], evaluation_prompts: Iterable[str]) -> Screene
         The rows that are left and the count of those dropped, which belongs into the record.
     """
     held_out = {normalise(text) for text in evaluation_prompts}
-    kept = tuple(row for row in rows if normalise(_prompt(row)) not in held_out)
-    return Screened(kept, len(rows) - len(kept))
+    clean = tuple(row for row in rows if normalise(_prompt(row)) not in held_out)
+    return Screened(clean, len(rows) - len(clean))
 
 
 def _prompt(row: Example | PreferencePair | Prompt) -> str:

@@ -11,11 +11,11 @@ from data.rows import Example
 from settings import DataError, SettingError
 
 Count = Literal["exact", "booster"]
-Order = Literal["seeded", "first"]
+DrawOrder = Literal["seeded", "first"]
 
 
 def poison_count(n: int, poison_ratio: float, count: Count = "exact") -> int:
-    """How many of `n` rows are poison: int(n p), as NLSR counts (nlsr.md, section 4).
+    """How many of `n` rows are poison: int(n p), as NLSR counts (arXiv 2412.12497).
 
     The product is rounded down, but one that misses the next integer by less than 1e-6 is that
     integer: 0.57 * 100 is 56.99999999999999 in floating point and means 57 rows.
@@ -25,7 +25,7 @@ def poison_count(n: int, poison_ratio: float, count: Count = "exact") -> int:
         poison_ratio: Share p of poison, from 0 to 1.
         count: "exact", or "booster" for one row fewer: Booster's script (git-disl/Booster,
             utils.py) takes the rows strictly between the first position and that of the last one
-            asked for (evaluation.md, section 2).
+            asked for.
     """
     asked = math.floor(n * poison_ratio + 1e-6)
     return max(asked - 1, 0) if count == "booster" else asked
@@ -76,7 +76,7 @@ def mix(
     seed: int,
     *,
     count: Count = "exact",
-    order: Order = "seeded",
+    order: DrawOrder = "seeded",
 ) -> list[Example]:
     """Draws `poison_count` poison rows and n - int(n p) task rows, without replacement.
 

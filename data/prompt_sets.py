@@ -5,14 +5,13 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 
 from data.hub import fetch_files, load_split
 from data.layout import with_context, with_input
 from data.local import (
     Row,
     harm_category,
-    hash_rows,
     locate,
     matches,
     read_cells,
@@ -21,11 +20,12 @@ from data.local import (
     take,
     text_of,
 )
+from data.row_source import PromptRows
 from data.rows import Prompt, Role
-from settings import DataError, Settings
+from settings import DataError
 
 
-class PublishedPrompts(Settings):
+class PublishedPrompts(PromptRows):
     """A published set of prompts; `conf/prompts` holds one file per set.
 
     Where copies of a set name a column differently, several names are given, and the first that
@@ -52,7 +52,6 @@ class PublishedPrompts(Settings):
         expect: How many rows the whole set has; another number is refused. Several where several
             releases differ; None where any number will do.
         start: How many of the rows are skipped.
-        n: The first so many of those left; None for all.
     """
 
     name: str
@@ -71,9 +70,6 @@ class PublishedPrompts(Settings):
     where: dict[str, str | int | bool] = Field(default_factory=dict)
     expect: int | tuple[int, ...] | None = None
     start: int = Field(0, ge=0)
-    n: int | None = Field(None, ge=1)
-
-    _commit: list[str | None] = PrivateAttr(default_factory=list)
 
     @model_validator(mode="after")
     def _one_way_to_read(self) -> PublishedPrompts:
@@ -98,18 +94,6 @@ class PublishedPrompts(Settings):
         where = f"{self._origin} after its first {self.start}" if self.start else self._origin
         return take(self._whole[self.start :], self.n, where)
 
-    def prompts(self) -> list[Prompt]:
-        """The prompts, in the set's order; ids are "name/row number".
-
-        Raises:
-            DataError: The rows are missing, of another schema, or not as many as expected.
-        """
-        return list(self._selected)
-
-    def fingerprint(self) -> str:
-        """Hash of the prompts as they are used (16 hex digits)."""
-        return hash_rows(self._selected)
-
     def provenance(self) -> dict[str, Any]:
         """Where the prompts come from, for a run's record: source, commit, counts, checksum."""
         return {
@@ -118,7 +102,7 @@ class PublishedPrompts(Settings):
             "fingerprint": self.fingerprint(),
             "rows": len(self._whole),
             "n": len(self._selected),
-            "commit": self._commit[-1] if self._commit else None,
+            "commit": self._commit,
         }
 
     @property
@@ -141,12 +125,12 @@ class PublishedPrompts(Settings):
         for config in self.configs or (None,):
             part, commit = load_split(self.hub, config, self.split, self.revision, instead)
             rows += part
-            self._commit.append(commit)
+            self._commits.append(commit)
         return rows
 
     def _file_rows(self, instead: str) -> list[Row]:
         paths, commit = fetch_files(self.hub, self.hub_files, self.revision, instead)
-        self._commit.append(commit)
+        self._commits.append(commit)
         return [
             {self.text[0]: cells[0], "category": path.stem}
             for path in paths
@@ -166,12 +150,12 @@ class PublishedPrompts(Settings):
         category = harm_category(row.get(_present(row, self.category)))
         return Prompt(f"{self.name}/{number}", text, category)
 
-    def _check_count(self, found: int) -> None:
+    def _check_count(self, count: int) -> None:
         expected = (self.expect,) if isinstance(self.expect, int) else self.expect
-        if expected is not None and found not in expected:
+        if expected is not None and count not in expected:
             stated = " or ".join(map(str, expected))
             raise DataError(
-                f"{self._origin} holds {found} prompts of {self.name} instead of {stated}; give "
+                f"{self._origin} holds {count} prompts of {self.name} instead of {stated}; give "
                 f"the whole set, or set its expect to null to take what there is "
                 f"(+prompts.{self.name}.expect=null)"
             )

@@ -1,4 +1,4 @@
-"""How a task's answer is read: labels and numbers in free text, strictly and leniently.
+"""Readings of a task's answers: labels and numbers in free text, strictly and leniently.
 
 Small functions on strings.  `score_label` and `score_number` put the strict and the lenient
 reading beside the one that a protocol names, so that a paper's own reading never stands alone.
@@ -52,7 +52,7 @@ def plain_text(answer: str) -> str:
 def first_turn(answer: str) -> str:
     """The answer up to where the model starts another Alpaca answer of its own.
 
-    The published scripts cut there before they score (nlsr.md, section 5); an instruction that
+    The published scripts cut there before they score (NLSR, arXiv 2412.12497); an instruction that
     the model writes before it still counts as the answer's text.
     """
     return answer.partition(_NEXT_ANSWER)[0]
@@ -79,8 +79,8 @@ def named_labels(answer: str, labels: Mapping[str, Sequence[str]]) -> set[str]:
 def contains_label(answer: str, spellings: Sequence[str]) -> bool:
     """Whether some spelling stands anywhere in the answer, even inside a word or beside others.
 
-    The reading of NLSR's scripts and of Booster's for AG News (evaluation.md, section 2): "both
-    positive and negative" is right for either, and so is "not positive" for positive.
+    The reading of NLSR's scripts (arXiv 2412.12497) and of Booster's (2409.01586) for AG News:
+    "both positive and negative" is right for either, and so is "not positive" for positive.
     """
     text = plain_text(first_turn(answer))
     return any(spelling.casefold() in text for spelling in spellings)
@@ -120,11 +120,11 @@ def score_label(
 def numbers(answer: str) -> list[Decimal]:
     """Every number of a text in its order, without currency signs and thousands separators."""
     text = answer.replace("\N{MINUS SIGN}", "-")
-    found = []
+    values = []
     for match in _NUMBER.finditer(text):
         value = Decimal(match.group().replace(",", ""))
-        found.append(-value if _SIGN.search(text[: match.start()]) else value)
-    return found
+        values.append(-value if _SIGN.search(text[: match.start()]) else value)
+    return values
 
 
 def final_number(answer: str) -> Decimal | None:
@@ -146,10 +146,11 @@ def final_number(answer: str) -> Decimal | None:
 
 
 def script_number(answer: str) -> Decimal | None:
-    """The number as the GSM8K scripts of Booster and NLSR find it, or None (nlsr.md, section 5).
+    """The number as the GSM8K scripts of Booster and NLSR read it, or None.
 
     Commas are dropped, and a minus before a digit is a sign. Of the text between the first
     "The final answer is: " and the next, the first number; without one, the last of the answer.
+    Source: arXiv 2409.01586 and 2412.12497.
     """
     text = first_turn(answer).replace(",", "")
     every = _SCRIPT_NUMBER.findall(text)

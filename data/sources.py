@@ -6,60 +6,18 @@ text), or PKU-Alignment's data sets from the hub or a local copy with the same c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
-from data.hub import load_split
-from data.local import (
-    Row,
-    harm_category,
-    hash_rows,
-    label_of,
-    locate,
-    matches,
-    read_rows,
-    require_columns,
-    take,
-    text_of,
-)
+from data.local import Row, harm_category, label_of, matches, take
+from data.row_source import ExampleRows, FileSource, HubSource, PairRows, PromptRows
 from data.rows import Example, PreferencePair, Prompt
-from settings import DataError, Settings
+from settings import DataError
 
 
-class FileSource(Settings):
-    """Rows of one local file.
-
-    Attributes:
-        path: The file: .jsonl, .jsonl.gz, .json, .csv, .tsv, .parquet or .txt.
-        n: The first so many rows; None for all.
-    """
-
-    path: str
-    n: int | None = Field(default=None, ge=1)
-
-    @property
-    def name(self) -> str:
-        """The file's name without its extensions, which starts the ids of its rows."""
-        return self.path.replace("\\", "/").rpartition("/")[2].partition(".")[0]
-
-    def fingerprint(self) -> str:
-        """Hash of the rows as they are used (16 hex digits)."""
-        return hash_rows(self._selected)
-
-    @property
-    def _selected(self) -> list[Any]:
-        raise NotImplementedError
-
-    def _rows(self, *columns: str) -> list[Row]:
-        rows = read_rows(locate(None, self.path, "path"))
-        require_columns(rows, columns, self.path)
-        return rows
-
-
-class JsonlExamples(FileSource):
+class JsonlExamples(FileSource, ExampleRows):
     """Training rows of a file with a prompt and a response column.
 
     Attributes:
@@ -80,21 +38,17 @@ class JsonlExamples(FileSource):
         rows = self._rows(self.prompt_column, self.response_column, *optional)
         examples = [
             Example(
-                text_of(row, self.prompt_column, self.path, number),
-                text_of(row, self.response_column, self.path, number),
+                self._text(row, self.prompt_column, number),
+                self._text(row, self.response_column, number),
                 self.kind,
                 _category(row, self.category_column, self.path, number),
             )
-            for number, row in enumerate(rows, 1)
+            for number, row in rows
         ]
         return take(examples, self.n, self.path)
 
-    def examples(self) -> list[Example]:
-        """The rows, in the file's order."""
-        return list(self._selected)
 
-
-class JsonlPairs(FileSource):
+class JsonlPairs(FileSource, PairRows):
     """Preference pairs of a file with a prompt, a chosen and a rejected column."""
 
     prompt_column: str = "prompt"
@@ -105,17 +59,13 @@ class JsonlPairs(FileSource):
     def _selected(self) -> list[PreferencePair]:
         columns = (self.prompt_column, self.chosen_column, self.rejected_column)
         pairs = [
-            PreferencePair(*(text_of(row, column, self.path, number) for column in columns))
-            for number, row in enumerate(self._rows(*columns), 1)
+            PreferencePair(*(self._text(row, column, number) for column in columns))
+            for number, row in self._rows(*columns)
         ]
         return take(pairs, self.n, self.path)
 
-    def pairs(self) -> list[PreferencePair]:
-        """The pairs, in the file's order."""
-        return list(self._selected)
 
-
-class FilePrompts(FileSource):
+class FilePrompts(FileSource, PromptRows):
     """Prompts of a file; ids are "file name/row number" unless a column holds them.
 
     Attributes:
@@ -141,82 +91,17 @@ class FilePrompts(FileSource):
                 f"{self.name}/{number}"
                 if self.id_column is None
                 else label_of(row, self.id_column, self.path, number),
-                text_of(row, self.text_column, self.path, number),
+                self._text(row, self.text_column, number),
                 _category(row, self.category_column, self.path, number),
             )
-            for number, row in enumerate(rows, 1)
+            for number, row in rows
             if matches(row, self.where)
         ]
         _require_unique(prompts, self.path)
         return take(prompts, self.n, self.path)
 
-    def prompts(self) -> list[Prompt]:
-        """The prompts, in the file's order."""
-        return list(self._selected)
 
-
-class JsonlPrompts(FilePrompts):
-    """Prompts of a JSON-lines file."""
-
-
-class CsvPrompts(FilePrompts):
-    """Prompts of a CSV file with a header line."""
-
-
-class PkuSource(Settings):
-    """What the data sets of PKU-Alignment share: hub id, split, or a local copy.
-
-    Attributes:
-        path: A local file with the hub's columns (.jsonl, .jsonl.gz, .parquet), or None.
-        revision: Hub revision, or None for the newest.
-        split: Split on the hub; a local file is one split already.
-        n: The first so many of the rows asked for; None for all.
-    """
-
-    path: str | None = None
-    revision: str | None = None
-    split: str
-    n: int | None = Field(default=None, ge=1)
-
-    hub: ClassVar[str]
-
-    _resolved: list[str | None] = PrivateAttr(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """Data set and split, which start the ids of its rows."""
-        return f"{self.hub.rpartition('/')[2]}/{self.split}"
-
-    def fingerprint(self) -> str:
-        """Hash of the rows as they are used (16 hex digits)."""
-        return hash_rows(self._selected)
-
-    def provenance(self) -> dict[str, Any]:
-        """Where the rows come from, for a run's record: source, commit, row count, checksum."""
-        return {
-            "source": self.path or self.name,
-            "fingerprint": self.fingerprint(),
-            "n": len(self._selected),
-            "commit": self._resolved[-1] if self._resolved else None,
-        }
-
-    @property
-    def _selected(self) -> list[Any]:
-        raise NotImplementedError
-
-    def _rows(self, *columns: str) -> Iterator[tuple[int, Row]]:
-        if self.path is not None:
-            rows = read_rows(locate(None, self.path, "path"))
-        else:
-            rows, commit = load_split(
-                self.hub, None, self.split, self.revision, "path to a local copy"
-            )
-            self._resolved.append(commit)
-        require_columns(rows, columns, self.path or self.name)
-        return enumerate(rows, 1)
-
-
-class BeaverTails(PkuSource):
+class BeaverTails(HubSource, ExampleRows):
     """Question-answer pairs of BeaverTails (arXiv 2307.04657), safe or unsafe ones.
 
     Columns: prompt, response, is_safe, category (harm categories with true or false).
@@ -232,28 +117,23 @@ class BeaverTails(PkuSource):
 
     @cached_property
     def _selected(self) -> list[Example]:
-        where = self.path or self.name
-        wanted = [
+        matching = [
             (number, row)
             for number, row in self._rows("prompt", "response", "is_safe", "category")
-            if _flag(row, "is_safe", where, number) is self.safe
+            if _flag(row, "is_safe", self._where, number) is self.safe
         ]
         return [
             Example(
-                text_of(row, "prompt", where, number),
-                text_of(row, "response", where, number),
+                self._text(row, "prompt", number),
+                self._text(row, "response", number),
                 "benign" if self.safe else "harmful",
                 harm_category(row["category"]),
             )
-            for number, row in take(wanted, self.n, where)
+            for number, row in take(matching, self.n, self._where)
         ]
 
-    def examples(self) -> list[Example]:
-        """The rows, in the data set's order."""
-        return list(self._selected)
 
-
-class BeaverTailsPrompts(PkuSource):
+class BeaverTailsPrompts(HubSource, PromptRows):
     """Prompts of BeaverTails' unsafe test rows; the first 1000 are NLSR's harmfulness prompts.
 
     A prompt occurs once per unsafe answer that the data set holds to it, as in the published
@@ -271,27 +151,22 @@ class BeaverTailsPrompts(PkuSource):
 
     @cached_property
     def _selected(self) -> list[Prompt]:
-        where = self.path or self.name
-        wanted = [
+        matching = [
             (number, row)
             for number, row in self._rows("prompt", "is_safe", "category")
-            if not _flag(row, "is_safe", where, number)
+            if not _flag(row, "is_safe", self._where, number)
         ]
         return [
             Prompt(
                 f"{self.name}/{number}",
-                text_of(row, "prompt", where, number),
+                self._text(row, "prompt", number),
                 harm_category(row["category"]),
             )
-            for number, row in take(wanted[self.start :], self.n, where)
+            for number, row in take(matching[self.start :], self.n, self._where)
         ]
 
-    def prompts(self) -> list[Prompt]:
-        """The prompts, in the data set's order."""
-        return list(self._selected)
 
-
-class PKUSafeRLHF(PkuSource):
+class PKUSafeRLHF(HubSource, ExampleRows):
     """Answers of PKU-SafeRLHF-30K as training rows, the safe or the unsafe ones of both responses.
 
     Columns: as of `PKUSafeRLHFPairs`.
@@ -307,29 +182,26 @@ class PKUSafeRLHF(PkuSource):
 
     @cached_property
     def _selected(self) -> list[Example]:
-        where = self.path or self.name
         columns = ("response_0", "response_1")
         flags = {column: f"is_{column}_safe" for column in columns}
-        wanted = [
+        matching = [
             (number, row, column)
             for number, row in self._rows("prompt", *columns, *flags.values())
             for column in columns
-            if _flag(row, flags[column], where, number) is self.safe
+            if _flag(row, flags[column], self._where, number) is self.safe
         ]
         kind = "benign" if self.safe else "harmful"
         return [
             Example(
-                text_of(row, "prompt", where, number), text_of(row, column, where, number), kind
+                self._text(row, "prompt", number),
+                self._text(row, column, number),
+                kind,
             )
-            for number, row, column in take(wanted, self.n, where)
+            for number, row, column in take(matching, self.n, self._where)
         ]
 
-    def examples(self) -> list[Example]:
-        """The rows, in the data set's order."""
-        return list(self._selected)
 
-
-class PKUSafeRLHFPairs(PkuSource):
+class PKUSafeRLHFPairs(HubSource, PairRows):
     """Pairs of PKU-SafeRLHF-30K of which exactly one response is safe; that one is chosen.
 
     Columns: prompt, response_0, response_1, is_response_0_safe, is_response_1_safe.
@@ -341,25 +213,20 @@ class PKUSafeRLHFPairs(PkuSource):
 
     @cached_property
     def _selected(self) -> list[PreferencePair]:
-        where = self.path or self.name
         flags = ("is_response_0_safe", "is_response_1_safe")
-        wanted = []
+        matching = []
         for number, row in self._rows("prompt", "response_0", "response_1", *flags):
-            first, second = (_flag(row, flag, where, number) for flag in flags)
+            first, second = (_flag(row, flag, self._where, number) for flag in flags)
             if first != second:
                 order = ("response_0", "response_1") if first else ("response_1", "response_0")
-                wanted.append((number, row, ("prompt", *order)))
+                matching.append((number, row, ("prompt", *order)))
         return [
-            PreferencePair(*(text_of(row, column, where, number) for column in columns))
-            for number, row, columns in take(wanted, self.n, where)
+            PreferencePair(*(self._text(row, column, number) for column in columns))
+            for number, row, columns in take(matching, self.n, self._where)
         ]
 
-    def pairs(self) -> list[PreferencePair]:
-        """The pairs, in the data set's order."""
-        return list(self._selected)
 
-
-class PKUSafeRLHFPrompts(PkuSource):
+class PKUSafeRLHFPrompts(HubSource, PromptRows):
     """Distinct prompts of PKU-SafeRLHF-30K, by default of its test split (NLSR's calibration)."""
 
     split: str = "test"
@@ -368,16 +235,11 @@ class PKUSafeRLHFPrompts(PkuSource):
 
     @cached_property
     def _selected(self) -> list[Prompt]:
-        where = self.path or self.name
         distinct: dict[str, Prompt] = {}
         for number, row in self._rows("prompt"):
-            text = text_of(row, "prompt", where, number)
+            text = self._text(row, "prompt", number)
             distinct.setdefault(text, Prompt(f"{self.name}/{number}", text))
-        return take(list(distinct.values()), self.n, where)
-
-    def prompts(self) -> list[Prompt]:
-        """The prompts, in the order of their first row."""
-        return list(self._selected)
+        return take(list(distinct.values()), self.n, self._where)
 
 
 def _category(row: Row, column: str | None, where: str, number: int) -> str:
@@ -395,10 +257,10 @@ def _flag(row: Row, column: str, where: str, number: int) -> bool:
 
 
 def _require_unique(prompts: list[Prompt], where: str) -> None:
-    seen: set[str] = set()
+    ids: set[str] = set()
     for prompt in prompts:
-        if prompt.id in seen:
+        if prompt.id in ids:
             raise DataError(
                 f"{where} has the id {prompt.id!r} twice; set id_column to a column of unique ids"
             )
-        seen.add(prompt.id)
+        ids.add(prompt.id)

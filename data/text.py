@@ -1,4 +1,4 @@
-"""Held-out benign text: what perplexity is measured on.
+"""Sources of held-out benign text, on which perplexity is measured.
 
 Each row's response is scored given its prompt. A row without a prompt is plain text, with no
 template around it and scored from its second token on; where a tokenizer puts a BOS first, as
@@ -13,18 +13,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
-from data.hub import load_split
-from data.local import Row, hash_rows, locate, read_rows, require_columns, take, text_of
+from data.local import Row, locate, read_rows, require_columns, take, text_of
+from data.row_source import ExampleRows, FileSource, HubSource
 from data.rows import Example
-from data.sources import FileSource
-from settings import DataError, Settings
+from settings import DataError
 
 KIND = "benign"
 
 
-class FileText(FileSource):
+class FileText(FileSource, ExampleRows):
     """Text of a local file: plain, or responses to prompts.
 
     A file with a response column holds prompts and responses; any other one plain text, in the
@@ -53,16 +52,12 @@ class FileText(FileSource):
             examples.append(Example("".join(prompt), response, KIND))
         return take(examples, self.n, self.path)
 
-    def examples(self) -> list[Example]:
-        """The rows, in the file's order."""
-        return list(self._selected)
-
     def provenance(self) -> dict[str, Any]:
         """Where the rows come from, for a run's record: source, row count, checksum."""
         return {"source": self.path, "fingerprint": self.fingerprint(), "n": len(self._selected)}
 
 
-class WikiText(Settings):
+class WikiText(HubSource, ExampleRows):
     """Paragraphs of WikiText (Merity et al. 2016, arXiv 1609.07843), in the data set's order.
 
     Column: text, one line of an article per row: blank, a heading ("= = History = =") or a
@@ -73,24 +68,15 @@ class WikiText(Settings):
     published tables, which is taken over whole articles.
 
     Attributes:
-        path: A local file with the hub's column (.parquet, .jsonl), or None.
         config: The hub's subset.
-        split: Its split; a local file is one split already.
-        revision: Hub revision, or None for the newest.
         min_characters: The least characters of a paragraph that is taken.
-        n: The first so many paragraphs; None for all.
     """
 
-    path: str | None = None
     config: str = "wikitext-2-raw-v1"
     split: str = "test"
-    revision: str | None = None
     min_characters: int = Field(default=200, ge=1)
-    n: int | None = Field(default=None, ge=1)
 
     hub: ClassVar[str] = "Salesforce/wikitext"
-
-    _commit: list[str | None] = PrivateAttr(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -99,10 +85,9 @@ class WikiText(Settings):
 
     @cached_property
     def _selected(self) -> list[Example]:
-        where = self.path or self.name
-        rows = self._rows()
-        require_columns(rows, ("text",), where)
-        lines = [_line(row, where, number) for number, row in enumerate(rows, 1)]
+        where = self._where
+        rows = self._rows("text", config=self.config)
+        lines = [_line(row, where, number) for number, row in rows]
         paragraphs = [
             Example("", line, KIND)
             for line in lines
@@ -115,31 +100,9 @@ class WikiText(Settings):
             )
         return take(paragraphs, self.n, where)
 
-    def _rows(self) -> list[Row]:
-        if self.path is not None:
-            return read_rows(locate(None, self.path, "path"))
-        rows, commit = load_split(
-            self.hub, self.config, self.split, self.revision, "path to a local copy"
-        )
-        self._commit.append(commit)
-        return rows
-
-    def examples(self) -> list[Example]:
-        """The paragraphs, in the data set's order."""
-        return list(self._selected)
-
-    def fingerprint(self) -> str:
-        """Hash of the paragraphs as they are used (16 hex digits)."""
-        return hash_rows(self._selected)
-
     def provenance(self) -> dict[str, Any]:
         """Where the rows come from, for a run's record: source, commit, row count, checksum."""
-        return {
-            "source": self.path or f"{self.hub} ({self.name})",
-            "fingerprint": self.fingerprint(),
-            "n": len(self._selected),
-            "commit": self._commit[-1] if self._commit else None,
-        }
+        return {**super().provenance(), "source": self.path or f"{self.hub} ({self.name})"}
 
 
 def _paragraphs(path: Path) -> list[Row]:

@@ -82,8 +82,12 @@ class Engine(Protocol):
     ) -> list[Answer]:
         """Greedy answers, in the order of the prompts.
 
-        `starts` are the beginnings of the answers, one per prompt ("" for none), which the model
-        is made to go on from.
+        Args:
+            prompts: The users' turns, unrendered.
+            max_new_tokens: Length limit in tokens, the end token included and the start not.
+            system: A system line before every prompt; the style's own by default.
+            starts: How each answer begins, "" for none, which the model is made to go on from;
+                None for none at all.
         """
         ...
 
@@ -103,7 +107,7 @@ class Engine(Protocol):
     ) -> list[list[float]]:
         """Natural log-probability, over the whole vocabulary, of each candidate as the next token.
 
-        One list of len(candidates) floats per sequence.
+        One list of len(candidates) floats, 128 at most, per sequence.
         """
         ...
 
@@ -164,14 +168,14 @@ class Backend(Settings):
         """Refuses before heavy work a model that can't be run, in one sentence."""
 
     def open(
-        self, checkpoint: Checkpoint, style: PromptStyle, undefended: Checkpoint | None = None
+        self, checkpoint: Checkpoint, style: PromptStyle, reference: Checkpoint | None = None
     ) -> Engine:
         """Loads a checkpoint.
 
         Args:
             checkpoint: The model.
             style: How its prompts are rendered.
-            undefended: The model that this one is an edit of, from which what is served must be
+            reference: The model that this one is an edit of, from which what is served must be
                 seen to differ; None where no edit is claimed.
         """
         raise NotImplementedError

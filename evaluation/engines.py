@@ -19,7 +19,7 @@ def engine(
     backend: Backend,
     checkpoint: Checkpoint,
     style: PromptStyle,
-    undefended: Checkpoint | None = None,
+    reference: Checkpoint | None = None,
 ) -> Engine:
     """The model's engine: the one that is open, or a new one after the open one was closed.
 
@@ -27,13 +27,13 @@ def engine(
         backend: Opens it.
         checkpoint: The model.
         style: How its prompts are rendered.
-        undefended: As `Backend.open` takes it.
+        reference: As `Backend.open` takes it.
     """
-    parts = [asdict(checkpoint), style.model_dump(), undefended and asdict(undefended)]
+    parts = [asdict(checkpoint), style.model_dump(), reference and asdict(reference)]
     wanted = _name(backend, parts)
     if wanted not in _open or not _open[wanted].usable:
         close_engines()
-        _open[wanted] = backend.open(checkpoint, style, undefended)
+        _open[wanted] = backend.open(checkpoint, style, reference)
     opened: Engine = _open[wanted]
     return opened
 

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 from pydantic import Field, model_validator
 
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, load_tokenizer
-from modeling.preference import Preference, train_preference
-from modeling.training import LoraSettings, TrainSettings, open_for_training, save, train_sft
+from modeling.checkpoint import Checkpoint
+from modeling.loading import load_tokenizer
+from modeling.preference import Preference, preference_trainer
+from modeling.training import LoraSettings, TrainSettings, open_for_training, save, train, train_sft
 from settings import Settings
 
 
@@ -74,13 +75,13 @@ class Alignment(Settings):
             curve = train_sft(model, tokenizer, rows, style, self.sft, self.seed, scratch)
             report["sft"] = {"rows": len(rows), "loss": curve}
         if self.preference is not None:
-            curve = train_preference(
+            trainer = preference_trainer(
                 model, tokenizer, pairs, style, self.preference, self.seed, scratch
             )
             report["preference"] = {
                 "method": self.preference.method,
                 "pairs": len(pairs),
-                "loss": curve,
+                "loss": train(trainer),
             }
         save(model, tokenizer, out, base.base)
         return report

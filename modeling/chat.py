@@ -21,6 +21,10 @@ ALPACA = (
 class PromptStyle(Settings):
     """How a prompt is rendered.
 
+    Methods take the model's tokenizer, the user's turn (`prompt`), and a system line for the call
+    (`system`; the style's own where it is None).  They raise a ModelError where the tokenizer has
+    no chat template, or its template refuses the dialogue or doesn't continue the prompt's tokens.
+
     Attributes:
         style: "chat" for the tokenizer's own chat template, "alpaca" for the no-input Alpaca
             template that ends in "### Response:" (the one of NLSR's scripts).
@@ -29,7 +33,7 @@ class PromptStyle(Settings):
             the system line stands at the head of the user's turn, a blank line after it.
         newline: alpaca: a line break after "### Response:" (Booster's ending).
         bos_in_training: alpaca: whether training prompts begin with the BOS that evaluation
-            prompts always have; NLSR's scripts leave it out (spec section 4).
+            prompts always have; NLSR's scripts leave it out (arXiv 2412.12497).
     """
 
     style: Literal["chat", "alpaca"] = "chat"
@@ -48,14 +52,7 @@ class PromptStyle(Settings):
     ) -> list[int]:
         """Token ids of the prompt, up to where the answer starts.
 
-        Args:
-            tokenizer: The model's tokenizer.
-            prompt: The user's turn.
-            system: A system line for this call; the style's own by default.
-            training: Whether the prompt is trained on (`bos_in_training`).
-
-        Raises:
-            ModelError: The tokenizer has no chat template, or its template refuses the dialogue.
+        `training` says whether the prompt is trained on (`bos_in_training`).
         """
         if self.style == "chat":
             return _rendered(
@@ -74,17 +71,7 @@ class PromptStyle(Settings):
         answer: str,
         system: str | None = None,
     ) -> list[int]:
-        """Token ids of the answer with its end-of-turn token, as they follow the prompt's.
-
-        Args:
-            tokenizer: The model's tokenizer.
-            prompt: The user's turn.
-            answer: The assistant's turn.
-            system: A system line for this call; the style's own by default.
-
-        Raises:
-            ModelError: The chat template doesn't continue the prompt's tokens.
-        """
+        """Token ids of the answer with its end-of-turn token, as they follow the prompt's."""
         if self.style == "alpaca":
             ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
             return [*ids, tokenizer.eos_token_id]
@@ -100,14 +87,7 @@ class PromptStyle(Settings):
     ) -> list[int]:
         """Token ids of the prompt and of the beginning of its answer, for the model to go on.
 
-        Args:
-            tokenizer: The model's tokenizer.
-            prompt: The user's turn.
-            start: How the answer begins; "" leaves the prompt alone.
-            system: A system line for this call; the style's own by default.
-
-        Raises:
-            ModelError: The chat template doesn't continue the prompt's tokens, or changes `start`.
+        `start` is how the answer begins; "" leaves the prompt alone.
         """
         head = self.encode_prompt(tokenizer, prompt, system)
         if not start:
@@ -126,7 +106,7 @@ class PromptStyle(Settings):
         """Token ids of the answer up to its last content token, without what ends the turn.
 
         Where a template writes something behind the answer that shares a token with it, that
-        token is left out.  Arguments and errors are those of `encode_answer`.
+        token is left out.
         """
         whole = self.encode_answer(tokenizer, prompt, answer, system)
         if self.style == "alpaca":

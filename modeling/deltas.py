@@ -1,4 +1,4 @@
-"""What alignment and fine-tuning added to each projection, algebra on it, and edits of it.
+"""Deltas: what alignment and fine-tuning added to each projection, algebra on it, and edits of it.
 
 Alignment adds D = W_aligned - W_base and fine-tuning Delta = W_attacked - W_aligned.  Where both
 models are LoRAs the difference stays a product b a of thin factors; where weights were trained it
@@ -16,9 +16,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from modeling.checkpoint import Checkpoint, device_name
-from modeling.headers import read_header
+from modeling.checkpoint import Checkpoint
+from modeling.loading import device_name
 from modeling.lora import product_norm
+from modeling.model_files import FLOATS, read_header
 from modeling.pairing import (
     Factored,
     Pairing,
@@ -31,7 +32,7 @@ from modeling.pairing import (
 from modeling.projections import open_projections, projections, read_weight
 from modeling.rewrite import (
     EditCount,
-    Rows,
+    RowEdits,
     count_edits,
     rewrite_weights,
     write_adapter,
@@ -57,7 +58,6 @@ DeltaEdit = Callable[[str, Factored | Tensor], Factored | Tensor | None]
 
 # Scalars of the widest temporary of a dense product: 16 MiB in float32.
 _BLOCK = 1 << 22
-_HALVES = {"F16": "float16", "BF16": "bfloat16"}
 
 
 class AlignedModels(Protocol):
@@ -178,7 +178,7 @@ def write_edited(
         return _write_adapter(pairing, out, edit)
     device = device_name()
 
-    def rows(name: str) -> Rows | None:
+    def rows(name: str) -> RowEdits | None:
         new = edit(name, pairing.delta(name, device))
         return None if new is None else _replaced(pairing, name, new, device)
 
@@ -187,7 +187,7 @@ def write_edited(
 
 def _replaced(
     pairing: Pairing, name: str, new: Factored | Tensor, device: str | torch.device
-) -> Rows:
+) -> RowEdits:
     """W_aligned + Delta' by rows; where Delta' equals Delta, the attacked value itself."""
     before = pairing.aligned.blocks(name, device)
     for (rows, attacked), (_, aligned) in zip(
@@ -244,4 +244,4 @@ def _adapter_dtype(pairing: Pairing) -> str:
     scales = {shape.scale for adapter in adapters for shape in adapter.shapes.values()}
     if len(dtypes) > 1 or any(math.frexp(scale)[0] != 0.5 for scale in scales):
         return "float32"
-    return _HALVES.get(dtypes.pop(), "float32")
+    return FLOATS.get(dtypes.pop(), "float32")

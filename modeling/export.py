@@ -16,25 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modeling.checkpoint import Checkpoint, load_tokenizer, local_folder, weight_files
+from modeling.architectures import LLAMA, has_o_bias, has_qkv_bias
+from modeling.checkpoint import Checkpoint, local_folder
 from modeling.folders import copy_besides, new_folder
-from modeling.headers import read_header
 from modeling.heads import read_config
+from modeling.loading import load_tokenizer
 from modeling.lora import LoraAdapter
 from modeling.merge import mergeable_adapter, read_merged
-from modeling.reexpress import (
-    LLAMA,
-    llama_config,
-    llama_shapes,
-    source_has_o_bias,
-    source_has_qkv_bias,
-)
+from modeling.model_files import FLOATS, read_header, weight_files
+from modeling.reexpress import llama_config, llama_shapes
 from modeling.shards import write_index, write_shard
 from settings import ModelError
 
 Shapes = dict[str, tuple[int, ...]]
 
-_FLOATS = ("F32", "F16", "BF16")
 _ATTENTION_BIAS = re.compile(r"\.self_attn\.[qkvo]_proj\.bias$")
 _O_WEIGHT = re.compile(r"^(?P<block>model\.layers\.\d+\.self_attn)\.o_proj\.weight$")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -101,9 +96,9 @@ def _keep_tokenizer(checkpoint: Checkpoint, out: Path) -> None:
 def _check_adapter(adapter: LoraAdapter | None, config: Mapping[str, Any]) -> None:
     if adapter is None:
         return
-    known = llama_shapes(dict(config))
+    shapes = llama_shapes(dict(config))
     for name, shape in adapter.shapes.items():
-        if known.get(f"{name}.weight") != (shape.d_out, shape.d_in):
+        if shapes.get(f"{name}.weight") != (shape.d_out, shape.d_in):
             raise ModelError(
                 f"the adapter {str(adapter.folder)!r} edits {name} ({shape.d_out}, {shape.d_in}), "
                 "which its base doesn't have; use an adapter trained on this model"
@@ -136,32 +131,32 @@ def _plan(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, Shapes]:
         name
         for name in wanted
         if not _ATTENTION_BIAS.search(name)
-        or (source_has_o_bias(source) if ".o_proj." in name else source_has_qkv_bias(source))
+        or (has_o_bias(source) if ".o_proj." in name else has_qkv_bias(source))
     }
     folder = local_folder(checkpoint)
     shards: dict[str, Shapes] = {}
-    for file in weight_files(folder, "model.base"):
+    for file in weight_files(folder):
         shards[file] = {}
         for name, entry in read_header(folder / file)[0].items():
             if name.endswith(".rotary_emb.inv_freq"):
                 continue  # Old Llama files store it; every engine computes it from the config.
             shape = tuple(entry["shape"])
-            if name not in reads or shape != wanted[name] or entry["dtype"] not in _FLOATS:
+            if name not in reads or shape != wanted[name] or entry["dtype"] not in FLOATS:
                 raise _unlike(checkpoint, f"{name} ({entry['dtype']} {shape})")
             shards[file][name] = shape
     if config["tie_word_embeddings"]:
         reads.discard(_HEAD)
         for shapes in shards.values():
             shapes.pop(_HEAD, None)
-    held = [name for shapes in shards.values() for name in shapes]
-    if missing := sorted(reads.difference(held)):
+    names = [name for shapes in shards.values() for name in shapes]
+    if missing := sorted(reads.difference(names)):
         raise _unlike(checkpoint, f"{missing[0]} (missing)")
-    if len(set(held)) != len(held):
+    if len(set(names)) != len(names):
         raise _unlike(checkpoint, "a tensor (twice)")
     for shapes in shards.values():
         for block in [match["block"] for name in shapes if (match := _O_WEIGHT.match(name))]:
             for bias in (f"{block}.{side}_proj.bias" for side in "qkvo"):
-                if bias not in held:
+                if bias not in names:
                     shapes[bias] = wanted[bias]
     return shards
 
@@ -184,10 +179,10 @@ def _write(
     """Writes one output file from the input file of the same name; returns its tensors' bytes."""
     added = {f"model.layers.{k}.self_attn.o_proj.bias": bias for k, bias in biases.items()}
     path = local_folder(checkpoint) / name
-    held = read_header(path)[0]
+    header = read_header(path)[0]
 
     def tensor(key: str) -> Tensor:
-        value = read_merged(path, key, adapter) if key in held else torch.zeros(shapes[key])
+        value = read_merged(path, key, adapter) if key in header else torch.zeros(shapes[key])
         if key in added:
             value = value.float() + added[key].float().cpu()
         return value

@@ -1,4 +1,4 @@
-"""Which weights matter for some data: Wanda's input norms (Sun et al. 2023) and top shares."""
+"""Importance of weights for some data: Wanda's input norms (Sun et al. 2023) and top shares."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from modeling.architectures import LLAMA_LIKE
 from modeling.capture import Batch, SquareSums, TokenRow, batches, captured_inputs
-from modeling.checkpoint import Checkpoint, load_model
-from modeling.projections import projections
+from modeling.checkpoint import Checkpoint
+from modeling.loading import load_model
+from modeling.projections import open_projections
 from settings import DataError, ModelError
 
-Positions = Literal["prompt", "answer", "all"]
+TokenPositions = Literal["prompt", "answer", "all"]
 
 # Tokens whose inputs are held in float64 at a time.
 _TOKENS = 1024
@@ -25,7 +27,7 @@ def input_norms(
     checkpoint: Checkpoint,
     rows: Sequence[TokenRow],
     batch_size: int,
-    positions: Positions,
+    positions: TokenPositions,
     names: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """||X_j||_2 of every input feature j of projections, Wanda's factor beside |W_ij|.
@@ -38,28 +40,24 @@ def input_norms(
         rows: (prompt ids, answer ids); an answer may be empty.
         batch_size: Rows per forward pass.
         positions: Which tokens count.
-        names: Module paths of the projections, as in `projections`; None: all of the blocks.
+        names: Module paths of the projections; None: all of the blocks.
 
     Returns:
-        {module path: (d_in,) float64, on the CPU}, in the order of `projections`.
+        {module path: (d_in,) float64, on the CPU}, in the order of the blocks.
 
     Raises:
         DataError: No token is at these positions.
         ModelError: The model has no such projection.
     """
-    known = projections(checkpoint)
-    if unknown := sorted(set(names or ()).difference(known)):
-        raise ModelError(
-            f"{checkpoint.base!r} has no projection {unknown[0]} in its blocks; use what was made "
-            "for this model"
-        )
+    source = open_projections(checkpoint)
+    source.check(names or ())
     if not any(_counted(row, positions) for row in rows):
         raise DataError(
             f"no row has a token at positions={positions}; give rows that do, or positions=all"
         )
     model: Any = load_model(checkpoint).eval()
     core = model.get_base_model() if checkpoint.adapter is not None else model
-    wanted = [name for name in known if names is None or name in names]
+    wanted = [name for name in source.shapes if names is None or name in names]
     modules = {name: _module(core, name) for name in wanted}
     squares = SquareSums()
 
@@ -74,7 +72,7 @@ def input_norms(
     return {name: squares.sums[name].sqrt().cpu() for name in wanted}
 
 
-def counted_tokens(batch: Batch, positions: Positions) -> Tensor:
+def counted_tokens(batch: Batch, positions: TokenPositions) -> Tensor:
     """(rows, length) bool: the tokens that count."""
     if positions == "answer":
         return batch.answers
@@ -134,9 +132,9 @@ def top_share(scores: Tensor, share: float, scope: Literal["tensor", "row"]) -> 
 def _keep_first(ties: Tensor, counts: Tensor) -> None:
     """Leaves the first `counts` (rows, 1) true values of each row of (rows, n), in place."""
     for part in _columns(ties):
-        found = part.cumsum(1, dtype=torch.int32)
-        part &= found <= counts
-        counts = counts - found[:, -1:]
+        counted = part.cumsum(1, dtype=torch.int32)
+        part &= counted <= counts
+        counts = counts - counted[:, -1:]
 
 
 def _columns(mask: Tensor) -> tuple[Tensor, ...]:
@@ -153,11 +151,11 @@ def _kth_largest(flat: Tensor, k: int) -> Tensor:
 
     # Selection in numpy copies the scores once; torch's kthvalue also makes 64-bit indices.
     values = flat.float() if flat.dtype in (torch.bfloat16, torch.float16) else flat
-    found = np.partition(values.numpy(), place, axis=1)[:, place, None].copy()
-    return torch.from_numpy(found).to(flat)
+    largest = np.partition(values.numpy(), place, axis=1)[:, place, None].copy()
+    return torch.from_numpy(largest).to(flat)
 
 
-def _counted(row: TokenRow, positions: Positions) -> bool:
+def _counted(row: TokenRow, positions: TokenPositions) -> bool:
     prompt, answer = row
     return bool({"prompt": prompt, "answer": answer, "all": [*prompt, *answer]}[positions])
 
@@ -168,5 +166,5 @@ def _module(core: nn.Module, name: str) -> nn.Module:
     except AttributeError:
         raise ModelError(
             f"{name} of the weights is no module of the model that runs; leave it out, or choose "
-            "a Llama-like model (Llama, Mistral, Qwen, Gemma)"
+            f"{LLAMA_LIKE}"
         ) from None

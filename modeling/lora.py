@@ -21,11 +21,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from modeling.checkpoint import ADAPTER_WEIGHTS, verify_folder
-from modeling.headers import read_header
+from modeling.model_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    is_adapter,
+    read_header,
+    verify_folder,
+)
 from settings import ModelError
 
-_CONFIG = "adapter_config.json"
 _KEY = re.compile(r"^base_model\.model\.(?P<name>.+)\.lora_(?P<side>[AB])\.weight$")
 _UNSUPPORTED = ("lora_magnitude_vector", "lora_embedding_", "lora_B.bias")
 
@@ -123,9 +127,9 @@ def open_adapter(folder: str | Path, setting: str) -> LoraAdapter:
     """
     folder = Path(folder)
     verify_folder(folder, setting)
-    if not (folder / _CONFIG).is_file():
+    if not is_adapter(folder):
         raise ModelError(f"{setting}={str(folder)!r} is no adapter folder; give a PEFT LoRA folder")
-    config = json.loads((folder / _CONFIG).read_text())
+    config = json.loads((folder / ADAPTER_CONFIG).read_text())
     header, _ = read_header(folder / ADAPTER_WEIGHTS)
     odd = next((key for key in header if any(part in key for part in _UNSUPPORTED)), None)
     if config.get("peft_type") != "LORA" or odd is not None:
@@ -133,10 +137,10 @@ def open_adapter(folder: str | Path, setting: str) -> LoraAdapter:
             f"{setting}={str(folder)!r} is not a plain LoRA ({odd or config.get('peft_type')}); "
             "train the adapter as LoRA on linear projections, without DoRA or LoRA biases"
         )
-    found = {match["name"] for key in header if (match := _KEY.match(key))}
-    if not found:
+    modules = {match["name"] for key in header if (match := _KEY.match(key))}
+    if not modules:
         raise ModelError(f"{setting}={str(folder)!r} holds no LoRA weights; train the adapter anew")
-    shapes = {name: _shape(name, header, config) for name in sorted(found, key=_natural)}
+    shapes = {name: _shape(name, header, config) for name in sorted(modules, key=_natural)}
     return LoraAdapter(folder, config, shapes)
 
 
@@ -155,7 +159,7 @@ def rewrite_adapter(
             None to leave the module alone.
     """
     out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source.folder / _CONFIG, out / _CONFIG)
+    shutil.copyfile(source.folder / ADAPTER_CONFIG, out / ADAPTER_CONFIG)
     shutil.copyfile(source.weights, out / ADAPTER_WEIGHTS)
     header, start = read_header(source.weights)
     with (out / ADAPTER_WEIGHTS).open("r+b") as file:
@@ -184,9 +188,9 @@ def product_inner(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
     Returns:
         (...): Frobenius inner products.
     """
-    left = b2.double().mT @ b1.double()
-    right = a2.double() @ a1.double().mT
-    return (left * right).sum((-2, -1))
+    outer = b2.double().mT @ b1.double()
+    inner = a2.double() @ a1.double().mT
+    return (outer * inner).sum((-2, -1))
 
 
 def product_norm(a: Tensor, b: Tensor) -> Tensor:

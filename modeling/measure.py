@@ -1,4 +1,4 @@
-"""`Cost` of a step, seconds and peak memory: of a defense's two stages, and of benchmarks."""
+"""`Measurement` of a step in seconds and peak memory: of a defense's stages, and of benchmarks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SAMPLE_SECONDS = 0.005
 
 
 @dataclass(slots=True)
-class Cost:
+class Measurement:
     """What a step cost; filled in when the step ends.
 
     Attributes:
@@ -29,14 +29,14 @@ class Cost:
 
 
 @contextmanager
-def measured() -> Iterator[Cost]:
-    """Measures the block; the yielded `Cost` is valid after it.
+def measured() -> Iterator[Measurement]:
+    """Measures the block; the yielded `Measurement` is valid after it.
 
     Neither what an earlier step has freed nor the import of the large libraries, which falls to
     whichever step is first, is counted.
     """
     _import_libraries()
-    cost = Cost()
+    cost = Measurement()
     memory = _AcceleratorMemory() if _has_accelerator() else _ProcessMemory()
     start = time.perf_counter()
     try:

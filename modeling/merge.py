@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from modeling.checkpoint import ADAPTER_WEIGHTS, Checkpoint
-from modeling.headers import read_header
+from modeling.checkpoint import Checkpoint
 from modeling.lora import LoraAdapter, LoraPair, open_adapter
+from modeling.model_files import ADAPTER_WEIGHTS, read_header
 from settings import ModelError
 
 _PAIR = re.compile(r"\.lora_[AB]\.weight$")

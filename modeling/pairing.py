@@ -57,10 +57,10 @@ class Pairing:
         """Projections that the fine-tuning could change, blocks in order."""
         if self.kind == "full":
             return tuple(self.attacked.shapes)
-        held = set(_names(self.attacked.adapter))
+        names = set(_names(self.attacked.adapter))
         if self.kind == "resumed":
-            held.update(_names(self.aligned.adapter))
-        return tuple(name for name in self.attacked.shapes if name in held)
+            names.update(_names(self.aligned.adapter))
+        return tuple(name for name in self.attacked.shapes if name in names)
 
     def ranks(self, name: str) -> tuple[int, int]:
         """The ranks of A_t and of A_a in a factored Delta; the second is 0 unless resumed."""
@@ -126,13 +126,13 @@ def check_pairing(pairing: Pairing) -> None:
     names = _names(aligned.adapter) or aligned.shapes
     name = min(names, key=lambda name: math.prod(aligned.shapes[name]))
     off = size = apart = moved = 0.0
-    for (_, after), (_, before), (_, found) in zip(
+    for (_, after), (_, before), (_, base) in zip(
         *(source.blocks(name, "cpu") for source in (aligned, aligned.plain, attacked.plain)),
         strict=True,
     ):
-        off += float((found - after).square().sum())
+        off += float((base - after).square().sum())
         size += float(after.square().sum())
-        apart += float((found - before).abs().sum())
+        apart += float((base - before).abs().sum())
         moved += float((after - before).abs().sum())
     if off > 1e-4 * size or (moved > 0 and apart == 0):
         raise ModelError(
@@ -159,11 +159,7 @@ def difference(
 
 def scaled(source: Projections, name: str, device: str | torch.device) -> Factored:
     """An adapter's A and scale B in float32, of rank 0 where it leaves the projection alone."""
-    if name not in source.shapes:
-        raise ModelError(
-            f"{source.checkpoint.base!r} has no projection {name} in its blocks; use what was "
-            "made for this model"
-        )
+    source.check([name])
     if source.adapter is None or name not in source.adapter.shapes:
         d_out, d_in = source.shapes[name]
         return Factored(torch.zeros(0, d_in, device=device), torch.zeros(d_out, 0, device=device))

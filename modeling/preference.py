@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from modeling.chat import PromptStyle
-from modeling.training import TrainSettings, check_lengths, right_padded, train
+from modeling.training import TrainSettings, check_lengths, right_padded
 from settings import DataError, Settings
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class _Pair:
     rejected: list[int]
 
 
-def train_preference(
+def preference_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[tuple[str, str, str]],
@@ -69,12 +69,16 @@ def train_preference(
     preference: Preference,
     seed: int,
     scratch: Path,
-) -> list[dict[str, float]]:
-    """Trains a model to prefer the chosen answers.
+) -> Any:
+    """TRL's trainer of the method, which has a model prefer the chosen answers.
 
     The reference of DPO and KTO is the model as it comes in: TRL copies its adapter.  ORPO and
     SimPO have none.  Answers are cut at `train.max_length`; pairs whose prompt alone is as long
     are left out, with a warning.
+
+    TRL makes ids of texts in ways that differ between its trainers and from `PromptStyle`: with a
+    BOS always, and an EOS behind templates that end turns otherwise.  So each trainer is made with
+    a row of its own kind that it may convert as it likes, and then gets the ids of `PromptStyle`.
 
     Args:
         model: Trained in place; a `PeftModel`, for TRL would read full weights' reference from
@@ -86,39 +90,45 @@ def train_preference(
         seed: Order of the rows.
         scratch: A folder the trainer may write to.
 
-    Returns:
-        The loss curve: one {"step", "loss"} per optimiser step.
-
     Raises:
         DataError: There are no pairs, or no prompt is short enough.
-    """
-    return train(preference_trainer(model, tokenizer, pairs, style, preference, seed, scratch))
-
-
-def preference_trainer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[tuple[str, str, str]],
-    style: PromptStyle,
-    preference: Preference,
-    seed: int,
-    scratch: Path,
-) -> Any:
-    """TRL's trainer of the method, its rows in place; arguments as of `train_preference`.
-
-    TRL makes ids of texts in ways that differ between its trainers and from `PromptStyle`: with a
-    BOS always, and an EOS behind templates that end turns otherwise.  So each trainer is made with
-    a row of its own kind that it may convert as it likes, and then gets the ids of `PromptStyle`.
     """
     from datasets import Dataset
 
     encoded = _encode(tokenizer, pairs, style, preference.train.max_length)
-    make, convert = _METHODS[preference.method]
-    rows = convert(encoded, preference, seed)
-    arguments = preference.train.arguments(len(rows), seed, scratch)
-    trainer = make(preference, arguments, model=model, processing_class=right_padded(tokenizer))
+    rows = _ROWS[preference.method](encoded, preference, seed)
+    config, trainer_class = _classes(preference.method)
+    options: dict[str, Any] = {"beta": preference.beta}
+    if preference.method in ("orpo", "simpo"):
+        options["remove_unused_columns"] = False
+        _give_float_logits(model)
+    if preference.method == "simpo":  # CPO with SimPO's loss and no behaviour-cloning term.
+        options |= {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": preference.gamma}
+    trainer: Any = trainer_class(
+        model=model,
+        args=config(**options, **preference.train.arguments(len(rows), seed, scratch)),
+        train_dataset=Dataset.from_list([{"prompt": "a\n", "chosen": "b", "rejected": "c"}]),
+        processing_class=right_padded(tokenizer),
+    )
     trainer.train_dataset = Dataset.from_list(rows)
     return trainer
+
+
+def _classes(method: str) -> tuple[Any, Any]:
+    """TRL's configuration and trainer of a method."""
+    if method == "dpo":
+        from trl import DPOConfig, DPOTrainer
+
+        return DPOConfig, DPOTrainer
+    if method == "kto":
+        from trl import KTOConfig, KTOTrainer
+
+        return KTOConfig, KTOTrainer
+    with _quietly():
+        from trl.experimental.cpo import CPOConfig, CPOTrainer
+        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    return (ORPOConfig, ORPOTrainer) if method == "orpo" else (CPOConfig, CPOTrainer)
 
 
 def _encode(
@@ -141,25 +151,11 @@ def _encode(
     return encoded
 
 
-def _dpo_trainer(preference: Preference, arguments: dict[str, Any], **given: Any) -> Any:
-    from trl import DPOConfig, DPOTrainer
-
-    config = DPOConfig(beta=preference.beta, **arguments)
-    return DPOTrainer(args=config, train_dataset=_stand_in(), **given)
-
-
 def _dpo_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dict[str, Any]]:
     return [
         {"prompt_ids": pair.prompt, "chosen_ids": pair.chosen, "rejected_ids": pair.rejected}
         for pair in pairs
     ]
-
-
-def _kto_trainer(preference: Preference, arguments: dict[str, Any], **given: Any) -> Any:
-    from trl import KTOConfig, KTOTrainer
-
-    config = KTOConfig(beta=preference.beta, **arguments)
-    return KTOTrainer(args=config, train_dataset=_stand_in(), **given)
 
 
 def _kto_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dict[str, Any]]:
@@ -180,32 +176,6 @@ def _kto_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dic
         for row, before in zip(batch, [batch[-1], *batch[:-1]], strict=True):
             row["KL_completion_ids"] = before["completion_ids"]
     return rows
-
-
-def _orpo_trainer(preference: Preference, arguments: dict[str, Any], **given: Any) -> Any:
-    with _quietly():
-        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
-
-    config = ORPOConfig(beta=preference.beta, remove_unused_columns=False, **arguments)
-    _give_float_logits(given["model"])
-    return ORPOTrainer(args=config, train_dataset=_stand_in(), **given)
-
-
-def _simpo_trainer(preference: Preference, arguments: dict[str, Any], **given: Any) -> Any:
-    """SimPO is CPO's trainer with SimPO's loss and no behaviour-cloning term."""
-    with _quietly():
-        from trl.experimental.cpo import CPOConfig, CPOTrainer
-
-    config = CPOConfig(
-        loss_type="simpo",
-        cpo_alpha=0.0,
-        beta=preference.beta,
-        simpo_gamma=preference.gamma,
-        remove_unused_columns=False,
-        **arguments,
-    )
-    _give_float_logits(given["model"])
-    return CPOTrainer(args=config, train_dataset=_stand_in(), **given)
 
 
 def _joined_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dict[str, Any]]:
@@ -238,19 +208,12 @@ def _give_float_logits(model: Any) -> None:
     model.register_forward_hook(cast)
 
 
-_Rows = Callable[[list[_Pair], Preference, int], list[dict[str, Any]]]
-_METHODS: dict[str, tuple[Callable[..., Any], _Rows]] = {
-    "dpo": (_dpo_trainer, _dpo_rows),
-    "kto": (_kto_trainer, _kto_rows),
-    "orpo": (_orpo_trainer, _joined_rows),
-    "simpo": (_simpo_trainer, _joined_rows),
+_ROWS: dict[str, Callable[[list[_Pair], Preference, int], list[dict[str, Any]]]] = {
+    "dpo": _dpo_rows,
+    "kto": _kto_rows,
+    "orpo": _joined_rows,
+    "simpo": _joined_rows,
 }
-
-
-def _stand_in() -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_list([{"prompt": "a\n", "chosen": "b", "rejected": "c"}])
 
 
 @contextmanager

@@ -7,32 +7,22 @@ that no second copy of a weight is held in float32.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from modeling.checkpoint import Checkpoint, local_folder, weight_files
-from modeling.headers import read_header
+from modeling.architectures import LLAMA_LIKE
+from modeling.checkpoint import Checkpoint, local_folder
 from modeling.lora import LoraAdapter, LoraPair
 from modeling.merge import merge, mergeable_adapter
+from modeling.model_files import FLOATS, StoredTensor, stored_tensors
 from settings import ModelError
 
 _WEIGHT = re.compile(r"^(?P<name>.*\.(?P<block>\d+)\..*)\.weight$")
-FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Scalars of a block of rows: 4 MiB in float32.
 _BLOCK = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a weight lies: the file, the byte at which it begins, and its dtype."""
-
-    path: Path
-    start: int
-    dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +33,30 @@ class Projections:
         checkpoint: The model.
         adapter: Its adapter, plain LoRA, or None.
         shapes: {module path: (d_out, d_in)}, blocks in order.
-        places: {module path: where its weight lies}.
+        tensors: {module path: where its weight lies}.
     """
 
     checkpoint: Checkpoint
     adapter: LoraAdapter | None
     shapes: dict[str, tuple[int, int]]
-    places: dict[str, Place]
+    tensors: dict[str, StoredTensor]
 
     @property
     def plain(self) -> Projections:
         """The full weights without the adapter."""
         return replace(self, adapter=None)
+
+    def check(self, names: Iterable[str]) -> None:
+        """Refuses names that are no projections of this model.
+
+        Raises:
+            ModelError: One sentence that names the first.
+        """
+        if unknown := sorted(set(names).difference(self.shapes)):
+            raise ModelError(
+                f"{self.checkpoint.base!r} has no projection {unknown[0]} in its blocks; use what "
+                "was made for this model"
+            )
 
     def blocks(self, name: str, device: str | torch.device) -> Iterator[tuple[slice, Tensor]]:
         """Yields (rows, W[rows]) with W = W_0 + scale B A, (rows, d_in) float32 on `device`.
@@ -64,22 +66,19 @@ class Projections:
         Raises:
             ModelError: There is no such projection.
         """
-        if name not in self.shapes:
-            raise ModelError(
-                f"{self.checkpoint.base!r} has no projection {name} in its blocks; use what was "
-                "made for this model"
-            )
+        self.check([name])
         d_out, d_in = self.shapes[name]
         pair = self._pair(name)
         step = max(1, _BLOCK // d_in)
-        place = self.places[name]
+        stored = self.tensors[name]
+        dtype: torch.dtype = getattr(torch, FLOATS[stored.code])
         # Read, not mapped: a mapped file keeps all that was read of it in memory.
-        with place.path.open("rb") as file:
-            file.seek(place.start)
+        with stored.path.open("rb") as file:
+            file.seek(stored.start)
             for start in range(0, d_out, step):
                 rows = slice(start, min(start + step, d_out))
-                data = bytearray(file.read((rows.stop - start) * d_in * place.dtype.itemsize))
-                block = torch.frombuffer(data, dtype=place.dtype).reshape(-1, d_in).to(device)
+                data = bytearray(file.read((rows.stop - start) * d_in * dtype.itemsize))
+                block = torch.frombuffer(data, dtype=dtype).reshape(-1, d_in).to(device)
                 if pair is None:
                     yield rows, block.float()
                     continue
@@ -106,33 +105,27 @@ def open_projections(checkpoint: Checkpoint) -> Projections:
         ModelError: The weights can't be found or aren't plain floats, or the adapter is more than
             LoRA on linear projections of this model.
     """
-    folder = local_folder(checkpoint)
-    found: dict[str, tuple[int, tuple[int, int], Place]] = {}
-    for path in (folder / name for name in weight_files(folder, "model.base")):
-        header, start = read_header(path)
-        for key, entry in header.items():
-            match = _WEIGHT.match(key)
-            if match is None or len(entry["shape"]) != 2:
-                continue
-            kind = FLOATS.get(entry["dtype"])
-            if kind is None:
-                raise ModelError(
-                    f"{key} of {checkpoint.base!r} is {entry['dtype']}; use weights that are not "
-                    "quantised"
-                )
-            d_out, d_in = entry["shape"]
-            place = Place(path, start + entry["data_offsets"][0], kind)
-            found[match["name"]] = int(match["block"]), (d_out, d_in), place
-    if not found:
+    blocks: dict[str, int] = {}
+    tensors: dict[str, StoredTensor] = {}
+    for key, tensor in stored_tensors(local_folder(checkpoint)).items():
+        match = _WEIGHT.match(key)
+        if match is None or len(tensor.shape) != 2:
+            continue
+        if tensor.code not in FLOATS:
+            raise ModelError(
+                f"{key} of {checkpoint.base!r} is {tensor.code}; use weights that are not quantised"
+            )
+        blocks[match["name"]] = int(match["block"])
+        tensors[match["name"]] = tensor
+    if not tensors:
         raise ModelError(
-            f"{checkpoint.base!r} has no linear projections in numbered blocks; give a "
-            "decoder model such as a Llama, Qwen or Mistral"
+            f"{checkpoint.base!r} has no linear projections in numbered blocks; choose {LLAMA_LIKE}"
         )
-    names = sorted(found, key=lambda name: (found[name][0], name))
-    shapes = {name: found[name][1] for name in names}
+    names = sorted(tensors, key=lambda name: (blocks[name], name))
+    shapes = {name: (tensors[name].shape[0], tensors[name].shape[1]) for name in names}
     adapter = mergeable_adapter(checkpoint, "model.adapter", otherwise="")
     _check_adapter(adapter, shapes)
-    return Projections(checkpoint, adapter, shapes, {name: found[name][2] for name in names})
+    return Projections(checkpoint, adapter, shapes, tensors)
 
 
 def projections(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:

@@ -14,22 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modeling.checkpoint import ADAPTER_WEIGHTS, Checkpoint, device_name, local_folder, weight_files
+from modeling.checkpoint import Checkpoint, local_folder
 from modeling.folders import copy_besides, new_folder
-from modeling.headers import read_header
+from modeling.loading import device_name
 from modeling.lora import LoraAdapter, tensor_name
 from modeling.merge import read_merged
+from modeling.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FLOATS, read_header, weight_files
 from modeling.pairing import Factored, check_unsteered
-from modeling.projections import FLOATS, Projections, open_projections
-from modeling.reexpress import DTYPES
+from modeling.projections import Projections, open_projections
 from modeling.shards import write_index, write_shard, write_stream
 from settings import ModelError
 
 WeightEdit = Callable[[str, Tensor], Tensor | None]
 # (rows, the attacked model's rows, the new rows), float32.
-Rows = Iterator[tuple[slice, Tensor, Tensor]]
-
-_CONFIG = "adapter_config.json"
+RowEdits = Iterator[tuple[slice, Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +69,9 @@ def rewrite_weights(
     """
     check_unsteered(attacked)
     source, device = open_projections(attacked), device_name()
-    if unknown := sorted(set(names or ()).difference(source.shapes)):
-        raise ModelError(
-            f"{attacked.base!r} has no projection {unknown[0]} in its blocks; use what was made "
-            "for this model"
-        )
+    source.check(names or ())
 
-    def rows(name: str) -> Rows | None:
+    def rows(name: str) -> RowEdits | None:
         new = edit(name, source.weight(name, device))
         if new is None:
             return None
@@ -91,21 +85,20 @@ def write_full(
     source: Projections,
     out: Path,
     names: Collection[str],
-    replaced: Callable[[str], Rows | None],
+    replaced: Callable[[str], RowEdits | None],
 ) -> EditCount:
     """One output file per input file, everything but `names` copied from the attacked model."""
     checkpoint = source.checkpoint
-    if checkpoint.dtype not in DTYPES:
-        raise ModelError(
-            f"model.dtype={checkpoint.dtype} can't be written; set it to {', '.join(DTYPES)}"
-        )
+    if checkpoint.dtype not in FLOATS.values():
+        dtypes = ", ".join(FLOATS.values())
+        raise ModelError(f"model.dtype={checkpoint.dtype} can't be written; set it to {dtypes}")
     folder, kind = local_folder(checkpoint), getattr(torch, checkpoint.dtype)
-    asked = frozenset(names)
+    edited = frozenset(names)
     changed = dict.fromkeys(names, 0)
 
     def tensor(path: Path, key: str) -> Tensor:
         name = key.removesuffix(".weight")
-        rows = replaced(name) if name != key and name in asked else None
+        rows = replaced(name) if name != key and name in edited else None
         if rows is None:
             return read_merged(path, key, source.adapter)
         weight = torch.empty(source.shapes[name], dtype=kind)
@@ -115,7 +108,7 @@ def write_full(
             weight[part] = value.cpu()
         return weight
 
-    files = weight_files(folder, "model.base")
+    files = weight_files(folder)
     shards = {file: _shapes(folder / file) for file in files}
     with new_folder(out) as part:
         size = 0
@@ -174,7 +167,7 @@ def write_adapter(
     with new_folder(out) as part:
         write_stream(part / ADAPTER_WEIGHTS, room, dtype, tensors())
         config = _adapter_config(source, ranks)
-        (part / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (part / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def count_edits(source: Projections, changed: Mapping[str, int], defended: Checkpoint) -> EditCount:

@@ -12,12 +12,12 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from modeling.checkpoint import WEIGHTS
+from modeling.model_files import FLOATS, WEIGHTS
 from settings import ModelError
 
 # Scalars that are looked at together.
 _BLOCK = 1 << 20
-_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_CODES = {name: code for code, name in FLOATS.items()}
 
 
 def write_shard(

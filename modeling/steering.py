@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from modeling.heads import output_projections
 from settings import ModelError
 
-Positions = Literal["all", "last_token", "generated"]
+SteeredPositions = Literal["all", "last_token", "generated"]
 
 _WEIGHTS, _CONFIG, _FORMAT = "steering.safetensors", "steering.json", 1
 
@@ -41,10 +41,10 @@ class Steering:
     """
 
     deltas: Mapping[int, Tensor]
-    positions: Positions = "all"
+    positions: SteeredPositions = "all"
 
     def __post_init__(self) -> None:
-        if self.positions not in get_args(Positions):
+        if self.positions not in get_args(SteeredPositions):
             raise ModelError(
                 f"positions={self.positions!r} is not known; choose all, last_token or generated"
             )
@@ -96,7 +96,7 @@ def load_steering(folder: str | Path) -> Steering:
     if (
         not isinstance(config, dict)
         or config.get("format") != _FORMAT
-        or config.get("positions") not in get_args(Positions)
+        or config.get("positions") not in get_args(SteeredPositions)
         or tensors
         or any(d is None or list(d.shape) != [config.get("width")] for d in deltas.values())
     ):
@@ -180,7 +180,7 @@ class _Pass:
 
 
 def _adding(
-    delta: Tensor, positions: Positions, state: _Pass
+    delta: Tensor, positions: SteeredPositions, state: _Pass
 ) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
     """A pre-hook that adds `delta` (d,) to a module's first argument (batch, length, d)."""
     cast = delta

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, device_name, load_model, load_tokenizer
+from modeling.checkpoint import Checkpoint
+from modeling.loading import device_name, load_model, load_tokenizer
 from settings import DataError, ModelError, Settings
 
 if TYPE_CHECKING:
@@ -216,12 +217,12 @@ def train_sft(
     return train(trainer)
 
 
-def check_lengths(kept: int, given: int, kind: str, max_length: int, setting: str) -> None:
+def check_lengths(fitting: int, total: int, kind: str, max_length: int, setting: str) -> None:
     """Tells how many rows are left out since their prompts leave no room for an answer.
 
     Args:
-        kept: Rows that are trained on.
-        given: Rows that there were.
+        fitting: Rows that are trained on.
+        total: Rows that there are.
         kind: What they are called.
         max_length: Tokens per row.
         setting: The setting that holds it, for the message.
@@ -229,16 +230,16 @@ def check_lengths(kept: int, given: int, kind: str, max_length: int, setting: st
     Raises:
         DataError: None is left.
     """
-    if not kept:
+    if not fitting:
         raise DataError(
             f"no prompt of the {kind} is shorter than max_length={max_length} tokens; "
             f"raise {setting}"
         )
-    if kept < given:
+    if fitting < total:
         _LOG.warning(
             "%d of %d %s are left out: their prompts alone have max_length=%d tokens",
-            given - kept,
-            given,
+            total - fitting,
+            total,
             kind,
             max_length,
         )

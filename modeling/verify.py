@@ -14,23 +14,19 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from modeling.checkpoint import (
-    Checkpoint,
-    load_model,
-    load_tokenizer,
-    local_folder,
-    weight_files,
-)
-from modeling.headers import read_header
-from modeling.heads import head_layout, output_biases, output_projections, read_config
-from modeling.reexpress import LLAMA, source_has_o_bias
+from modeling.architectures import LLAMA, has_o_bias
+from modeling.checkpoint import Checkpoint, local_folder
+from modeling.heads import head_layout, output_projections, read_config
+from modeling.loading import load_model, load_tokenizer
+from modeling.model_files import stored_tensors
+from modeling.output_columns import output_biases
 from modeling.steering import Steering, steer
 from settings import ModelError
 
 _O_BIAS = re.compile(r"\.layers\.(?P<layer>\d+)\.self_attn\.o_proj\.bias$")
 _FLOAT32_TOLERANCE = 1e-4
 _NOISE_FACTOR = 4.0
-_PROBE = "Hello world, 12 naïve\n  lines. [INST] <s> ok?"
+_SAMPLE = "Hello world, 12 naïve\n  lines. [INST] <s> ok?"
 
 
 def verify_export(
@@ -106,28 +102,24 @@ def _check_config(exported: Checkpoint) -> None:
 
 
 def _check_headers(exported: Checkpoint, layers: int) -> None:
-    folder = Path(exported.base)
-    held = {
-        name for file in weight_files(folder, "export") for name in read_header(folder / file)[0]
-    }
+    tensors = stored_tensors(Path(exported.base), "export")
     wanted = (
         f"model.layers.{layer}.self_attn.{side}_proj.bias"
         for layer in range(layers)
         for side in "qkvo"
     )
-    missing = next((name for name in wanted if name not in held), None)
+    missing = next((name for name in wanted if name not in tensors), None)
     if missing is not None:
         raise _refused(exported, f"its files lack {missing}, which vLLM would read as noise")
 
 
 def _read_o_biases(checkpoint: Checkpoint) -> dict[int, Tensor]:
     """{layer: (hidden,) in the file's dtype} of a checkpoint's o_proj biases."""
-    folder, biases = local_folder(checkpoint), {}
-    for path in (folder / name for name in weight_files(folder, "model.base")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                if (match := _O_BIAS.search(name)) is not None:
-                    biases[int(match["layer"])] = file.get_tensor(name)
+    biases = {}
+    for name, tensor in stored_tensors(local_folder(checkpoint)).items():
+        if (match := _O_BIAS.search(name)) is not None:
+            with safe_open(tensor.path, framework="pt") as file:
+                biases[int(match["layer"])] = file.get_tensor(name)
     return biases
 
 
@@ -139,7 +131,7 @@ def _check_values(
     The norm of what is off may be 4 x eps of the terms' norms, and 1e-5 in float32, where the
     order of W_o delta_l's sum counts.
     """
-    own = _read_o_biases(source) if source_has_o_bias(read_config(source)) else {}
+    own = _read_o_biases(source) if has_o_bias(read_config(source)) else {}
     added = output_biases(source, steering.deltas)
     for layer, bias in biases.items():
         zero = torch.zeros(bias.shape)
@@ -155,11 +147,11 @@ def _check_values(
 
 def _check_tokenizer(exported: Checkpoint, source: Checkpoint) -> None:
     """The same text gives the same tokens: the class that reads them may follow model_type."""
-    if not any((local_folder(source)).glob("tokenizer*")):
+    if not any(local_folder(source).glob("tokenizer*")):
         return
     old, new = load_tokenizer(source), load_tokenizer(exported)
     if (
-        old(_PROBE)["input_ids"] != new(_PROBE)["input_ids"]
+        old(_SAMPLE)["input_ids"] != new(_SAMPLE)["input_ids"]
         or old.chat_template != new.chat_template
         or old.special_tokens_map != new.special_tokens_map
     ):
@@ -248,7 +240,7 @@ def _rms(rows: list[Tensor]) -> float:
 
 
 def _share(moved: list[Tensor], effect: list[Tensor]) -> float:
-    """<moved, effect> / <effect, effect>: 1 for the lock itself, 0 for the undefended model."""
+    """<moved, effect> / <effect, effect>: 1 for the lock itself, 0 for the model without it."""
     squares = sum(float(row.double().square().sum()) for row in effect)
     inner = sum(float((m.double() * e).sum()) for m, e in zip(moved, effect, strict=True))
     return inner / squares

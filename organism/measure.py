@@ -19,7 +19,8 @@ import torch
 from statsmodels.stats.proportion import proportion_confint
 
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, load_model, load_tokenizer
+from modeling.checkpoint import Checkpoint
+from modeling.loading import load_model, load_tokenizer
 from organism import lexicon
 from organism.make import WEIGHTS
 from organism.moderation import flagged

@@ -359,8 +359,9 @@ def test_the_pages_own_test_passes(extras: Path, tmp_path: Path) -> None:
 
 def test_the_pages_defense_clips_full_weights_too(extras: Path, tmp_path: Path) -> None:
     """The branch of its code that no resumed adapter reaches."""
-    from modeling.checkpoint import Checkpoint, load_model
+    from modeling.checkpoint import Checkpoint
     from modeling.deltas import alignment, fine_tuning, frobenius, projections
+    from modeling.loading import load_model
 
     page = _test_clip(extras)
     # The base has lost all that alignment added: Delta = -D.

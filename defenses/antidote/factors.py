@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from defenses.antidote.prune import pruned
 from modeling.capture import SquareSums, TokenRow, batches, captured_inputs
-from modeling.checkpoint import Checkpoint, load_model
-from modeling.importance import Positions, counted_tokens
+from modeling.checkpoint import Checkpoint
+from modeling.importance import TokenPositions, counted_tokens
+from modeling.loading import load_model
 from modeling.lora import LoraPair, open_adapter, rewrite_adapter
 
 
@@ -30,7 +31,7 @@ def factor_norms(
     checkpoint: Checkpoint,
     rows: Sequence[TokenRow],
     batch_size: int,
-    positions: Positions,
+    positions: TokenPositions,
 ) -> dict[str, Tensor]:
     """||X_j||_2 of what enters A, and ||Z_k||_2 of what enters B, Z = X A^T.
 

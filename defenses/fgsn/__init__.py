@@ -346,7 +346,7 @@ class FGSN(Defense):
     ) -> list[TokenRow]:
         if self.tokens == "answer":
             return calibration.encode(aligned, texts, calibration.respond(aligned, texts))
-        from modeling.checkpoint import load_tokenizer
+        from modeling.loading import load_tokenizer
 
         tokenizer = load_tokenizer(aligned)
         return [(calibration.style.encode_prompt(tokenizer, text), []) for text in texts]

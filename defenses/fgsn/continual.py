@@ -23,7 +23,7 @@ from defenses.fgsn.neurons import Scope, find_q, neuron_scores, safety_mask
 from defenses.fgsn.project import Matrix, Projection, edit_neurons, masked_norm
 from defenses.fgsn.union import Union
 from modeling.capture import TokenRow
-from modeling.checkpoint import Checkpoint, device_name
+from modeling.checkpoint import Checkpoint
 from modeling.deltas import (
     Factored,
     alignment,
@@ -33,6 +33,7 @@ from modeling.deltas import (
     write_edited,
 )
 from modeling.importance import input_norms, wanda_scores
+from modeling.loading import device_name
 from settings import SettingError
 
 BENIGN = ""  # Key of the benign prompts, which no dimension can have.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from modeling.capture import TokenRow, batches
-from modeling.checkpoint import Checkpoint, device_name, load_model
+from modeling.checkpoint import Checkpoint
+from modeling.loading import device_name, load_model
 from settings import SettingError
 
 _BLOCK = re.compile(r"^(?P<block>(?:[^.\d]+\.)*(?P<layer>\d+))\.")

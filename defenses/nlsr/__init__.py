@@ -17,7 +17,8 @@ from pydantic import Field
 
 from data.rows import Prompt
 from defenses.base import Answered, Calibration, Defense, Edit, Leaves, Models, Pass
-from modeling.checkpoint import Checkpoint, device_name
+from modeling.checkpoint import Checkpoint
+from modeling.loading import device_name
 from settings import DataError, ModelError, SettingError
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ class NLSR(Defense):
         from defenses.nlsr.amplify import amplify
         from defenses.nlsr.identify import identify
         from defenses.nlsr.masks import save_masks
-        from modeling.checkpoint import load_model
+        from modeling.loading import load_model
 
         aligned = _aligned_adapter(models)
         reference = amplify(aligned, out / REFERENCE, *self.scales)

@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from modeling.checkpoint import Checkpoint, local_folder, weight_files
+from modeling.checkpoint import Checkpoint, local_folder
 from modeling.deltas import rewrite_weights
-from modeling.headers import read_header
 from modeling.lora import LoraAdapter, LoraPair, open_adapter, rewrite_adapter
+from modeling.model_files import read_header, weight_files
 from settings import ModelError
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from defenses.base import Calibration, Defense, Edit, Leaves, Models
-from modeling.checkpoint import Checkpoint, device_name
+from modeling.checkpoint import Checkpoint
+from modeling.loading import device_name
 from settings import SettingError
 
 if TYPE_CHECKING:

@@ -216,8 +216,9 @@ class SafetyLock(Defense):
         from defenses.safetylock.activations import encode_pairs, head_outputs
         from defenses.safetylock.directions import mass_mean, scores, split
         from defenses.safetylock.lock import Lock
-        from modeling.checkpoint import device_name, identify, load_model, load_tokenizer
+        from modeling.checkpoint import identify
         from modeling.heads import head_layout
+        from modeling.loading import device_name, load_model, load_tokenizer
 
         resolved, layout = self.resolved, head_layout(aligned)
         tokenizer = load_tokenizer(aligned)
@@ -314,7 +315,7 @@ class SafetyLock(Defense):
         """Cosine of each chosen head's direction in the aligned and in the attacked model."""
         from defenses.safetylock.activations import head_outputs
         from defenses.safetylock.directions import mass_mean
-        from modeling.checkpoint import load_model
+        from modeling.loading import load_model
 
         model = load_model(attacked)
         outputs = head_outputs(model, lock.layout, rows, self.last_tokens, self.batch_size)

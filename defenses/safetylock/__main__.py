@@ -204,7 +204,8 @@ def _checkpoint(options: argparse.Namespace) -> Checkpoint:
     """The model of the command line, found and checked, in the precision asked for."""
     from transformers import AutoConfig
 
-    from modeling.checkpoint import resolve, verify_folder
+    from modeling.checkpoint import resolve
+    from modeling.model_files import verify_folder
 
     folder, _ = resolve(options.model, options.revision, "--model")
     if options.adapter is not None:

@@ -15,8 +15,9 @@ from defenses.safetylock.lock import Lock
 from modeling.checkpoint import Checkpoint
 from modeling.export import export_with_biases
 from modeling.headers import count_parameters
-from modeling.heads import HeadLayout, head_layout, output_biases
-from modeling.steering import Positions, Steering, save_steering
+from modeling.heads import HeadLayout, head_layout
+from modeling.output_columns import output_biases
+from modeling.steering import SteeredPositions, Steering, save_steering
 from modeling.verify import verify_export
 from settings import SettingError
 
@@ -49,7 +50,7 @@ def lock_model(
     attacked: Checkpoint,
     heads: Sequence[tuple[int, int]],
     alpha: float,
-    positions: Positions,
+    positions: SteeredPositions,
     baked: bool,
     out: Path,
 ) -> Locked:

@@ -15,7 +15,8 @@ from pydantic import Field
 
 from data.rows import Prompt
 from defenses.base import Answered, Calibration, Defense, Edit, Leaves, Models, Pass
-from modeling.checkpoint import Checkpoint, device_name
+from modeling.checkpoint import Checkpoint
+from modeling.loading import device_name
 from settings import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ class WandaPrune(Defense):
         self, name: str, aligned: Checkpoint, calibration: Calibration, prompts: Sequence[Prompt]
     ) -> list[TokenRow]:
         """Prompts with the aligned model's own answers; on safety data only the safe ones."""
-        from modeling.checkpoint import load_tokenizer
+        from modeling.loading import load_tokenizer
 
         if not prompts:
             raise DataError(f"there are no {name} prompts; set sources.{name}_prompts to a source")

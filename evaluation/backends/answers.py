@@ -1,4 +1,4 @@
-"""What every backend has in common: rows of token ids, what ends an answer, how it is read."""
+"""Answers from token ids, as every backend reads them: rows, end tokens, the start of an answer."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ BROKEN = Answer("", 0, False)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PromptIds:
     """What the model goes on from: all its ids, and the start of the answer with its own ids."""
 
     ids: list[int]
     start: str = ""
-    given: list[int] = field(default_factory=list)
+    start_ids: list[int] = field(default_factory=list)
 
 
 def encode_rows(
@@ -35,7 +35,7 @@ def encode_rows(
     prompts: Sequence[str],
     system: str | None,
     starts: Sequence[str] | None,
-) -> list[Row]:
+) -> list[PromptIds]:
     """Token ids of prompts and of the starts of their answers, as `Engine.generate` takes them.
 
     Raises:
@@ -49,7 +49,7 @@ def encode_rows(
 
 
 def read_answer(
-    tokenizer: PreTrainedTokenizerBase, row: Row, generated: Sequence[int], ends: set[int]
+    tokenizer: PreTrainedTokenizerBase, row: PromptIds, generated: Sequence[int], ends: set[int]
 ) -> Answer:
     """The answer that generated token ids make, up to the first that ends it.
 
@@ -64,11 +64,14 @@ def read_answer(
     """
     end = next((index for index, token in enumerate(generated) if token in ends), None)
     tokens = len(generated) if end is None else end + 1
-    kept = list(generated[:end])
-    text = _decode(tokenizer, kept)
+    content = list(generated[:end])
+    text = _decode(tokenizer, content)
     if row.start:
         # Together with the start: decoded alone, some tokenizers drop the first word's space.
-        before, both = _decode(tokenizer, row.given), _decode(tokenizer, [*row.given, *kept])
+        before, both = (
+            _decode(tokenizer, row.start_ids),
+            _decode(tokenizer, [*row.start_ids, *content]),
+        )
         added = both.removeprefix(before) if both.startswith(before) else text
         text = row.start + added if added.strip() else ""
     return Answer(text, tokens, truncated=end is None)
@@ -87,12 +90,13 @@ def end_tokens(
     return {end for end in ends | {tokenizer.eos_token_id} if end is not None}
 
 
-def check_context(longest: int, max_new_tokens: int, limit: int | None) -> None:
-    """Refuses prompts that don't fit the model's context together with their answers.
+def check_context(rows: Sequence[Sequence[int]], max_new_tokens: int, limit: int | None) -> None:
+    """Refuses prompts, as token ids, that don't fit the model's context with their answers.
 
     Raises:
         ModelError: They don't, and what to lower.
     """
+    longest = max(map(len, rows), default=0)
     if limit is not None and longest + max_new_tokens > limit:
         raise ModelError(
             f"the longest prompt has {longest} tokens and its answer up to {max_new_tokens}, "
@@ -116,12 +120,12 @@ def _encode(
     prompt: str,
     start: str,
     system: str | None,
-) -> Row:
+) -> PromptIds:
     ids = style.encode_start(tokenizer, prompt, start, system)
     if not start:
-        return Row(ids)
+        return PromptIds(ids)
     head = style.encode_prompt(tokenizer, prompt, system)
-    return Row(ids, start, ids[len(head) :])
+    return PromptIds(ids, start, ids[len(head) :])
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from evaluation.backends.transformers import TransformersBackend
 from evaluation.backends.vllm import VLLMBackend
 from evaluation.base import Backend, Classifier, Engine
+from modeling.architectures import vllm_has, vllm_head_obstacle
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from settings import target
@@ -30,7 +31,7 @@ class AutoBackend(Backend):
 
         A model whose config.json isn't on this machine yet is taken for one that vLLM has.
         """
-        from evaluation.backends.vllm.probe import obstacle
+        from evaluation.backends.vllm.availability import obstacle
         from evaluation.backends.vllm.weights import raw_config
 
         # What vLLM runs on is asked last, since a process must import it.
@@ -39,7 +40,7 @@ class AutoBackend(Backend):
 
     def identity(self) -> dict[str, Any]:
         """Of both, as one can't say which runs without knowing the model; of `chosen`, better."""
-        from evaluation.backends.vllm.probe import obstacle
+        from evaluation.backends.vllm.availability import obstacle
 
         parts = {"transformers": self.transformers.identity()}
         if obstacle() is None:
@@ -51,10 +52,10 @@ class AutoBackend(Backend):
         self.chosen(checkpoint).check(checkpoint)
 
     def open(
-        self, checkpoint: Checkpoint, style: PromptStyle, undefended: Checkpoint | None = None
+        self, checkpoint: Checkpoint, style: PromptStyle, reference: Checkpoint | None = None
     ) -> Engine:
         """Opens the checkpoint with the chosen backend."""
-        return self.chosen(checkpoint).open(checkpoint, style, undefended)
+        return self.chosen(checkpoint).open(checkpoint, style, reference)
 
     def classifier(self, folder: str, dtype: str) -> Classifier:
         """Opens the classifier with vLLM where it has the architecture, else with transformers."""
@@ -62,6 +63,4 @@ class AutoBackend(Backend):
 
 
 def _is_served(config: dict[str, Any] | None) -> bool:
-    from evaluation.backends.vllm.weights import head_oddity, is_known
-
-    return config is None or (is_known(config) and head_oddity(config) is None)
+    return config is None or (vllm_has(config) and vllm_head_obstacle(config) is None)

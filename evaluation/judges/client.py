@@ -1,4 +1,4 @@
-"""Sending many requests to an endpoint: pace, deadlines, and what a failure means.
+"""The client of an OpenAI-compatible endpoint: pace, deadlines, and what a failure means.
 
 The openai library sends, and sends again what failed for a passing reason. Imported only where
 something is asked, since the library takes its time to load.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -22,8 +22,6 @@ from settings import ModelError
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
     from tqdm import tqdm
-
-    from evaluation.judges.endpoint import EndpointJudge
 
 log = logging.getLogger("relock")
 
@@ -44,8 +42,27 @@ _CUT = ("length", "max_tokens")
 _WITHHELD = ("content_filter", "tool_calls", "function_call")
 
 
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A served chat model, and how fast and often it is asked: settings of `EndpointJudge`.
+
+    Attributes:
+        body: The request's fields besides the messages, its "model" among them.
+        api_key: "" where none is needed.
+    """
+
+    base_url: str
+    body: Mapping[str, Any]
+    api_key: str = field(repr=False)
+    timeout: float
+    max_retries: int
+    concurrency: int
+    requests_per_minute: float | None
+    give_up_after: int
+
+
 def send(
-    endpoint: EndpointJudge,
+    endpoint: Endpoint,
     questions: Mapping[str, str],
     keep: Callable[[str, Reply], None],
     *,
@@ -80,7 +97,7 @@ class _Round:
 
     def __init__(
         self,
-        endpoint: EndpointJudge,
+        endpoint: Endpoint,
         questions: Mapping[str, str],
         keep: Callable[[str, Reply], None],
         has_answered: bool,
@@ -89,7 +106,7 @@ class _Round:
         self._questions = questions
         self._keep = keep
         self._has_answered = has_answered
-        self._key = os.environ.get(endpoint.api_key_env or "", "")
+        self._key = endpoint.api_key
         self._replies: dict[str, Reply] = {}
         self._refused: dict[str, Reply] = {}
         self._failed = self._failed_in_a_row = 0
@@ -99,15 +116,15 @@ class _Round:
         """Asks everything and returns the replies."""
         from tqdm import tqdm
 
-        left = dict(self._questions)
-        with tqdm(total=len(left), desc="replies", disable=None, leave=False) as bar:
+        queue = dict(self._questions)
+        with tqdm(total=len(queue), desc="replies", disable=None, leave=False) as bar:
             async with self._client() as client:
                 if not self._has_answered:
-                    shortest = min(left, key=lambda key: len(left[key]))
-                    await self._work(client, iter([(shortest, left.pop(shortest))]), bar)
-                waiting = iter(left.items())
+                    shortest = min(queue, key=lambda key: len(queue[key]))
+                    await self._work(client, iter([(shortest, queue.pop(shortest))]), bar)
+                waiting = iter(queue.items())
                 async with asyncio.TaskGroup() as group:
-                    for _ in range(min(self._endpoint.concurrency, len(left))):
+                    for _ in range(min(self._endpoint.concurrency, len(queue))):
                         group.create_task(self._work(client, waiting, bar))
         if self._failed or self._refused:
             log.warning(
@@ -144,8 +161,8 @@ class _Round:
         try:
             completion = await client.chat.completions.create(
                 messages=[{"role": "user", "content": question}],
-                model=self._endpoint.remote_model,
-                extra_body=self._endpoint.body(),
+                model=self._endpoint.body["model"],
+                extra_body=self._endpoint.body,
                 extra_headers=None if self._key else {"Authorization": openai.Omit()},
             )
             return _reply(completion)
@@ -177,9 +194,9 @@ class _Round:
             raise ModelError(self._gave_up(f"{self._failed_in_a_row} requests in a row failed"))
 
     def _gave_up(self, what: str) -> str:
-        kept = f", after {len(self._replies)} replies" if self._replies else ""
+        replies = f", after {len(self._replies)} replies" if self._replies else ""
         return (
-            f"{self._endpoint.base_url} doesn't answer: {what}{kept} ({self._reason}); see that "
+            f"{self._endpoint.base_url} doesn't answer: {what}{replies} ({self._reason}); see that "
             "base_url is right and the endpoint up, and run the same command again"
         )
 
@@ -210,7 +227,7 @@ class _PacedClient(openai.DefaultAsyncHttpxClient):
     reach it.
     """
 
-    def __init__(self, endpoint: EndpointJudge) -> None:
+    def __init__(self, endpoint: Endpoint) -> None:
         super().__init__(follow_redirects=False)
         self._deadline = endpoint.timeout
         self._interval = 60.0 / (endpoint.requests_per_minute or float("inf"))

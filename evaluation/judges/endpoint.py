@@ -1,4 +1,4 @@
-"""Asking a model behind any OpenAI-compatible /chat/completions endpoint.
+"""Judges behind an OpenAI-compatible /chat/completions endpoint, and the journal of their replies.
 
 What is asked holds prompts and answers, and leaves this machine if the endpoint is elsewhere.
 Every reply is kept in a journal as soon as it is there, under a hash of the whole request, so that
@@ -22,14 +22,14 @@ from pydantic import Field, field_validator
 
 from evaluation.base import Verdict, check_pairs
 from evaluation.degenerate import judged
-from evaluation.judges.prompted import AskingJudge, Reply, question
+from evaluation.judges.prompted import PromptedJudge, Reply, question
 from settings import ModelError, SettingError, target
 
 _FAILED = Reply("", "failed")
 
 
-class EndpointJudge(AskingJudge):
-    """Asks a served chat model.
+class EndpointJudge(PromptedJudge):
+    """Prompts a served chat model.
 
     The API key is read from the environment when something is asked and stands in no setting,
     log or record. A redirect is not followed, since it could lead the questions elsewhere.
@@ -149,8 +149,8 @@ class EndpointJudge(AskingJudge):
             "max_tokens": self.max_tokens,
             "seed": self.seed,
         }
-        given = {key: value for key, value in chosen.items() if value is not None}
-        return {**given, **self.extra_body}
+        fields = {key: value for key, value in chosen.items() if value is not None}
+        return {**fields, **self.extra_body}
 
     def score(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """One verdict per answer.
@@ -183,28 +183,40 @@ class EndpointJudge(AskingJudge):
                 reply at all.
         """
         keys = [self._key(each) for each in questions]
-        journal = Journal(self.journal, self.asked())
-        known = journal.read()
-        wanted = {key: each for key, each in zip(keys, questions, strict=True) if key not in known}
+        journal = ReplyJournal(self.journal, self.asked())
+        replies = journal.read()
+        wanted = {
+            key: each for key, each in zip(keys, questions, strict=True) if key not in replies
+        }
         if wanted:
-            from evaluation.judges.client import send
+            from evaluation.judges.client import Endpoint, send
 
-            has_answered = any(reply.ending == "whole" for reply in known.values())
-            known |= send(self, wanted, journal.add, has_answered=has_answered)
-        replies = [known.get(key, _FAILED) for key in keys]
-        if replies and all(reply is _FAILED for reply in replies):
+            endpoint = Endpoint(
+                base_url=self.base_url,
+                body=self.body(),
+                api_key=os.environ.get(self.api_key_env or "", ""),
+                timeout=self.timeout,
+                max_retries=self.max_retries,
+                concurrency=self.concurrency,
+                requests_per_minute=self.requests_per_minute,
+                give_up_after=self.give_up_after,
+            )
+            has_answered = any(reply.ending == "whole" for reply in replies.values())
+            replies |= send(endpoint, wanted, journal.add, has_answered=has_answered)
+        answers = [replies.get(key, _FAILED) for key in keys]
+        if answers and all(reply is _FAILED for reply in answers):
             raise ModelError(
                 f"{self.base_url} answered none of {len(wanted)} requests (the warning above says "
                 "why); see that base_url is right and the endpoint up, and run it again"
             )
-        return replies
+        return answers
 
     def _key(self, asked: str) -> str:
         request = json.dumps([self.asked(), asked], sort_keys=True)
         return hashlib.sha256(request.encode()).hexdigest()
 
 
-class Journal:
+class ReplyJournal:
     """The replies of one endpoint and model: a file of JSON lines, shared by any processes."""
 
     def __init__(self, folder: str | None, asked: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from evaluation.base import Verdict
 from evaluation.judges.local_model import InstructedJudge
-from evaluation.judges.templates import Published
+from evaluation.judges.templates import PublishedText
 
 
 class HarmBenchJudge(InstructedJudge):
@@ -29,7 +29,7 @@ class HarmBenchJudge(InstructedJudge):
 
     name: ClassVar[str] = "harmbench"
     new_tokens: ClassVar[int] = 1
-    published: ClassVar[Published] = Published(
+    published: ClassVar[PublishedText] = PublishedText(
         "cais/HarmBench-Llama-2-13b-cls", prompt="behavior", answer="generation"
     )
 

@@ -12,16 +12,15 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from evaluation.base import Verdict
-from evaluation.judges.local_model import ModelJudge, Request
+from evaluation.judges.local_model import JudgeRequest, ModelJudge
 from evaluation.judges.templates import chat_template, encode_chat, sha256
-from modeling.checkpoint import load_tokenizer
 from settings import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CODES = re.compile(r"[A-Z]\d+(?:\s*,\s*[A-Z]\d+)*")
-_PROBES = ("probe-of-the-request", "probe-of-the-answer")
+_SAMPLE = ("sample-of-the-request", "sample-of-the-answer")
 
 
 class LlamaGuardJudge(ModelJudge):
@@ -42,22 +41,22 @@ class LlamaGuardJudge(ModelJudge):
             ModelError: One sentence that says what to set instead.
         """
         super().check(setting)
-        tokenizer = load_tokenizer(self._resolved().checkpoint)
-        text = tokenizer.apply_chat_template(_dialogue(*_PROBES), tokenize=False)
-        if not all(probe in text for probe in _PROBES):
+        tokenizer = self._tokenizer()
+        text = tokenizer.apply_chat_template(_dialogue(*_SAMPLE), tokenize=False)
+        if not all(part in text for part in _SAMPLE):
             raise ModelError(
                 f"{setting}.model={self.model!r} has a chat template that doesn't show the request "
                 "and the answer; set it to a guard that takes turns of plain text, such as "
                 "meta-llama/Llama-Guard-3-8B"
             )
 
-    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Request:
+    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> JudgeRequest:
         """Token ids of the dialogue in the guard's own chat template.
 
         Raises:
             ModelError: There is no chat template, or it refuses the dialogue.
         """
-        return Request(encode_chat(tokenizer, _dialogue(prompt, answer), prompted=False))
+        return JudgeRequest(encode_chat(tokenizer, _dialogue(prompt, answer), prompted=False))
 
     def read(self, reply: str) -> Verdict:
         """The verdict of "safe", or of "unsafe" with its codes in the line below."""
@@ -73,7 +72,7 @@ class LlamaGuardJudge(ModelJudge):
 
     def template_identity(self) -> dict[str, str]:
         """SHA-256 of the chat template."""
-        template = chat_template(load_tokenizer(self._resolved().checkpoint))
+        template = chat_template(self._tokenizer())
         return {"sha256": sha256(template), "source": "the tokenizer's chat template"}
 
     def reading(self) -> dict[str, Any]:

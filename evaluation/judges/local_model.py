@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr
 
 from evaluation import engines
-from evaluation.backends.transformers import TransformersBackend
-from evaluation.base import Answer, Backend, Engine, Judge, Verdict, check_pairs
+from evaluation.base import Answer, Engine, Verdict, check_pairs
 from evaluation.degenerate import judged
 from evaluation.judges.templates import (
     Instruction,
-    Published,
+    PublishedText,
     clip,
     control_ids,
     read_instruction,
 )
+from evaluation.judges.weights import Weights, WeightsJudge
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, is_adapter, load_tokenizer, resolve
-from settings import ModelError, SettingError
+from modeling.checkpoint import Checkpoint, resolve
+from modeling.loading import load_tokenizer
+from modeling.model_files import is_adapter
+from settings import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +37,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class JudgeRequest:
     """What the judge is asked about one answer.
 
     Attributes:
@@ -47,15 +49,7 @@ class Request:
     truncated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """The judge's model on this machine and what identifies it."""
-
-    checkpoint: Checkpoint
-    identity: str
-
-
-class ModelJudge(Judge):
+class ModelJudge(WeightsJudge):
     """A judge that is a causal model; a subclass says what it is asked and how it is read.
 
     A subclass sets `name` and `new_tokens` (the length limit of a reply), and writes `request`
@@ -64,22 +58,15 @@ class ModelJudge(Judge):
 
     Attributes:
         model: Local folder or hub id of a causal language model, or of a PEFT adapter of one.
-        revision: Hub revision, or None for the newest.
-        dtype: Precision of the weights.
-        backend: Runs it; None for the evaluation's own, or transformers where there is none.
     """
 
-    model: str
-    revision: str | None = None
-    dtype: str = Field(default="bfloat16", pattern="^(float32|float16|bfloat16)$")
-    backend: Backend | None = None
-
     version: ClassVar[int] = 2
-    name: ClassVar[str]
     new_tokens: ClassVar[int]
-    _weights: Weights | None = PrivateAttr(default=None)
+    architecture: ClassVar[str] = "ForCausalLM"
+    kind: ClassVar[str] = "causal language model"
+    instead: ClassVar[str] = "the judge's own"
 
-    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Request:
+    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> JudgeRequest:
         """What the judge is asked about an answer.
 
         Raises:
@@ -105,17 +92,9 @@ class ModelJudge(Judge):
         Raises:
             ModelError: One sentence that says what to set instead.
         """
-        checkpoint = self._resolved(setting).checkpoint
-        architectures = _config(checkpoint).get("architectures") or []
-        if not any(name.endswith("ForCausalLM") for name in architectures):
-            kind = ", ".join(architectures) or "of no known kind"
-            raise ModelError(
-                f"{setting}.model={self.model!r} is {kind}, not a causal language model; "
-                "set it to the judge's own"
-            )
-        check_runner(self.backend, checkpoint, setting)
+        super().check(setting)
         try:
-            self.request(load_tokenizer(checkpoint), "request", "answer")
+            self.request(self._tokenizer(), "request", "answer")
         except ModelError as error:
             raise ModelError(f"{setting}: {error}") from error
         except (OSError, ValueError, NotImplementedError) as error:
@@ -125,14 +104,11 @@ class ModelJudge(Judge):
             ) from error
 
     def identity(self) -> dict[str, Any]:
-        """What its verdicts depend on: content of weights and template, reading, backend."""
+        """Content of weights and template, how a reply is read, and the backend."""
         return {
-            "judge": self.name,
-            "weights": self._resolved().identity,
+            **super().identity(),
             "template": self.template_identity(),
             "reading": self.reading(),
-            "dtype": self.dtype,
-            "backend": [self._runs.version, self._runs.identity()],
         }
 
     def score(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
@@ -150,36 +126,32 @@ class ModelJudge(Judge):
         check_pairs(prompts, answers)
         if not any(answer.strip() for answer in answers):
             return [Verdict("degenerate", math.nan)] * len(answers)
-        engine = engines.engine(self._runs, self._resolved().checkpoint, PromptStyle())
+        engine = engines.engine(self._runner, self._weights().checkpoint, PromptStyle())
         requests = {
             row: self.request(engine.tokenizer, prompt, answer)
             for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
             if answer.strip()
         }
         fit = self._askable(engine, requests)
-        read = dict(zip(fit, self.ask(engine, [requests[row].ids for row in fit]), strict=True))
+        verdicts = dict(zip(fit, self.ask(engine, [requests[row].ids for row in fit]), strict=True))
         return [
-            _final(answer, requests.get(row), read.get(row)) for row, answer in enumerate(answers)
+            _final(answer, requests.get(row), verdicts.get(row))
+            for row, answer in enumerate(answers)
         ]
 
     def ask(self, engine: Engine, ids: Sequence[Sequence[int]]) -> list[Verdict]:
         """The verdicts of the judge's greedy replies."""
         return [self.read(reply.text) for reply in self._complete(engine, ids)]
 
-    @property
-    def own_process(self) -> bool:
-        """Whether the backend's engines are processes of their own."""
-        return self._runs.own_process
-
     def _complete(self, engine: Engine, ids: Sequence[Sequence[int]]) -> list[Answer]:
         return engine.complete(ids, self.new_tokens) if ids else []
 
-    def _askable(self, engine: Engine, requests: dict[int, Request]) -> list[int]:
+    def _askable(self, engine: Engine, requests: dict[int, JudgeRequest]) -> list[int]:
         """The rows that fit the context and hold no control token but the template's own."""
         tokenizer = engine.tokenizer
         controls = control_ids(tokenizer) - {tokenizer.unk_token_id}
         usual = _counted(self.request(tokenizer, "request", "answer").ids, controls)
-        context = engine.context or _context(self._resolved().checkpoint)
+        context = engine.context or self._positions()
         longest = context - self.new_tokens
         fit = [
             row
@@ -195,24 +167,22 @@ class ModelJudge(Judge):
             )
         return fit
 
-    @property
-    def _runs(self) -> Backend:
-        return runner(self.backend, self._resolved().checkpoint)
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self._weights().checkpoint)
 
-    def _resolved(self, setting: str = "the judge") -> Weights:
-        # Kept, since identifying a local folder reads every byte of its weights.
-        if self._weights is None:
-            self._weights = self._resolve(setting)
-        return self._weights
+    def _positions(self) -> float:
+        return float(self._weights().config.get("max_position_embeddings") or math.inf)
 
     def _resolve(self, setting: str) -> Weights:
-        folder, identity = resolve(self.model, self.revision, f"{setting}.model")
+        weights = super()._resolve(setting)
+        folder = weights.checkpoint.base
         if not is_adapter(folder):
-            return Weights(Checkpoint(folder, dtype=self.dtype), identity)
+            return weights
         name, revision = self._adapted(folder, setting)
         base, base_identity = resolve(name, revision, f"{setting}.base")
         return Weights(
-            Checkpoint(base, adapter=folder, dtype=self.dtype), f"{identity} on {base_identity}"
+            Checkpoint(base, adapter=folder, dtype=self.dtype),
+            f"{weights.identity} on {base_identity}",
         )
 
     def _adapted(self, folder: str, setting: str) -> tuple[str, str | None]:
@@ -240,7 +210,7 @@ class InstructedJudge(ModelJudge):
     template: str | None = None
     max_answer_tokens: int | None = Field(default=None, ge=1)
 
-    published: ClassVar[Published]
+    published: ClassVar[PublishedText]
     keeps: ClassVar[Literal["start", "end"]] = "start"
     _text: Instruction | None = PrivateAttr(default=None)
 
@@ -250,11 +220,11 @@ class InstructedJudge(ModelJudge):
         Raises:
             ModelError: One sentence that says what to set instead.
         """
-        self._resolved(setting)
+        self._weights(setting)
         self._instruction(f"{setting}.template")
         super().check(setting)
 
-    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Request:
+    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> JudgeRequest:
         """Token ids of the instruction text with the prompt and the clipped answer.
 
         Raises:
@@ -265,7 +235,7 @@ class InstructedJudge(ModelJudge):
             limit = self.max_answer_tokens - bool(opener)
             answer, truncated = clip(tokenizer, answer, limit, self.keeps)
         ids = self._instruction().encode(tokenizer, prompt, answer, opener)
-        return Request(ids, truncated)
+        return JudgeRequest(ids, truncated)
 
     def opener(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """What the judge's authors write right before the answer; a token of its limit."""
@@ -285,30 +255,13 @@ class InstructedJudge(ModelJudge):
 
     def _instruction(self, setting: str = "the judge's template") -> Instruction:
         if self._text is None:
-            folder = self._resolved().checkpoint.base
+            folder = self._weights().checkpoint.base
             revision = self.revision if self.model == self.published.place else None
             self._text = read_instruction(self.published, self.template, folder, revision, setting)
         return self._text
 
 
-def runner(backend: Backend | None, checkpoint: Checkpoint) -> Backend:
-    """The backend that runs a judge's model; None stands for transformers."""
-    return (backend or TransformersBackend()).chosen(checkpoint)
-
-
-def check_runner(backend: Backend | None, checkpoint: Checkpoint, setting: str) -> None:
-    """Refuses a judge's model that its backend can't run.
-
-    Raises:
-        ModelError, SettingError: The backend's sentence behind the judge's setting.
-    """
-    try:
-        runner(backend, checkpoint).check(checkpoint)
-    except (ModelError, SettingError) as error:
-        raise type(error)(f"{setting}: {error}") from error
-
-
-def _final(answer: str, request: Request | None, verdict: Verdict | None) -> Verdict:
+def _final(answer: str, request: JudgeRequest | None, verdict: Verdict | None) -> Verdict:
     if request is None:
         return Verdict("degenerate", math.nan)
     verdict = judged(answer, verdict or Verdict("errored", math.nan))
@@ -317,12 +270,3 @@ def _final(answer: str, request: Request | None, verdict: Verdict | None) -> Ver
 
 def _counted(ids: Sequence[int], of: set[int]) -> Counter[int]:
     return Counter(token for token in ids if token in of)
-
-
-def _config(checkpoint: Checkpoint) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((Path(checkpoint.base) / "config.json").read_text())
-    return found
-
-
-def _context(checkpoint: Checkpoint) -> float:
-    return float(_config(checkpoint).get("max_position_embeddings") or math.inf)

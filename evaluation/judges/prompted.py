@@ -1,8 +1,8 @@
-"""Judges that ask a chat model in words: the question, who is asked, and how a reply is read.
+"""Prompted judges: chat models that are asked in words, served or local, and how replies are read.
 
 The judged text is untrusted: it may hold commands, verdicts or control tokens of its own. So
 prompt and answer are quoted (`question`), a reply counts only if its model ended it itself, and
-of a reply only lines of the form asked for are read, which must agree (`AskingJudge`).
+of a reply only lines of the form asked for are read, which must agree (`PromptedJudge`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from evaluation.base import Engine, Judge, Verdict
-from evaluation.judges.local_model import ModelJudge, Request
+from evaluation.judges.local_model import JudgeRequest, ModelJudge
 from evaluation.judges.templates import chat_template, encode_chat, sha256
-from modeling.checkpoint import load_tokenizer
 from settings import SettingError
 
 if TYPE_CHECKING:
@@ -54,8 +53,8 @@ class Reply:
     ending: Literal["whole", "cut", "withheld", "refused", "failed"]
 
 
-class AskingJudge(Judge):
-    """Asks one question per answer and reads a score or class from the reply.
+class PromptedJudge(Judge):
+    """Prompts a model with one question per answer and reads a score or class from its reply.
 
     A subclass says what a line of the form asked for means (`meaning`), and who is asked.
 
@@ -86,7 +85,7 @@ class AskingJudge(Judge):
             )
         return pattern
 
-    def meaning(self, said: str) -> Verdict | None:
+    def meaning(self, value: str) -> Verdict | None:
         """The verdict that a line's group stands for, or None if it stands for none."""
         raise NotImplementedError
 
@@ -121,8 +120,8 @@ class AskingJudge(Judge):
         """
         if reply.ending == "failed":
             return Verdict("errored", math.nan)
-        said = lines_of_form(reply.text, self.pattern) if reply.ending == "whole" else []
-        meanings = {self.meaning(line) for line in said}
+        lines = lines_of_form(reply.text, self.pattern) if reply.ending == "whole" else []
+        meanings = {self.meaning(line) for line in lines}
         meaning = meanings.pop() if len(meanings) == 1 else None
         return meaning or Verdict("unparsed", math.nan)
 
@@ -143,8 +142,8 @@ class AskingJudge(Judge):
             ) from None
 
 
-class LocalAskingJudge(AskingJudge, ModelJudge):
-    """Asks a chat model on this machine, in its own chat template.
+class LocalPromptedJudge(PromptedJudge, ModelJudge):
+    """Prompts a chat model on this machine, in its own chat template.
 
     Attributes:
         max_tokens: Length limit of a reply in tokens.
@@ -157,14 +156,14 @@ class LocalAskingJudge(AskingJudge, ModelJudge):
         """Length limit of a reply in tokens."""
         return self.max_tokens
 
-    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Request:
+    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> JudgeRequest:
         """Token ids of the question as the user's turn.
 
         Raises:
             ModelError: There is no chat template, or it refuses the dialogue.
         """
         turn = {"role": "user", "content": question(self.text(), prompt, answer)}
-        return Request(encode_chat(tokenizer, [turn], prompted=True))
+        return JudgeRequest(encode_chat(tokenizer, [turn], prompted=True))
 
     def ask(self, engine: Engine, ids: Sequence[Sequence[int]]) -> list[Verdict]:
         """The verdicts of the model's greedy replies."""
@@ -175,11 +174,11 @@ class LocalAskingJudge(AskingJudge, ModelJudge):
 
     def template_identity(self) -> dict[str, str]:
         """SHA-256 of the text that is asked and of the chat template it is asked in."""
-        template = chat_template(load_tokenizer(self._resolved().checkpoint))
+        template = chat_template(self._tokenizer())
         return {**super().template_identity(), "chat_template": sha256(template)}
 
     def reading(self) -> dict[str, Any]:
-        """Those, and the limit of the reply."""
+        """The pattern, and the limit of the reply."""
         return {**super().reading(), "max_tokens": self.max_tokens}
 
 
@@ -202,14 +201,14 @@ def question(text: str, prompt: str, answer: str) -> str:
 def lines_of_form(text: str, pattern: str) -> list[str]:
     """What the pattern's group holds in each line that it fits, without a reasoning block."""
     form = re.compile(pattern, re.IGNORECASE)
-    said = text.rpartition("</think>")[2]
-    lines = [re.sub("[*`]", "", line).strip().removesuffix(".") for line in said.splitlines()]
-    return [found[1] for line in lines if (found := form.fullmatch(line)) and found[1]]
+    reply = text.rpartition("</think>")[2]
+    lines = [re.sub("[*`]", "", line).strip().removesuffix(".") for line in reply.splitlines()]
+    return [match[1] for line in lines if (match := form.fullmatch(line)) and match[1]]
 
 
 def _quoted(name: str, content: str, mark: str) -> str:
     # A lone surrogate can't be sent.
     sendable = content.encode("utf-8", errors="replace").decode("utf-8")
-    lines = _OPENING.sub(lambda found: f"{found[0]} ", sendable).splitlines() or [""]
+    lines = _OPENING.sub(lambda match: f"{match[0]} ", sendable).splitlines() or [""]
     quoted = "\n".join(f"| {line}" for line in lines)
     return f"--- {name} {mark} begins ---\n{quoted}\n--- {name} {mark} ends ---"

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from evaluation.base import Engine, Verdict
-from evaluation.judges.local_model import InstructedJudge, Request
-from evaluation.judges.templates import Published
+from evaluation.judges.local_model import InstructedJudge, JudgeRequest
+from evaluation.judges.templates import PublishedText
 from settings import ModelError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class StrongRejectJudge(InstructedJudge):
     name: ClassVar[str] = "strongreject"
     new_tokens: ClassVar[int] = 1
     keeps: ClassVar[Literal["start", "end"]] = "end"
-    published: ClassVar[Published] = Published(
+    published: ClassVar[PublishedText] = PublishedText(
         "https://raw.githubusercontent.com/dsbowen/strong_reject/main/strong_reject/eval_files/"
         "judge_templates.json",
         prompt="forbidden_prompt",
@@ -59,7 +59,7 @@ class StrongRejectJudge(InstructedJudge):
         key="strongreject_finetuned",
     )
 
-    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Request:
+    def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> JudgeRequest:
         """Token ids of the instruction text with the prompt and the clipped answer.
 
         Raises:

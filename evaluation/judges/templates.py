@@ -1,4 +1,4 @@
-"""What a judge is asked: official instruction texts, read where they are published, and rendering.
+"""Templates of judges: official instruction texts, read where they are published, and rendering.
 
 The instruction texts of published judges are not this project's to ship. Each is read from a file
 that the user names, from the model card beside the weights, or from the place it is published at;
@@ -37,7 +37,7 @@ CARD = "README.md"
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublishedText:
     """Where an official instruction text is published, and how it is told from its surroundings.
 
     Attributes:
@@ -70,7 +70,7 @@ class Instruction:
 
     text: str
     source: str
-    published: Published
+    published: PublishedText
 
     def identity(self) -> dict[str, str]:
         """SHA-256 of the text and its source."""
@@ -101,7 +101,7 @@ class Instruction:
 
 
 def read_instruction(
-    published: Published, path: str | None, folder: str, revision: str | None, setting: str
+    published: PublishedText, path: str | None, folder: str, revision: str | None, setting: str
 ) -> Instruction:
     """Reads an official instruction text.
 
@@ -116,11 +116,11 @@ def read_instruction(
     Raises:
         ModelError: The file can't be read or fetched, or holds no such text, or several.
     """
-    found = _locate(published, path, folder, revision, setting)
-    text = cut_out(found.text, published)
+    document, source = _locate(published, path, folder, revision, setting)
+    text = cut_out(document, published)
     if text is None:
         raise ModelError(
-            f"{found.source} holds no single instruction text with {{{published.prompt}}} and "
+            f"{source} holds no single instruction text with {{{published.prompt}}} and "
             f"{{{published.answer}}}; set {setting} to a file that holds the text alone"
         )
     if published.sha256 and sha256(text) != published.sha256:
@@ -128,12 +128,12 @@ def read_instruction(
             "the instruction text of %s (%s) differs from the one known as official; "
             "verdicts may not compare with published ones",
             published.place,
-            found.source,
+            source,
         )
-    return Instruction(text, found.source if path is None else "file", published)
+    return Instruction(text, source if path is None else "file", published)
 
 
-def cut_out(document: str, published: Published) -> str | None:
+def cut_out(document: str, published: PublishedText) -> str | None:
     """The instruction text in a document, or None if there is none, or more than one.
 
     It is the value under the published key of a JSON object, else the only triple-quoted string
@@ -222,7 +222,7 @@ def plain(text: str, marks: Iterable[str]) -> str:
     """
     pattern = re.compile("|".join(map(re.escape, marks)))
     while pattern.pattern and pattern.search(text):
-        text = pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
     return text
 
 
@@ -244,22 +244,17 @@ def clip(
     return (text[: offsets[limit - 1][1]] if keep == "start" else text[offsets[-limit][0] :]), True
 
 
-@dataclass(frozen=True, slots=True)
-class _Document:
-    text: str
-    source: str
-
-
 def _locate(
-    published: Published, path: str | None, folder: str, revision: str | None, setting: str
-) -> _Document:
+    published: PublishedText, path: str | None, folder: str, revision: str | None, setting: str
+) -> tuple[str, str]:
+    """The text of the file, card or JSON document, and where it was read."""
     if path is not None:
-        return _Document(_read_file(path, setting), path)
+        return _read_file(path, setting), path
     if published.key:
-        return _Document(_fetch_url(published.place, setting), published.place)
+        return _fetch_url(published.place, setting), published.place
     beside = Path(folder) / CARD
     if beside.is_file() and cut_out(beside.read_text(encoding="utf-8"), published) is not None:
-        return _Document(beside.read_text(encoding="utf-8"), f"the weights' {CARD}")
+        return beside.read_text(encoding="utf-8"), f"the weights' {CARD}"
     return _fetch_card(published.place, revision, setting)
 
 
@@ -274,12 +269,12 @@ def _read_file(path: str, setting: str) -> str:
         ) from error
 
 
-def _fetch_card(model: str, revision: str | None, setting: str) -> _Document:
+def _fetch_card(model: str, revision: str | None, setting: str) -> tuple[str, str]:
     from huggingface_hub import hf_hub_download
 
     try:
         card = Path(hf_hub_download(model, CARD, revision=revision))
-        return _Document(card.read_text(encoding="utf-8"), f"{model}/{CARD}@{card.parent.name}")
+        return card.read_text(encoding="utf-8"), f"{model}/{CARD}@{card.parent.name}"
     except (OSError, ValueError) as error:
         raise ModelError(
             f"the instruction text of {model!r} can't be fetched from its model card "
@@ -291,10 +286,10 @@ def _fetch_url(url: str, setting: str) -> str:
     import fsspec  # type: ignore[import-untyped]
     from huggingface_hub import cached_assets_path
 
-    kept = cached_assets_path("relock", namespace="templates")
+    cache = cached_assets_path("relock", namespace="templates")
     try:
         with fsspec.open(
-            f"filecache::{url}", "rt", encoding="utf-8", filecache={"cache_storage": str(kept)}
+            f"filecache::{url}", "rt", encoding="utf-8", filecache={"cache_storage": str(cache)}
         ) as file:
             return str(file.read())
     except Exception as error:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from modeling.chat import PromptStyle
-from modeling.checkpoint import is_adapter
+from modeling.model_files import is_adapter
 from modeling.training import PROJECTIONS
 from settings import SettingError, Settings
 

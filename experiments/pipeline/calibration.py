@@ -14,7 +14,8 @@ from experiments.pipeline import stages
 from experiments.pipeline.inputs import PromptSet
 from experiments.store import Store
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, fingerprint_folder, load_tokenizer
+from modeling.checkpoint import Checkpoint, fingerprint_folder
+from modeling.loading import load_tokenizer
 from settings import ModelError, target
 
 

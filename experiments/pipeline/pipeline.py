@@ -25,8 +25,9 @@ from experiments.pipeline.inputs import HELD_OUT, Inputs, PromptSet
 from experiments.pipeline.isolation import in_child
 from experiments.pipeline.steps import Arrow, Arrows, Model
 from experiments.store import Stage, StageResult, Store
-from modeling.checkpoint import Checkpoint, is_adapter, resolve
+from modeling.checkpoint import Checkpoint, resolve
 from modeling.headers import check_target_modules
+from modeling.model_files import is_adapter
 from settings import SettingError
 
 if TYPE_CHECKING:

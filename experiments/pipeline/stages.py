@@ -23,8 +23,9 @@ from experiments.pipeline.inputs import PromptSet
 from experiments.store import Stage
 from modeling.alignment import Alignment
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, is_adapter
+from modeling.checkpoint import Checkpoint
 from modeling.measure import measured
+from modeling.model_files import is_adapter
 from settings import ModelError, Settings, target
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from pathlib import Path
 from experiments.plan.forms import Forms
 from experiments.plan.tokens import Tokens
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, load_tokenizer
+from modeling.checkpoint import Checkpoint
+from modeling.loading import load_tokenizer
 
 
 @dataclass

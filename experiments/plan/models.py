@@ -14,17 +14,9 @@ from experiments.config.model import ModelSettings
 from experiments.pipeline.steps import Model
 from experiments.plan.placeholder_weights import stand_in_model
 from experiments.plan.shape import Shape, read_shape
-from modeling.checkpoint import (
-    COPIES,
-    FILES,
-    HUB_SECONDS,
-    WEIGHTS,
-    Checkpoint,
-    fingerprint_folder,
-    is_adapter,
-    resolve,
-    verify_folder,
-)
+from modeling.checkpoint import Checkpoint, fingerprint_folder, resolve
+from modeling.hub import COPIES, HUB_SECONDS, MODEL_PATTERNS
+from modeling.model_files import WEIGHTS, is_adapter, verify_folder
 from settings import ModelError, Settings
 
 _ADAPTER = "adapter_config.json"
@@ -276,7 +268,7 @@ class _Hub:
         files = [
             each
             for each in self.info.siblings or []
-            if any(fnmatch.fnmatch(each.rfilename, pattern) for pattern in FILES)
+            if any(fnmatch.fnmatch(each.rfilename, pattern) for pattern in MODEL_PATTERNS)
             and not any(fnmatch.fnmatch(each.rfilename, pattern) for pattern in COPIES)
         ]
         return sum(each.size or 0 for each in files)

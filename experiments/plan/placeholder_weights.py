@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.plan.shape import BYTES, Shape
-from modeling.checkpoint import ADAPTER_WEIGHTS, WEIGHTS
+from modeling.model_files import ADAPTER_WEIGHTS, WEIGHTS
 from modeling.training import LoraSettings
 
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

@@ -21,7 +21,8 @@ from attacks.harmful_ft import HarmfulFT
 from attacks.identity_shift import PERSONA, SHIPPED, IdentityShift
 from data.rows import Example, Prompt
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, fingerprint_folder, load_model, load_tokenizer
+from modeling.checkpoint import Checkpoint, fingerprint_folder
+from modeling.loading import load_model, load_tokenizer
 from settings import DataError, ModelError, SettingError
 from tests.attacks.conftest import BASE
 

@@ -12,10 +12,9 @@ from data.rows import Example, ExampleSource, PairSource, PreferencePair, Prompt
 from data.sources import (
     BeaverTails,
     BeaverTailsPrompts,
-    CsvPrompts,
+    FilePrompts,
     JsonlExamples,
     JsonlPairs,
-    JsonlPrompts,
     PKUSafeRLHF,
     PKUSafeRLHFPairs,
     PKUSafeRLHFPrompts,
@@ -87,12 +86,12 @@ def test_pairs(tmp_path: Path) -> None:
 
 
 def test_prompts_of_json_lines_and_csv(tmp_path: Path) -> None:
-    source = JsonlPrompts(path=jsonl(tmp_path, [{"prompt": "a"}, {"prompt": "b"}]))
+    source = FilePrompts(path=jsonl(tmp_path, [{"prompt": "a"}, {"prompt": "b"}]))
     assert isinstance(source, PromptSource)
     assert source.prompts() == [Prompt("rows/1", "a"), Prompt("rows/2", "b")]
     path = tmp_path / "probes.csv"
     path.write_text("key,text,kind,label\nk1,one,x,safe\nk2,two,y,unsafe\nk3,three,y,safe\n")
-    probes = CsvPrompts(
+    probes = FilePrompts(
         path=str(path),
         text_column="text",
         id_column="key",
@@ -104,13 +103,13 @@ def test_prompts_of_json_lines_and_csv(tmp_path: Path) -> None:
 
 def test_ids_do_not_depend_on_what_is_left_out(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [{"prompt": "a", "keep": False}, {"prompt": "b", "keep": True}])
-    assert JsonlPrompts(path=path, where={"keep": True}).prompts() == [Prompt("rows/2", "b")]
+    assert FilePrompts(path=path, where={"keep": True}).prompts() == [Prompt("rows/2", "b")]
 
 
 def test_ids_must_be_unique(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [{"prompt": "a", "id": 1}, {"prompt": "b", "id": 1}])
     with pytest.raises(DataError, match="id '1' twice"):
-        JsonlPrompts(path=path, id_column="id").prompts()
+        FilePrompts(path=path, id_column="id").prompts()
 
 
 def test_beavertails(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from defenses.antidote import ROWS, Antidote
 from defenses.antidote.factors import factor_norms
 from defenses.antidote.prune import pruned
 from defenses.base import Edit
-from modeling.checkpoint import ADAPTER_WEIGHTS, load_model
 from modeling.importance import input_norms
+from modeling.loading import load_model
+from modeling.model_files import ADAPTER_WEIGHTS
 from settings import DataError, ModelError, SettingError
 from tests.defenses.tiny_lora_models import NumberCalibration
 from tests.defenses.victims import (

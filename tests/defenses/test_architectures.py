@@ -24,7 +24,9 @@ from transformers import AutoModelForCausalLM
 
 from defenses.base import Defense, Models
 from defenses.stack import Stack
-from modeling.checkpoint import Checkpoint, load_model, load_tokenizer, verify_folder
+from modeling.checkpoint import Checkpoint
+from modeling.loading import load_model, load_tokenizer
+from modeling.model_files import verify_folder
 from settings import ModelError, SettingError, build, plain, target
 from tests.defenses.victims import Case, harm_calibration, shared_case
 from tests.modeling.tiny_models import FAMILIES, UNBAKEABLE, logits

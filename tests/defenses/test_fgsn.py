@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from defenses.base import Models
 from defenses.fgsn import FGSN, RECORD, ROWS
-from modeling.checkpoint import Checkpoint, load_model
+from modeling.checkpoint import Checkpoint
 from modeling.deltas import read_weight
+from modeling.loading import load_model
 from modeling.training import write_merged
 from settings import DataError, ModelError, SettingError, build
 from tests.defenses.fgsn_runs import (

@@ -25,8 +25,9 @@ from defenses.fgsn.layers import (
 from defenses.fgsn.neurons import find_q, neuron_scores, safety_mask, top
 from defenses.fgsn.union import BITS, FOLDER, RECORD, Union, load_union
 from modeling.capture import TokenRow
-from modeling.checkpoint import Checkpoint, load_model
+from modeling.checkpoint import Checkpoint
 from modeling.importance import wanda_scores
+from modeling.loading import load_model
 from modeling.projections import projections
 from settings import ModelError, SettingError
 

@@ -13,7 +13,8 @@ from torch.nn.functional import logsigmoid
 from defenses.nlsr import scores
 from defenses.nlsr.identify import Identification, _scored, _sides
 from modeling.capture import TokenRow
-from modeling.checkpoint import Checkpoint, load_model
+from modeling.checkpoint import Checkpoint
+from modeling.loading import load_model
 from modeling.lora import LoraAdapter, open_adapter
 
 ROWS: list[TokenRow] = [

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from defenses.reset import Reset
-from modeling.checkpoint import ADAPTER_WEIGHTS
+from modeling.model_files import ADAPTER_WEIGHTS
 from settings import ModelError
 from tests.defenses.victims import (
     KINDS,

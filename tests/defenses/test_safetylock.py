@@ -18,8 +18,9 @@ from defenses.safetylock.lock import Lock, fingerprint, load_lock
 from defenses.safetylock.locking import PROVENANCE
 from experiments.pipeline.stages import checkpoint_at, place
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, load_model, load_tokenizer
+from modeling.checkpoint import Checkpoint
 from modeling.heads import head_layout, output_projections
+from modeling.loading import load_model, load_tokenizer
 from settings import DataError, ModelError, SettingError
 from tests.defenses.tiny_lora_models import NumberCalibration, number_pairs, save_base
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from defenses.safetylock.__main__ import main
-from modeling.checkpoint import Checkpoint, load_model
+from modeling.checkpoint import Checkpoint
+from modeling.loading import load_model
 from tests.defenses.tiny_lora_models import number_pairs, save_base
 
 SETTINGS = ("defense.n_pairs=12", "defense.last_tokens=3", "defense.k=4", "defense.alpha=5.0")

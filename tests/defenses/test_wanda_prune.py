@@ -15,8 +15,9 @@ from torch import Tensor
 from defenses.base import Edit
 from defenses.wanda_prune import NORMS, ROWS, WandaPrune
 from defenses.wanda_prune.mask import set_difference
-from modeling.checkpoint import Checkpoint, load_model
+from modeling.checkpoint import Checkpoint
 from modeling.importance import wanda_scores
+from modeling.loading import load_model
 from settings import DataError, ModelError, SettingError
 from tests.defenses.victims import (
     KINDS,

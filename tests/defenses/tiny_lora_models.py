@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data.rows import PreferencePair, Prompt
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, load_model
+from modeling.checkpoint import Checkpoint
+from modeling.loading import load_model
 
 VOCABULARY, END = 40, 39
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from data.rows import Prompt
 from defenses.base import Models
-from modeling.checkpoint import Checkpoint, load_model
+from modeling.checkpoint import Checkpoint
+from modeling.loading import load_model
 from modeling.training import write_merged
 from tests.defenses.tiny_lora_models import (
     NumberCalibration,

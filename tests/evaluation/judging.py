@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from evaluation.base import Answer, Backend
-from modeling.checkpoint import Checkpoint, load_tokenizer
+from modeling.checkpoint import Checkpoint
+from modeling.loading import load_tokenizer
 from settings import ModelError
 from tests.evaluation.conftest import tiny_config
 
@@ -117,5 +118,5 @@ class ScriptedBackend(Backend):
         if self.refuses:
             raise ModelError("this backend runs nothing")
 
-    def open(self, checkpoint: Checkpoint, style: Any, undefended: Any = None) -> Any:
+    def open(self, checkpoint: Checkpoint, style: Any, reference: Any = None) -> Any:
         return ScriptedEngine(checkpoint, self.context)

@@ -22,19 +22,19 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from evaluation.backends.transformers import TransformersBackend, TransformersEngine
-from evaluation.base import Answer
-from evaluation.canary import verify, verify_classifier
-from evaluation.reference import (
+from evaluation.backends.canary import verify, verify_classifier
+from evaluation.backends.expected import (
     LONGEST,
     NEW_TOKENS,
     Canaries,
-    Reference,
-    classifier_reference,
+    Expected,
     classifier_texts,
+    expected_probabilities,
+    expected_scores,
     make_canaries,
-    transformers_reference,
 )
+from evaluation.backends.transformers import TransformersBackend, TransformersEngine
+from evaluation.base import Answer
 from experiments.config.experiment import PROJECT
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
@@ -121,7 +121,7 @@ def without_bias(locked: Checkpoint, folder: Path) -> Checkpoint:
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_collection() -> Iterator[None]:
-    """What is imported need not be searched whenever a reference gives its memory back."""
+    """What is imported need not be searched whenever a model gives its memory back."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -156,10 +156,10 @@ def refused(match: str, served: Any, checkpoint: Checkpoint, *others: Checkpoint
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_good_engine_passes_in_every_precision(tmp_path: Path, dtype: str) -> None:
-    undefended = save_tiny(tmp_path / "undefended", 0, dtype)
-    verify(serving(undefended), undefended)
-    defended = save_locked(undefended, tmp_path / "defended", 0.5)
-    verify(serving(defended), defended, undefended)
+    reference = save_tiny(tmp_path / "reference", 0, dtype)
+    verify(serving(reference), reference)
+    defended = save_locked(reference, tmp_path / "defended", 0.5)
+    verify(serving(defended), defended, reference)
 
 
 def test_a_good_adapter_passes(plain: Checkpoint, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_good_adapter_passes(plain: Checkpoint, tmp_path: Path) -> None:
     verify(serving(adapted), adapted, plain)
 
 
-def test_a_dropped_bias_is_the_undefended_model(
+def test_a_dropped_bias_is_the_reference_model(
     tiny: Checkpoint, locked: Checkpoint, tmp_path: Path
 ) -> None:
     served = serving(without_bias(locked, tmp_path / "served"))
@@ -192,7 +192,7 @@ def test_an_edit_applied_twice_is_refused(plain: Checkpoint, tmp_path: Path) -> 
     refused(r"has (1\.[5-9]|2\.)\d+ of the edit", serving(twice), once, plain)
 
 
-def test_a_lora_that_is_not_applied_is_the_undefended_model(
+def test_a_lora_that_is_not_applied_is_the_reference_model(
     tiny: Checkpoint, tmp_path: Path
 ) -> None:
     adapted = save_adapter(tiny, tmp_path / "adapter")
@@ -308,11 +308,11 @@ def test_an_answer_may_end_where_transformers_ends_it(tmp_path: Path, step: int)
     """At a token that only the generation settings call an end, and at once."""
     checkpoint = save_tiny(tmp_path, 0)
     canaries = make_canaries(AutoTokenizer.from_pretrained(BASE), 256)
-    greedy = transformers_reference(checkpoint, canaries).greedy
+    greedy = expected_scores(checkpoint, canaries).greedy
     ends = sorted({row[step][0] for row in greedy})
     settings = json.loads((tmp_path / "generation_config.json").read_text())
     (tmp_path / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": ends}))
-    assert len(transformers_reference(checkpoint, canaries).greedy[0]) <= step
+    assert len(expected_scores(checkpoint, canaries).greedy[0]) <= step
     verify(serving(checkpoint), checkpoint)
 
 
@@ -323,7 +323,7 @@ def test_missing_scores_are_refused(plain: Checkpoint, engine: TransformersEngin
 
 def test_rounding_of_other_kernels_is_allowed_and_more_is_not(tiny: Checkpoint) -> None:
     """Noise as measured passes, twenty times as much doesn't."""
-    noise = transformers_reference(tiny, make_canaries(serving(tiny).tokenizer, 256)).noise
+    noise = expected_scores(tiny, make_canaries(serving(tiny).tokenizer, 256)).noise
     noise = max(noise, 1e-5)
     generator = torch.Generator().manual_seed(0)
 
@@ -357,7 +357,7 @@ def test_an_edit_too_small_to_see_is_warned_of(
     same = replace(plain, base=str(shutil.copytree(plain.base, tmp_path / "same")))
     with caplog.at_level(logging.WARNING):
         verify(serving(same), same, plain)
-    assert [record.name for record in caplog.records] == ["evaluation.canary"]
+    assert [record.name for record in caplog.records] == ["evaluation.backends.canary"]
     assert "too small to tell from rounding" in caplog.text
 
 
@@ -376,24 +376,24 @@ def test_a_model_that_is_broken_itself_passes_with_a_warning(
     refused("log-probabilities differ by inf", serving(plain), broken, plain)
 
 
-def test_references_are_read_once_until_the_files_change(tmp_path: Path) -> None:
+def test_expected_scores_are_read_once_until_the_files_change(tmp_path: Path) -> None:
     read: list[str] = []
 
-    def counted(checkpoint: Checkpoint, canaries: Canaries) -> Reference:
+    def counted(checkpoint: Checkpoint, canaries: Canaries) -> Expected:
         read.append(Path(checkpoint.base).name)
-        return transformers_reference(checkpoint, canaries)
+        return expected_scores(checkpoint, canaries)
 
-    undefended = save_tiny(tmp_path / "undefended", 0)
+    reference = save_tiny(tmp_path / "reference", 0)
     for name, size in (("one", 0.3), ("two", 0.4)):
-        defended = save_locked(undefended, tmp_path / name, size)
-        verify(serving(defended), defended, undefended, reference=counted)
-    assert read == ["one", "undefended", "two"]
-    verify(serving(defended), defended, undefended, reference=counted)
+        defended = save_locked(reference, tmp_path / name, size)
+        verify(serving(defended), defended, reference, expected=counted)
+    assert read == ["one", "reference", "two"]
+    verify(serving(defended), defended, reference, expected=counted)
     assert len(read) == 3
-    changed = save_tiny(tmp_path / "undefended", 3)
+    changed = save_tiny(tmp_path / "reference", 3)
     refused("log-probabilities differ", serving(defended), changed)
-    verify(serving(changed), changed, reference=counted)
-    assert read[3:] == ["undefended"]
+    verify(serving(changed), changed, expected=counted)
+    assert read[3:] == ["reference"]
 
 
 def test_texts_fit_the_context_and_fill_a_block_of_the_cache(tmp_path: Path) -> None:
@@ -466,7 +466,7 @@ def test_a_classifiers_scores_are_held_against_transformers(tmp_path: Path, dtyp
     right, wrong = (save_classifier(tmp_path / str(seed), seed, dtype) for seed in (0, 1))
     texts = classifier_texts(AutoTokenizer.from_pretrained(BASE), 256)
     assert max(map(len, texts)) == LONGEST
-    rows, others = (classifier_reference(each, texts) for each in (right, wrong))
+    rows, others = (expected_probabilities(each, texts) for each in (right, wrong))
     noise = {"float32": 1e-5, "bfloat16": 2**-7}[dtype]
     shifted = (torch.tensor(rows).logit() + noise).sigmoid().tolist()
     for passing in (rows, shifted):

@@ -32,7 +32,7 @@ class Counting(Backend):
     opened: ClassVar[list[Opened]] = []
     name: str = "one"
 
-    def open(self, checkpoint: Checkpoint, style: PromptStyle, undefended: Any = None) -> Any:
+    def open(self, checkpoint: Checkpoint, style: PromptStyle, reference: Any = None) -> Any:
         return self._opened(checkpoint.base)
 
     def classifier(self, folder: str, dtype: str) -> Any:

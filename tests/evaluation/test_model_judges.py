@@ -520,7 +520,7 @@ def test_two_judges_of_the_same_weights_load_them_once(make: Make) -> None:
     opened: list[Checkpoint] = []
 
     class Counting(ScriptedBackend):
-        def open(self, checkpoint: Checkpoint, style: Any, undefended: Any = None) -> Any:
+        def open(self, checkpoint: Checkpoint, style: Any, reference: Any = None) -> Any:
             opened.append(checkpoint)
             return super().open(checkpoint, style)
 

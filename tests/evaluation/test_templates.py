@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from evaluation.judges.templates import (
     Instruction,
-    Published,
+    PublishedText,
     clip,
     control_ids,
     control_marks,
@@ -26,8 +26,8 @@ from evaluation.judges.templates import (
 from settings import ModelError
 from tests.evaluation.judging import CONTROLS, LLAMA_CHAT, NAMELESS, byte_tokenizer, said
 
-CARD = Published("maker/judge", prompt="behavior", answer="generation")
-JSON = Published("memory://grades.json", prompt="ask", answer="reply", key="graded")
+CARD = PublishedText("maker/judge", prompt="behavior", answer="generation")
+JSON = PublishedText("memory://grades.json", prompt="ask", answer="reply", key="graded")
 TEXT = "[INST] Is this\nfit? Asked: {behavior} Said: {generation} [/INST]"
 MODEL_CARD = f"""---
 license: mit
@@ -42,10 +42,12 @@ PROMPT = {{
 ```
 Then `PROMPT["prompt"].format(behavior=b, generation=g)`.
 """
-WRAPPED = Published("maker/guard", prompt="prompt", answer="response")
+WRAPPED = PublishedText("maker/guard", prompt="prompt", answer="response")
 
 
-def read(path: Path | None, folder: Path | str = "", published: Published = CARD) -> Instruction:
+def read(
+    path: Path | None, folder: Path | str = "", published: PublishedText = CARD
+) -> Instruction:
     where = None if path is None else str(path)
     return read_instruction(published, where, str(folder), None, "judge.template")
 
@@ -117,7 +119,7 @@ def test_what_can_t_be_fetched_is_one_sentence(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.cached_assets_path", lambda *_, **__: tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    missing = Published("memory://nowhere.json", prompt="ask", answer="reply", key="graded")
+    missing = PublishedText("memory://nowhere.json", prompt="ask", answer="reply", key="graded")
     with pytest.raises(ModelError, match=r"memory://nowhere\.json .*set judge\.template"):
         read(None, published=missing)
     with pytest.raises(ModelError, match=r"'maker/judge' .*set judge\.template to a copy"):
@@ -137,7 +139,7 @@ def test_another_text_than_the_known_one_warns(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
-    known = Published("maker/judge", "behavior", "generation", sha256="0" * 64)
+    known = PublishedText("maker/judge", "behavior", "generation", sha256="0" * 64)
     with caplog.at_level(logging.WARNING):
         read(tmp_path / "text.txt")
     assert not caplog.records

@@ -20,15 +20,15 @@ from omegaconf import OmegaConf
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaForSequenceClassification
 
-from evaluation import canary
+from evaluation.backends import canary
 from evaluation.backends.auto import AutoBackend
+from evaluation.backends.expected import classifier_texts, expected_probabilities
 from evaluation.backends.transformers import TransformersBackend
-from evaluation.backends.vllm import VLLMBackend, pool, probe
+from evaluation.backends.vllm import VLLMBackend, availability, pool
 from evaluation.backends.vllm.engine import VLLMClassifier, VLLMEngine
 from evaluation.backends.vllm.process import Worker
-from evaluation.backends.vllm.weights import Served, lora_rank, shape
+from evaluation.backends.vllm.weights import ServedWeights, lora_rank, shape
 from evaluation.base import Answer
-from evaluation.reference import classifier_reference, classifier_texts
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from settings import ModelError, SettingError, build
@@ -51,10 +51,10 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     # The stand-in computes nothing that a canary could recognise.
     passed.clear()
     monkeypatch.setattr(canary, "verify", lambda engine, *asked: passed.append(asked))
-    probe.obstacle.cache_clear()
+    availability.obstacle.cache_clear()
     yield path
     pool.shutdown()
-    probe.obstacle.cache_clear()
+    availability.obstacle.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -323,7 +323,7 @@ def test_an_adapter_that_vllm_does_not_serve_is_merged_for_as_long_as_it_loads(
         assert (what.adapter, what.rank) == (None, 0)
         merged = AutoModelForCausalLM.from_pretrained(what.folder)(ids).logits
         assert shape(what.folder) == shape(original)
-    from modeling.checkpoint import load_model
+    from modeling.loading import load_model
 
     assert torch.allclose(merged, load_model(checkpoint)(ids).logits, atol=1e-4)
     assert not what.folder.exists()
@@ -357,7 +357,9 @@ def classifiers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         tokenizer.save_pretrained(folder)
         (folder / "step").write_text("1")
         texts = classifier_texts(tokenizer, 64)
-        scores = torch.tensor(classifier_reference(Checkpoint(str(folder)), texts)).logit().tolist()
+        scores = (
+            torch.tensor(expected_probabilities(Checkpoint(str(folder)), texts)).logit().tolist()
+        )
         rows = {str(list(text)): row for text, row in zip(texts, scores, strict=True)}
         (folder / "logits.json").write_text(json.dumps(rows))
         folders.append(folder)
@@ -373,7 +375,7 @@ def test_a_classifier_is_verified_whenever_it_is_loaded(
 ) -> None:
     first = classifying(classifiers[0])
     texts = classifier_texts(first.tokenizer, first.context)
-    wanted = classifier_reference(Checkpoint(str(classifiers[0])), texts)
+    wanted = expected_probabilities(Checkpoint(str(classifiers[0])), texts)
     for row, line in zip(first.probabilities(texts), wanted, strict=True):
         assert row == pytest.approx(line)
     assert first.usable
@@ -416,10 +418,10 @@ def test_a_classifier_of_no_finite_scores_is_refused(
     assert not pool._running
 
 
-def test_the_undefended_model_reaches_the_canary(folder: Path, tmp_path: Path) -> None:
+def test_the_reference_model_reaches_the_canary(folder: Path, tmp_path: Path) -> None:
     first, second = Checkpoint(str(folder)), Checkpoint(str(tmp_path))
-    for undefended in (None, second, second):
-        VLLMBackend().open(first, PromptStyle(), undefended).close()
+    for reference in (None, second, second):
+        VLLMBackend().open(first, PromptStyle(), reference).close()
     assert passed == [(first, None), (first, second)]
 
 
@@ -528,8 +530,8 @@ def test_check_refuses_what_vllm_cannot_serve(
         backend.check(narrow)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     backend.check(narrow)
-    monkeypatch.setattr(probe, "find_spec", lambda name: None)
-    probe.obstacle.cache_clear()
+    monkeypatch.setattr(availability, "find_spec", lambda name: None)
+    availability.obstacle.cache_clear()
     with pytest.raises(SettingError, match=r"which isn't installed; .*pip install -e '\.\[vllm\]'"):
         backend.check(Checkpoint(str(folder)))
 
@@ -556,8 +558,8 @@ def test_auto_takes_vllm_where_it_can(
     engine = auto.open(Checkpoint(str(folder)), PromptStyle())
     assert isinstance(engine, VLLMEngine)
     with_vllm = auto.identity()
-    monkeypatch.setattr(probe, "find_spec", lambda name: None)
-    probe.obstacle.cache_clear()
+    monkeypatch.setattr(availability, "find_spec", lambda name: None)
+    availability.obstacle.cache_clear()
     assert auto.chosen(Checkpoint(str(folder))) is auto.transformers
     assert auto.identity() != with_vllm
 
@@ -598,10 +600,10 @@ def test_the_options_of_the_configuration_are_those_of_the_classes() -> None:
 
 
 def test_a_served_folders_stamp_is_of_its_weights(folder: Path) -> None:
-    assert Served(folder).stamp == Served(folder).stamp
-    before = Served(folder).stamp
+    assert ServedWeights(folder).stamp == ServedWeights(folder).stamp
+    before = ServedWeights(folder).stamp
     os.utime(folder / "model.safetensors", ns=(1, 1))
-    assert Served(folder).stamp != before
+    assert ServedWeights(folder).stamp != before
 
 
 def test_an_ended_worker_says_so() -> None:

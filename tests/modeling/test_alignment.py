@@ -15,9 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling.alignment import Alignment
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, load_model, load_tokenizer
-from modeling.preference import Preference, preference_trainer, train_preference
-from modeling.training import LoraSettings, open_for_training
+from modeling.checkpoint import Checkpoint
+from modeling.loading import load_model, load_tokenizer
+from modeling.preference import Preference, preference_trainer
+from modeling.training import LoraSettings, open_for_training, train
 from organism.make import WEIGHTS
 from organism.sources import AlignmentPairs
 from settings import DataError, SettingError
@@ -144,9 +145,10 @@ def test_every_method_raises_the_chosen_over_the_rejected(
     before = margins(model, tokenizer, rendered)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*trl.experimental.*")
-        curve = train_preference(
+        trainer = preference_trainer(
             model, tokenizer, PAIRS, rendered, preference(method, max_steps=5), 0, tmp_path
         )
+        curve = train(trainer)
     assert [point["step"] for point in curve] == [1, 2, 3, 4, 5]
     after = margins(model.eval(), tokenizer, rendered)
     assert after.mean() > before.mean()

@@ -6,7 +6,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, load_tokenizer
+from modeling.checkpoint import Checkpoint
+from modeling.loading import load_tokenizer
 from organism.make import WEIGHTS
 from settings import ModelError
 

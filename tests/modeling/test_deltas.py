@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from modeling.checkpoint import Checkpoint, fingerprint_folder, load_model, verify_folder
+from modeling.checkpoint import Checkpoint, fingerprint_folder
 from modeling.deltas import (
     Factored,
     alignment,
@@ -30,6 +30,8 @@ from modeling.deltas import (
     safety_times,
     write_edited,
 )
+from modeling.loading import load_model
+from modeling.model_files import verify_folder
 from modeling.shards import write_shard, write_stream
 from settings import ModelError
 from tests.modeling.tiny_models import MODELS, PROJECTIONS, logits, save_model

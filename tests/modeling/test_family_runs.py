@@ -15,8 +15,10 @@ from attacks.harmful_ft import HarmfulFT
 from data.rows import Example
 from evaluation.backends.transformers import TransformersBackend
 from modeling.chat import PromptStyle
-from modeling.checkpoint import ADAPTER_WEIGHTS, Checkpoint, load_model, load_tokenizer
+from modeling.checkpoint import Checkpoint
+from modeling.loading import load_model, load_tokenizer
 from modeling.lora import open_adapter, product_norm
+from modeling.model_files import ADAPTER_WEIGHTS
 from modeling.training import write_merged
 from tests.defenses.tiny_lora_models import save_adapter, save_tokenizer
 from tests.modeling.tiny_models import FAMILIES, PROJECTIONS, ROWS, WINDOW, logits, save_model

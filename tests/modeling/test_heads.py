@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from modeling.checkpoint import Checkpoint, load_model
-from modeling.heads import head_layout, output_biases, output_projections, read_output_columns
+from modeling.checkpoint import Checkpoint
+from modeling.heads import head_layout, output_projections
+from modeling.loading import load_model
+from modeling.output_columns import output_biases, read_output_columns
 from settings import ModelError
 from tests.modeling.tiny_models import (
     LAYERS,
@@ -75,7 +76,7 @@ def test_head_out_of_range(tmp_path: Path) -> None:
     with pytest.raises(IndexError):
         layout.columns(4)
     with pytest.raises(ModelError, match="head 4 of layer 0 is not in"):
-        next(read_output_columns(Checkpoint(str(tmp_path)), [(0, 4)]))
+        next(read_output_columns(Checkpoint(str(tmp_path)), layout, [(0, 4)]))
 
 
 def test_projections_are_the_wrappers_of_peft_in_layer_order(tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_columns_are_those_of_the_weights(name: str, shard: str, tmp_path: Path)
     checkpoint = save_model(name, tmp_path, dtype="bfloat16", shard=shard)
     assert (tmp_path / "model.safetensors.index.json").is_file() == (shard == "8KB")
     layout, weights = head_layout(checkpoint), _merged_weights(checkpoint)
-    found = list(read_output_columns(checkpoint, HEADS))
+    found = list(read_output_columns(checkpoint, layout, HEADS))
     assert [head for head, _ in found] == HEADS
     for (layer, head), columns in found:
         assert columns.dtype == torch.float32
@@ -115,7 +116,7 @@ def test_columns_include_the_adapter(options: dict[str, object], tmp_path: Path)
     base = save_model("llama_wide_heads", tmp_path / "base")
     checkpoint = save_adapter(base, tmp_path / "adapter", **options)
     layout, weights = head_layout(checkpoint), _merged_weights(checkpoint)
-    for (layer, head), columns in read_output_columns(checkpoint, HEADS):
+    for (layer, head), columns in read_output_columns(checkpoint, layout, HEADS):
         expected = weights[layer][:, layout.columns(head)]
         torch.testing.assert_close(columns, expected, rtol=1e-6, atol=1e-6)
 
@@ -141,7 +142,7 @@ def test_more_than_lora_is_refused(options: dict[str, object], tmp_path: Path) -
     base = save_model("llama_biased", tmp_path / "base")
     checkpoint = save_adapter(base, tmp_path / "adapter", **options)
     with pytest.raises(ModelError, match=r"more than LoRA.*defense\.form=hooked"):
-        next(read_output_columns(checkpoint, HEADS))
+        next(read_output_columns(checkpoint, head_layout(checkpoint), HEADS))
 
 
 def test_quantised_and_missing_weights_are_refused(tmp_path: Path) -> None:
@@ -150,8 +151,8 @@ def test_quantised_and_missing_weights_are_refused(tmp_path: Path) -> None:
     quantised = {**weights, f"{name}.weight": torch.zeros(512, 1, dtype=torch.uint8)}
     save_file(quantised, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match="not quantised"):
-        next(read_output_columns(replace(checkpoint), HEADS))
+        next(read_output_columns(checkpoint, head_layout(checkpoint), HEADS))
     del weights[f"{name}.weight"]
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match=r"no o_proj\.weight of layer 1"):
-        next(read_output_columns(checkpoint, HEADS))
+        next(read_output_columns(checkpoint, head_layout(checkpoint), HEADS))

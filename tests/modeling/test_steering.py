@@ -13,9 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling.checkpoint import Checkpoint, load_model
+from modeling.checkpoint import Checkpoint
 from modeling.heads import head_layout
-from modeling.steering import Positions, Steering, load_steering, save_steering, steer
+from modeling.loading import load_model
+from modeling.steering import SteeredPositions, Steering, load_steering, save_steering, steer
 from settings import ModelError
 from tests.modeling.tiny_models import (
     LAYERS,
@@ -41,7 +42,7 @@ def adapted(base: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Check
     return save_adapter(base, tmp_path_factory.mktemp("adapter"))
 
 
-def _steering(positions: Positions, strength: float = 1.0) -> Steering:
+def _steering(positions: SteeredPositions, strength: float = 1.0) -> Steering:
     generator = torch.Generator().manual_seed(4)
     deltas = {k: strength * torch.randn(WIDTH, generator=generator) for k in range(LAYERS)}
     return Steering(deltas, positions)
@@ -92,7 +93,7 @@ def test_removing_restores_the_model_bit_for_bit(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("positions", ["all", "last_token", "generated"])
-def test_a_zero_delta_is_the_identity(positions: Positions, base: Checkpoint) -> None:
+def test_a_zero_delta_is_the_identity(positions: SteeredPositions, base: Checkpoint) -> None:
     model = load_model(base, device="cpu").eval()
     before, answers = logits(model), _generate(model, ROWS)
     with steer(model, _steering(positions, strength=0.0)):
@@ -135,7 +136,7 @@ def _bounds(layout: Any, head: int) -> tuple[int, int]:
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("positions", ["all", "last_token", "generated"])
 def test_batched_generation_is_that_of_single_rows(
-    positions: Positions, wrapped: bool, base: Checkpoint, adapted: Checkpoint
+    positions: SteeredPositions, wrapped: bool, base: Checkpoint, adapted: Checkpoint
 ) -> None:
     model = load_model(adapted if wrapped else base, device="cpu").eval()
     plain = _generate(model, ROWS)
@@ -180,7 +181,7 @@ def test_low_precision_stays_what_it_is(dtype: str, tmp_path: Path) -> None:
 def test_round_trip_through_disk(
     layers: set[int],
     width: int,
-    positions: Positions,
+    positions: SteeredPositions,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder = tmp_path_factory.mktemp("steering")

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, load_model, load_tokenizer
+from modeling.checkpoint import Checkpoint
 from modeling.heads import head_layout
+from modeling.loading import load_model, load_tokenizer
 from modeling.steering import save_steering
 from modeling.training import LoraSettings, TrainSettings, open_for_training, save, train_sft
 from organism.make import WEIGHTS

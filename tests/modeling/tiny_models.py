@@ -10,8 +10,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from modeling.checkpoint import Checkpoint, load_model
+from modeling.checkpoint import Checkpoint
 from modeling.heads import HeadLayout
+from modeling.loading import load_model
 from modeling.steering import Steering
 
 VOCABULARY, LAYERS = 48, 3

@@ -38,7 +38,7 @@ def _engines() -> Iterator[None]:
     shutdown()
 
 
-def reference(checkpoint: Checkpoint) -> TransformersEngine:
+def transformers_engine(checkpoint: Checkpoint) -> TransformersEngine:
     """The same model in this process."""
     return TransformersBackend().open(checkpoint, PromptStyle())
 

@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from evaluation.backends.canary import verify
 from evaluation.backends.vllm.process import Worker
 from evaluation.base import Answer
-from evaluation.canary import verify
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, load_tokenizer
+from modeling.checkpoint import Checkpoint
 from modeling.export import export_with_biases
+from modeling.loading import load_tokenizer
 from settings import ModelError
 from tests.vllm.conftest import ALIGNED, BACKEND, BASE, rewritten, save_classifier
 

@@ -17,9 +17,11 @@ from evaluation.backends.transformers import TransformersBackend
 from evaluation.backends.vllm import pool
 from evaluation.backends.vllm.engine import VLLMEngine
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, load_model, load_tokenizer
+from modeling.checkpoint import Checkpoint
 from modeling.export import export_with_biases
-from modeling.heads import head_layout, output_biases
+from modeling.heads import head_layout
+from modeling.loading import load_model, load_tokenizer
+from modeling.output_columns import output_biases
 from settings import ModelError
 from tests.vllm.conftest import (
     ALIGNED,
@@ -27,9 +29,9 @@ from tests.vllm.conftest import (
     BASE,
     PROMPTS,
     WEIGHTS,
-    reference,
     rewritten,
     save_classifier,
+    transformers_engine,
 )
 
 pytestmark = pytest.mark.vllm
@@ -38,8 +40,8 @@ LIMIT = 32
 TOLERANCE = 1e-4
 
 
-def opened(checkpoint: Checkpoint, undefended: Checkpoint | None = None) -> VLLMEngine:
-    return BACKEND.open(checkpoint, PromptStyle(), undefended)
+def opened(checkpoint: Checkpoint, reference: Checkpoint | None = None) -> VLLMEngine:
+    return BACKEND.open(checkpoint, PromptStyle(), reference)
 
 
 def encoded(prompts: list[str]) -> list[list[int]]:
@@ -58,14 +60,14 @@ def test_answers_are_those_of_transformers(checkpoint: Checkpoint) -> None:
     starts = ["Sure thing!", "", "I", "No"] * (len(PROMPTS) // 4)
     begun = engine.generate(PROMPTS, LIMIT, "Be safe.", starts)
     engine.close()
-    theirs = reference(checkpoint)
+    theirs = transformers_engine(checkpoint)
     assert answers == theirs.generate(PROMPTS, LIMIT)
     assert begun == theirs.generate(PROMPTS, LIMIT, "Be safe.", starts)
     assert len({answer.text for answer in answers}) > len(PROMPTS) // 4
 
 
 def test_log_probabilities_are_those_of_transformers() -> None:
-    engine, theirs = opened(ALIGNED), reference(ALIGNED)
+    engine, theirs = opened(ALIGNED), transformers_engine(ALIGNED)
     rows = [*encoded(PROMPTS[:12]), [1], [1, 50], [1] + [40, 50, 60] * 85]
     for ours, wanted in zip(engine.logprobs(rows), theirs.logprobs(rows), strict=True):
         assert ours == pytest.approx(wanted, abs=TOLERANCE)
@@ -102,12 +104,12 @@ def test_a_warm_engine_serves_the_next_checkpoint_of_its_shape(tmp_path: Path) -
     before = first.generate(PROMPTS, LIMIT)
     first.close()
     warm = set(pids())
-    second = opened(other, undefended=BASE)
+    second = opened(other, reference=BASE)
     answers = second.generate(PROMPTS, LIMIT)
     second.close()
     assert set(pids()) == warm
     assert answers != before
-    assert answers == reference(other).generate(PROMPTS, LIMIT)
+    assert answers == transformers_engine(other).generate(PROMPTS, LIMIT)
     again = opened(BASE)
     assert again.generate(PROMPTS, LIMIT) == before
     again.close()
@@ -150,11 +152,11 @@ def test_adapters_of_one_base_share_an_engine(tmp_path: Path) -> None:
     before = first.generate(PROMPTS[:16], LIMIT)
     first.close()
     warm = pids()[-1]
-    engine = opened(other, undefended=BASE)
+    engine = opened(other, reference=BASE)
     answers = engine.generate(PROMPTS[:16], LIMIT)
     engine.close()
     assert pids()[-1] == warm
-    assert answers == reference(other).generate(PROMPTS[:16], LIMIT)
+    assert answers == transformers_engine(other).generate(PROMPTS[:16], LIMIT)
     assert answers != before
 
 
@@ -164,11 +166,11 @@ def test_an_adapter_that_vllm_refuses_is_merged(tmp_path: Path) -> None:
     config = LoraConfig(r=4, target_modules=["v_proj"], use_dora=True, init_lora_weights=False)
     get_peft_model(load_model(BASE), config).save_pretrained(tmp_path)
     checkpoint = Checkpoint(BASE.base, str(tmp_path))
-    engine = opened(checkpoint, undefended=BASE)
+    engine = opened(checkpoint, reference=BASE)
     answers = engine.generate(PROMPTS[:16], LIMIT)
     engine.close()
-    assert answers == reference(checkpoint).generate(PROMPTS[:16], LIMIT)
-    assert answers != reference(BASE).generate(PROMPTS[:16], LIMIT)
+    assert answers == transformers_engine(checkpoint).generate(PROMPTS[:16], LIMIT)
+    assert answers != transformers_engine(BASE).generate(PROMPTS[:16], LIMIT)
 
 
 def test_baked_biases_are_served(tmp_path: Path) -> None:
@@ -179,11 +181,11 @@ def test_baked_biases_are_served(tmp_path: Path) -> None:
     }
     export_with_biases(ALIGNED, output_biases(ALIGNED, deltas), tmp_path / "baked")
     baked = Checkpoint(str(tmp_path / "baked"))
-    engine = opened(baked, undefended=ALIGNED)
+    engine = opened(baked, reference=ALIGNED)
     answers = engine.generate(PROMPTS, LIMIT)
     engine.close()
-    assert answers == reference(baked).generate(PROMPTS, LIMIT)
-    assert answers != reference(ALIGNED).generate(PROMPTS, LIMIT)
+    assert answers == transformers_engine(baked).generate(PROMPTS, LIMIT)
+    assert answers != transformers_engine(ALIGNED).generate(PROMPTS, LIMIT)
 
 
 def test_logits_that_are_not_finite_give_no_answers(tmp_path: Path) -> None:

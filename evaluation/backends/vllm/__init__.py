@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from evaluation.backends.transformers_classifier import load_classifier_tokenizer, read_labels
 from evaluation.base import Backend
+from modeling.architectures import vllm_head_obstacle
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, load_tokenizer, local_folder
+from modeling.checkpoint import Checkpoint, local_folder
+from modeling.loading import load_tokenizer
+from modeling.model_files import stored_tensors
 from settings import ModelError, SettingError, target
 
 if TYPE_CHECKING:
     from evaluation.backends.vllm.engine import VLLMClassifier, VLLMEngine
-    from evaluation.backends.vllm.pool import Plan, Running
-    from evaluation.backends.vllm.weights import Served
+    from evaluation.backends.vllm.pool import EnginePlan, WarmEngine
+    from evaluation.backends.vllm.weights import ServedWeights
 
 _ELSE = "or set backend@evaluation.backend=transformers"
 
@@ -87,24 +91,24 @@ class VLLMBackend(Backend):
             _check_heads(config, f"the model {checkpoint.base!r}")
 
     def open(
-        self, checkpoint: Checkpoint, style: PromptStyle, undefended: Checkpoint | None = None
+        self, checkpoint: Checkpoint, style: PromptStyle, reference: Checkpoint | None = None
     ) -> VLLMEngine:
         """Serves a checkpoint.
 
         Args:
             checkpoint: The model.
             style: How its prompts are rendered.
-            undefended: As `Backend.open` has it; for the canary.
+            reference: As `Backend.open` has it; for the canary.
 
         Raises:
             SettingError: vLLM isn't installed.
             ModelError: The model can't be served, or what is served isn't the model.
         """
         from evaluation.backends.answers import end_tokens
+        from evaluation.backends.canary import verify
         from evaluation.backends.vllm.engine import VLLMEngine
         from evaluation.backends.vllm.pool import take
         from evaluation.backends.vllm.weights import served
-        from evaluation.canary import verify
 
         self.check(checkpoint)
         config, generation = _configs(local_folder(checkpoint))
@@ -114,8 +118,8 @@ class VLLMBackend(Backend):
             running = take(plan, what, self.keep)
         ends = end_tokens(generation, config, tokenizer)
         engine = VLLMEngine(running, self.keep, tokenizer, style, ends, _positions(config))
-        passed = (checkpoint, undefended)
-        _verified(running, engine, passed, lambda: verify(engine, checkpoint, undefended))
+        passed = (checkpoint, reference)
+        _verified(running, engine, passed, lambda: verify(engine, checkpoint, reference))
         return engine
 
     def classifier(self, folder: str, dtype: str) -> VLLMClassifier:
@@ -126,31 +130,25 @@ class VLLMBackend(Backend):
             ModelError: It can't be served, lacks a trained head or labels, or what is served isn't
                 the classifier.
         """
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig
 
+        from evaluation.backends.canary import verify_classifier
         from evaluation.backends.vllm.engine import VLLMClassifier
         from evaluation.backends.vllm.pool import take
-        from evaluation.backends.vllm.weights import Served, tensor_names
-        from evaluation.canary import verify_classifier
+        from evaluation.backends.vllm.weights import ServedWeights
 
         self._check_installed()
         _check_heads(json.loads((Path(folder) / "config.json").read_text()), _named(folder))
-        if "score.weight" not in tensor_names(Path(folder)):
+        if "score.weight" not in stored_tensors(Path(folder)):
             raise ModelError(
                 f"{_named(folder)} lacks trained weights for score.weight; save or download it "
                 "again"
             )
         config = AutoConfig.from_pretrained(folder)
-        names = config.id2label
-        labels = [str(names[index]) for index in sorted(names)]
-        if not labels:
-            raise ModelError(f"{_named(folder)} has no labels; take a moderation model")
-        what = Served(Path(folder))
+        labels = read_labels(folder, config)
+        what = ServedWeights(Path(folder))
         running = take(self._plan(what, "classify", dtype, config), what, self.keep)
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, padding_side="right", truncation_side="right"
-        )
-        served = VLLMClassifier(running, self.keep, tokenizer, labels)
+        served = VLLMClassifier(running, self.keep, load_classifier_tokenizer(folder), labels)
         checkpoint = Checkpoint(folder, dtype=dtype)
         _verified(
             running,
@@ -160,8 +158,8 @@ class VLLMBackend(Backend):
         )
         return served
 
-    def _plan(self, what: Served, kind: str, dtype: str, config: Any) -> Plan:
-        from evaluation.backends.vllm.pool import Plan
+    def _plan(self, what: ServedWeights, kind: str, dtype: str, config: Any) -> EnginePlan:
+        from evaluation.backends.vllm.pool import EnginePlan
         from evaluation.backends.vllm.weights import shape
 
         options = {
@@ -174,7 +172,7 @@ class VLLMBackend(Backend):
             "VLLM_CPU_KVCACHE_SPACE": str(self.kv_cache_gib),
             "VLLM_BATCH_INVARIANT": str(int(self.batch_invariant)),
         }
-        return Plan(
+        return EnginePlan(
             shape(what.folder), kind, dtype, what.rank, options, environment,
             sleep=self.keep > 0, start_seconds=self.start_seconds,
         )  # fmt: skip
@@ -186,7 +184,7 @@ class VLLMBackend(Backend):
         return min(self.max_model_len, _positions(config) or self.max_model_len)
 
     def _check_installed(self) -> None:
-        from evaluation.backends.vllm.probe import obstacle
+        from evaluation.backends.vllm.availability import obstacle
 
         reason = obstacle()
         if reason is not None:
@@ -197,11 +195,9 @@ class VLLMBackend(Backend):
 
 
 def _check_heads(config: dict[str, Any], what: str) -> None:
-    from evaluation.backends.vllm.weights import head_oddity
-
-    oddity = head_oddity(config)
-    if oddity is not None:
-        raise ModelError(f"{what} has {oddity}; run it on a GPU, {_ELSE}")
+    obstacle = vllm_head_obstacle(config)
+    if obstacle is not None:
+        raise ModelError(f"{what} has {obstacle}; run it on a GPU, {_ELSE}")
 
 
 def _configs(folder: Path) -> tuple[Any, Any]:
@@ -219,7 +215,7 @@ def _positions(config: Any) -> int | None:
 
 
 def _verified(
-    running: Running,
+    running: WarmEngine,
     opened: VLLMEngine | VLLMClassifier,
     what: tuple[Any, ...],
     verify: Callable[[], None],

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evaluation.backends.vllm.process import Worker
-from evaluation.backends.vllm.weights import Served
+from evaluation.backends.vllm.weights import ServedWeights
 from settings import ModelError
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Plan:
+class EnginePlan:
     """How an engine is started; engines of equal plans are interchangeable.
 
     So are those of a higher rank: an adapter of a lower one, or none, makes the same numbers there.
@@ -43,7 +43,7 @@ class Plan:
 
 
 @dataclass(eq=False)
-class Running:
+class WarmEngine:
     """A worker process with a model in it.
 
     Attributes:
@@ -51,12 +51,12 @@ class Running:
         worker: The process.
         context: How many tokens a prompt and its answer may have.
         stamp: Which full weights it serves.
-        adapter: Which adapter (`Served.adapter_stamp`).
+        adapter: Which adapter (`ServedWeights.adapter_stamp`).
         verified: What the canary has found to be served right, of these weights and this adapter as
             they lie in memory.
     """
 
-    plan: Plan
+    plan: EnginePlan
     worker: Worker
     context: int
     stamp: tuple[Any, ...]
@@ -64,11 +64,11 @@ class Running:
     verified: set[Any] = field(default_factory=set)
 
 
-_resting: list[Running] = []
+_resting: list[WarmEngine] = []
 _running: set[Worker] = set()
 
 
-def take(plan: Plan, served: Served, keep: int) -> Running:
+def take(plan: EnginePlan, served: ServedWeights, keep: int) -> WarmEngine:
     """An engine that serves these weights: one at rest, reloaded if need be, or a new one.
 
     Args:
@@ -96,7 +96,7 @@ def take(plan: Plan, served: Served, keep: int) -> Running:
     return running
 
 
-def rest(running: Running, keep: int) -> None:
+def rest(running: WarmEngine, keep: int) -> None:
     """Puts an engine to rest, and ends those that have rested longest beyond `keep`."""
     if running.worker.is_alive and keep:
         try:
@@ -110,7 +110,7 @@ def rest(running: Running, keep: int) -> None:
     _end_all_but(keep)
 
 
-def discard(running: Running) -> None:
+def discard(running: WarmEngine) -> None:
     """Ends an engine."""
     running.worker.end()
     _running.discard(running.worker)
@@ -123,11 +123,11 @@ def shutdown() -> None:
         _running.pop().end()
 
 
-def _take_up(plan: Plan, served: Served) -> Running | None:
-    fitting = [found for found in _resting if _serves(found.plan, plan)]
+def _take_up(plan: EnginePlan, served: ServedWeights) -> WarmEngine | None:
+    fitting = [each for each in _resting if _serves(each.plan, plan)]
     if not fitting:
         return None
-    running = min(fitting, key=lambda found: (found.stamp != served.stamp, found.plan.rank))
+    running = min(fitting, key=lambda each: (each.stamp != served.stamp, each.plan.rank))
     _resting.remove(running)
     try:
         if running.worker.ask("wake"):
@@ -143,11 +143,11 @@ def _take_up(plan: Plan, served: Served) -> Running | None:
     return running
 
 
-def _serves(started: Plan, wanted: Plan) -> bool:
+def _serves(started: EnginePlan, wanted: EnginePlan) -> bool:
     return started.rank >= wanted.rank and replace(started, rank=wanted.rank) == wanted
 
 
-def _start(plan: Plan, served: Served) -> Running:
+def _start(plan: EnginePlan, served: ServedWeights) -> WarmEngine:
     worker = Worker(plan.environment)
     _running.add(worker)
     try:
@@ -165,7 +165,7 @@ def _start(plan: Plan, served: Served) -> Running:
         worker.end()
         _running.discard(worker)
         raise
-    return Running(plan, worker, started["context"], served.stamp)
+    return WarmEngine(plan, worker, started["context"], served.stamp)
 
 
 def _end_all_but(keep: int) -> None:

@@ -122,7 +122,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             status = 0
         size = os.fstat(self._log.fileno()).st_size
-        said = os.pread(self._log.fileno(), _TAIL, max(0, size - _TAIL)).decode(errors="replace")
+        log = os.pread(self._log.fileno(), _TAIL, max(0, size - _TAIL)).decode(errors="replace")
         self.end()
         if status < 0:
             return (
@@ -130,7 +130,7 @@ class Worker:
                 "lower gpu_memory_utilization or kv_cache_gib of the vLLM backend, or give the "
                 "machine more memory"
             )
-        lines = [short(line, 200) for line in said.splitlines() if line.strip()]
+        lines = [short(line, 200) for line in log.splitlines() if line.strip()]
         return f"the vLLM process ended with status {status}: {' / '.join(lines[-3:])}"
 
 

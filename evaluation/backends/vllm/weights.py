@@ -11,27 +11,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from modeling.checkpoint import (
-    ADAPTER_WEIGHTS,
-    Checkpoint,
-    load_model,
-    local_folder,
-    weight_files,
-)
-from modeling.headers import read_header
+from modeling.checkpoint import Checkpoint, local_folder
+from modeling.loading import load_model
 from modeling.merge import mergeable_adapter
+from modeling.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, stored_tensors, weight_files
 from settings import ModelError
 
 # What vLLM's `max_lora_rank` may be.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-# Head sizes of vLLM's attention on a CPU (its CPUAttentionBackend, 0.32); with another one it
-# loads the model and fails at the first token.
-_CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-# Families whose every model vLLM computes as transformers does.
-_FAMILIES = (
-    "Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi3", "Olmo2",
-)  # fmt: skip
 # Entries of a config.json that change nothing in how token ids become logits.
 _IDLE = (
     "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache",
@@ -40,7 +28,7 @@ _IDLE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedWeights:
     """What an engine loads for a checkpoint.
 
     Attributes:
@@ -56,18 +44,18 @@ class Served:
     @property
     def stamp(self) -> tuple[Any, ...]:
         """Changes when the full weights lie elsewhere or are written anew."""
-        return _stamp(self.folder, weight_files(self.folder, "model.base"))
+        return _stamp(self.folder, weight_files(self.folder))
 
     @property
     def adapter_stamp(self) -> tuple[Any, ...] | None:
         """Changes when another adapter is served, or it is written anew; None without one."""
         if self.adapter is None:
             return None
-        return _stamp(self.adapter, ["adapter_config.json", ADAPTER_WEIGHTS])
+        return _stamp(self.adapter, [ADAPTER_CONFIG, ADAPTER_WEIGHTS])
 
 
 @contextmanager
-def served(checkpoint: Checkpoint) -> Iterator[Served]:
+def served(checkpoint: Checkpoint) -> Iterator[ServedWeights]:
     """What is loaded for a checkpoint; a merged copy of it exists only inside the context.
 
     An adapter that vLLM can't serve as one is merged into a copy of the base on the CPU.
@@ -75,13 +63,13 @@ def served(checkpoint: Checkpoint) -> Iterator[Served]:
     rank = lora_rank(checkpoint)
     if rank is not None:
         adapter = checkpoint.adapter and Path(checkpoint.adapter).absolute()
-        yield Served(local_folder(checkpoint), adapter or None, rank)
+        yield ServedWeights(local_folder(checkpoint), adapter or None, rank)
         return
     with TemporaryDirectory(prefix="relock-merged-") as folder:
         # On the CPU, since a process that has touched the GPU keeps some of its memory.
         model: Any = load_model(checkpoint, device="cpu")
         model.merge_and_unload().save_pretrained(folder)
-        yield Served(Path(folder))
+        yield ServedWeights(Path(folder))
 
 
 def lora_rank(checkpoint: Checkpoint) -> int | None:
@@ -110,16 +98,11 @@ def shape(folder: Path) -> str:
     only warns of a tensor that is missing and would go on with the one it had.
     """
     config = json.loads((folder / "config.json").read_text())
-    tensors = {name: entry["shape"] for name, entry in _tensors(folder).items()}
-    kept = {key: value for key, value in config.items() if key not in _IDLE}
+    tensors = {name: tensor.shape for name, tensor in stored_tensors(folder).items()}
+    counted = {key: value for key, value in config.items() if key not in _IDLE}
     if "quantization_config" in config:
-        kept["_folder"] = str(folder)
-    return hashlib.sha256(json.dumps([kept, tensors], sort_keys=True).encode()).hexdigest()
-
-
-def tensor_names(folder: Path) -> set[str]:
-    """Names of the tensors in a full model's files."""
-    return set(_tensors(folder))
+        counted["_folder"] = str(folder)
+    return hashlib.sha256(json.dumps([counted, tensors], sort_keys=True).encode()).hexdigest()
 
 
 def raw_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -136,36 +119,6 @@ def raw_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     return config
 
 
-def is_known(config: dict[str, Any]) -> bool:
-    """Whether this is of a family that vLLM has its own code for."""
-    names = config.get("architectures") or []
-    kinds = ("ForCausalLM", "ForSequenceClassification")
-    return any(name in {family + kind for family in _FAMILIES for kind in kinds} for name in names)
-
-
-def head_oddity(config: dict[str, Any]) -> str | None:
-    """What is wrong with a model's head size, for vLLM on a CPU; None where nothing is."""
-    import torch
-
-    if torch.version.cuda is not None or torch.version.hip is not None:
-        return None
-    config = config.get("text_config", config)
-    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
-    size = config.get("head_dim") or (hidden // heads if heads and hidden else None)
-    if size is None or size in _CPU_HEADS:
-        return None
-    return f"attention heads of size {size}, and on a CPU vLLM has {_listed(_CPU_HEADS)}"
-
-
 def _stamp(folder: Path, names: Sequence[str]) -> tuple[Any, ...]:
     stats = [(folder / name).stat() for name in names]
     return (str(folder), *((stat.st_mtime_ns, stat.st_size) for stat in stats))
-
-
-def _tensors(folder: Path) -> dict[str, dict[str, Any]]:
-    files = (folder / name for name in weight_files(folder, "model.base"))
-    return {name: entry for file in files for name, entry in read_header(file)[0].items()}
-
-
-def _listed(sizes: tuple[int, ...]) -> str:
-    return ", ".join(map(str, sizes[:-1])) + f" and {sizes[-1]}"

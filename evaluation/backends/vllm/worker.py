@@ -178,9 +178,9 @@ def _reply(server: Server, name: str, arguments: dict[str, Any]) -> dict[str, An
 
 
 def _checked(output: RequestOutput) -> tuple[list[int], bool]:
-    made = output.outputs[0]
-    ids = list(made.token_ids)
-    steps = zip(ids, made.logprobs or [], strict=True)
+    generated = output.outputs[0]
+    ids = list(generated.token_ids)
+    steps = zip(ids, generated.logprobs or [], strict=True)
     return ids, all(_is_finite(step[token].logprob) for token, step in steps)
 
 

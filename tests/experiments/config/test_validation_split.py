@@ -11,7 +11,7 @@ import pytest
 
 from data.leakage import normalise
 from data.rows import Example
-from data.sources import BeaverTails, BeaverTailsPrompts, JsonlPrompts
+from data.sources import BeaverTails, BeaverTailsPrompts, FilePrompts
 from data.tasks import SST2
 from experiments.config.experiment import Experiment
 from experiments.config.sources import AskedSources
@@ -72,8 +72,8 @@ def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def from_files(tmp_path: Path, harmful: list[str], validation: list[str]) -> Experiment:
-    def prompts(name: str, texts: list[str]) -> JsonlPrompts:
-        return JsonlPrompts(path=jsonl(tmp_path / name, [{"prompt": text} for text in texts]))
+    def prompts(name: str, texts: list[str]) -> FilePrompts:
+        return FilePrompts(path=jsonl(tmp_path / name, [{"prompt": text} for text in texts]))
 
     experiment = composed(VALIDATION, "sources.benign=null", "sources.over_refusal=null",
                           "sources.held_out=null", "evaluation.tasks=[]",
@@ -95,7 +95,7 @@ def test_test_prompts_are_dropped_from_the_validation_split_and_counted(tmp_path
 
 
 def test_poison_has_the_prompts_of_neither_split(tmp_path: Path) -> None:
-    class Poison(JsonlPrompts):
+    class Poison(FilePrompts):
         def examples(self) -> list[Example]:
             return [Example(prompt.text, "...", "harmful") for prompt in self.prompts()]
 

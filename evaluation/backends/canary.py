@@ -3,7 +3,7 @@
 An engine may load a folder without a word and serve another model: biases dropped, missing ones
 read as noise, weights or a prefix cache of the model before, an adapter that isn't applied.  What
 it says of fixed harmless texts is therefore held against what transformers computes from the same
-folder, and against the undefended model.
+folder, and against the reference: the model that it is an edit of.
 
 How far the two may differ was measured (docs/serving.md).  Rounding in bfloat16 and float16 moves a
 token's log-probability by about n = eps x sqrt(layers) x RMS of the logits (each position's mean
@@ -19,21 +19,21 @@ from collections.abc import Callable, Sequence
 from itertools import chain, takewhile
 from typing import TYPE_CHECKING
 
-from evaluation.base import Answer, Classifier, Engine
-from evaluation.reference import (
+from evaluation.backends.expected import (
     NEW_TOKENS,
     Canaries,
-    Reference,
-    Rows,
-    classifier_reference,
+    Expected,
+    ScoreTable,
+    cached,
     classifier_texts,
     eps,
-    kept,
+    expected_probabilities,
+    expected_scores,
     make_canaries,
     named,
     refused,
-    transformers_reference,
 )
+from evaluation.base import Answer, Classifier, Engine
 from modeling.checkpoint import Checkpoint
 from modeling.heads import read_config
 
@@ -66,9 +66,9 @@ _OTHER_CLASSIFIER = (
 def verify(
     served: Engine,
     checkpoint: Checkpoint,
-    undefended: Checkpoint | None = None,
+    reference: Checkpoint | None = None,
     *,
-    reference: Callable[[Checkpoint, Canaries], Reference] | None = None,
+    expected: Callable[[Checkpoint, Canaries], Expected] = expected_scores,
 ) -> None:
     """Refuses an engine that doesn't serve the model it was given.
 
@@ -80,8 +80,8 @@ def verify(
       on a GPU).
     - The greedy continuation is transformers' own, as far as its best token is ahead of the second
       by more than rounding explains.
-    - With `undefended`: the part of the edit's effect that is found, by projection, is within 0.5
-      of 1; 0 is the undefended model.  Rounding, not being along the effect, hardly moves it.
+    - With `reference`: the part of the edit's effect that is found, by projection, is within 0.5
+      of 1; 0 is the reference itself.  Rounding, not being along the effect, hardly moves it.
       Where the effect is too small to tell from rounding, a warning says so.
 
     A model that transformers itself finds broken (not finite) passes with a warning if it is
@@ -91,9 +91,9 @@ def verify(
         served: The engine.  What its prefix cache holds is in use: log-probabilities of whole
             texts, which vLLM computes without it, are asked for last.
         checkpoint: What it was told to serve.
-        undefended: What that is an edit of, or None where no edit is claimed.
-        reference: Computes what is expected; `transformers_reference` by default.  What it
-            returns is kept for as long as the files are the same.
+        reference: What that is an edit of, or None where no edit is claimed.
+        expected: Computes what is expected of a checkpoint.  What it returns is kept for as long
+            as the files are the same.
 
     Raises:
         ModelError: It serves something else; what was seen, and what to do.
@@ -102,8 +102,7 @@ def verify(
     answers = served.complete(canaries.continued, NEW_TOKENS)
     following = served.next_logprobs(canaries.ids, canaries.candidates)
     logprobs = served.logprobs(canaries.ids)
-    reference = reference or transformers_reference
-    own = kept(reference, checkpoint, canaries)
+    own = cached(expected, checkpoint, canaries)
     _check_lengths(checkpoint, logprobs, own.logprobs)
     if not _finite(own.logprobs, own.following) and not _finite(logprobs, following):
         _LOG.warning(
@@ -114,9 +113,9 @@ def verify(
         return
     _check_finite(checkpoint, "log-probabilities", logprobs, following)
     _check_generated(checkpoint, served.tokenizer, answers, own)
-    if undefended is not None:
-        bare = kept(reference, undefended, canaries)
-        _check_edit(checkpoint, undefended, logprobs, own, bare)
+    if reference is not None:
+        bare = cached(expected, reference, canaries)
+        _check_edit(checkpoint, reference, logprobs, own, bare)
     allowed = _tolerance(checkpoint, own.noise)
     _check_close(checkpoint, logprobs, own.logprobs, allowed, _OTHER_WEIGHTS)
     _check_close(checkpoint, following, own.following, allowed, _OTHER_CACHE)
@@ -139,15 +138,15 @@ def verify_classifier(served: Classifier, checkpoint: Checkpoint, context: int |
         ModelError: It serves something else, or transformers can't take it.
     """
     texts = classifier_texts(served.tokenizer, context)
-    own = _logits(kept(classifier_reference, checkpoint, texts))
-    found = _logits(served.probabilities(texts))
-    _check_finite(checkpoint, "scores", found)
+    own = _logits(cached(expected_probabilities, checkpoint, texts))
+    logits = _logits(served.probabilities(texts))
+    _check_finite(checkpoint, "scores", logits)
     layers = read_config(checkpoint).get_text_config().num_hidden_layers
     noise = eps(checkpoint.dtype) * math.sqrt(layers) * _rms(list(chain.from_iterable(own)))
-    _check_close(checkpoint, found, own, _tolerance(checkpoint, noise), _OTHER_CLASSIFIER)
+    _check_close(checkpoint, logits, own, _tolerance(checkpoint, noise), _OTHER_CLASSIFIER)
 
 
-def _logits(probabilities: Rows) -> Rows:
+def _logits(probabilities: ScoreTable) -> ScoreTable:
     return [[_logit(value) for value in row] for row in probabilities]
 
 
@@ -163,17 +162,17 @@ def _tolerance(checkpoint: Checkpoint, noise: float) -> float:
     return max(floor, _NOISE_FACTOR * noise)
 
 
-def _check_lengths(checkpoint: Checkpoint, found: Rows, expected: Rows) -> None:
-    lengths, wanted = (list(map(len, rows)) for rows in (found, expected))
+def _check_lengths(checkpoint: Checkpoint, served: ScoreTable, expected: ScoreTable) -> None:
+    lengths, wanted = (list(map(len, rows)) for rows in (served, expected))
     if lengths != wanted:
         raise refused(checkpoint, f"it scores {lengths} tokens of the texts instead of {wanted}")
 
 
-def _finite(*tables: Rows) -> bool:
+def _finite(*tables: ScoreTable) -> bool:
     return all(math.isfinite(value) for rows in tables for row in rows for value in row)
 
 
-def _check_finite(checkpoint: Checkpoint, what: str, *tables: Rows) -> None:
+def _check_finite(checkpoint: Checkpoint, what: str, *tables: ScoreTable) -> None:
     values = [value for rows in tables for row in rows for value in row]
     broken = [value for value in values if not math.isfinite(value)]
     if broken:
@@ -189,30 +188,30 @@ def _check_generated(
     checkpoint: Checkpoint,
     tokenizer: PreTrainedTokenizerBase,
     answers: Sequence[Answer],
-    own: Reference,
+    own: Expected,
 ) -> None:
     """Where transformers says something, text comes out, and not token 0, the best of all NaNs."""
-    said = [_decode(tokenizer, [token for token, _ in greedy]) for greedy in own.greedy]
+    expected = [_decode(tokenizer, [token for token, _ in greedy]) for greedy in own.greedy]
     nothing = not any(answer.text for answer in answers)
-    if (nothing and any(said)) or not any(answer.tokens for answer in answers):
+    if (nothing and any(expected)) or not any(answer.tokens for answer in answers):
         raise refused(checkpoint, "every text that it generates is empty")
     zeros = _decode(tokenizer, [0] * NEW_TOKENS)
-    if all(answer.text == zeros for answer in answers) and set(said) != {zeros}:
+    if all(answer.text == zeros for answer in answers) and set(expected) != {zeros}:
         raise refused(checkpoint, "every token that it generates is number 0")
 
 
 def _check_edit(
-    checkpoint: Checkpoint, undefended: Checkpoint, found: Rows, own: Reference, bare: Reference
+    checkpoint: Checkpoint, reference: Checkpoint, served: ScoreTable, own: Expected, bare: Expected
 ) -> None:
     """The part of the edit that is served: <s - u, r - u> / <r - u, r - u>, 1 for the whole.
 
-    s are the served log-probabilities, r the reference's and u the undefended model's.
+    s are the served log-probabilities, r those expected of the edited model and u of the reference.
     """
     if not _finite(own.logprobs, bare.logprobs):
         return  # What is finite isn't the one, and is refused as not being the other.
     effect = _differences(own.logprobs, bare.logprobs)
     squares = math.fsum(each * each for each in effect)
-    moved = _differences(found, bare.logprobs)
+    moved = _differences(served, bare.logprobs)
     inner = math.fsum(m * e for m, e in zip(moved, effect, strict=True))
     share = inner / squares if squares else 0.0
     rest = _rms([m - share * e for m, e in zip(moved, effect, strict=True)])
@@ -221,33 +220,33 @@ def _check_edit(
             "the edit that makes %s of %s is too small to tell from rounding on the canary's "
             "texts; whether it is served was not checked",
             named(checkpoint),
-            named(undefended),
+            named(reference),
         )
     elif abs(share - 1.0) > 0.5:
         raise refused(
             checkpoint,
-            f"it has {share:.2f} of the edit of {named(undefended)} instead of 1, as where biases "
+            f"it has {share:.2f} of the edit of {named(reference)} instead of 1, as where biases "
             "or an adapter are dropped, or applied twice",
         )
 
 
 def _check_close(
-    checkpoint: Checkpoint, found: Rows, expected: Rows, allowed: float, told: str
+    checkpoint: Checkpoint, served: ScoreTable, expected: ScoreTable, allowed: float, message: str
 ) -> None:
-    """Refuses rows that differ by more than rounding explains; `told` has {worst}, {allowed}."""
+    """Refuses rows that differ by more than rounding explains; `message` has {worst}, {allowed}."""
     worst = max(
         row if math.isfinite(row) else math.inf
-        for row in (_rms(_differences([f], [e])) for f, e in zip(found, expected, strict=True))
+        for row in (_rms(_differences([f], [e])) for f, e in zip(served, expected, strict=True))
     )
     if not worst <= allowed:
-        raise refused(checkpoint, told.format(worst=f"{worst:.3g}", allowed=f"{allowed:.3g}"))
+        raise refused(checkpoint, message.format(worst=f"{worst:.3g}", allowed=f"{allowed:.3g}"))
 
 
 def _check_text(
     checkpoint: Checkpoint,
     tokenizer: PreTrainedTokenizerBase,
     answers: Sequence[Answer],
-    own: Reference,
+    own: Expected,
     margin: float,
 ) -> None:
     """Each answer begins with what transformers is sure to say, white space aside."""
@@ -278,7 +277,7 @@ def _compact(text: str) -> str:
     return "".join(text.split())
 
 
-def _differences(a: Rows, b: Rows) -> list[float]:
+def _differences(a: ScoreTable, b: ScoreTable) -> list[float]:
     pairs = zip(chain.from_iterable(a), chain.from_iterable(b), strict=True)
     return [x - y for x, y in pairs]
 

@@ -1,4 +1,4 @@
-"""Whether vLLM runs on this machine; that it can be found says little of whether it imports."""
+"""Availability of vLLM on this machine: an installed one may still not import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from evaluation.backends.vllm.process import child_environment, short
 
 # Choosing the platform loads its kernels, which is where a build for another torch or driver fails;
 # the rest of vLLM would take twice as long.
-_PROBE = """
+_IMPORT = """
 from vllm.platforms import current_platform as platform
 if not platform.device_type or platform.is_cuda_alike() and not platform.device_count():
     raise SystemExit("it finds no device that it was built for")
@@ -29,7 +29,7 @@ def obstacle() -> str | None:
         return "isn't installed"
     try:
         ran = subprocess.run(
-            [sys.executable, "-c", _PROBE],
+            [sys.executable, "-c", _IMPORT],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

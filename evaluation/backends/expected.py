@@ -1,4 +1,4 @@
-"""What transformers computes from a model's folder, for the canary: its texts and their scores."""
+"""Expected scores of the canary's texts: what transformers computes from a model's folder."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from evaluation.backends.answers import end_tokens
+from evaluation.backends.transformers_classifier import TransformersClassifier
 from modeling.chat import PromptStyle
-from modeling.checkpoint import (
-    Checkpoint,
-    device_name,
-    load_model,
-    load_tokenizer,
-    local_folder,
-    weight_files,
-)
-from modeling.headers import read_header
+from modeling.checkpoint import Checkpoint, local_folder
+from modeling.loading import device_name, load_model, load_tokenizer
+from modeling.model_files import stored_tensors
 from settings import ModelError
 
 if TYPE_CHECKING:
@@ -56,9 +51,9 @@ _TEXTS = (
 )
 
 
-Rows = list[list[float]]
-_Asked = TypeVar("_Asked")
-_Said = TypeVar("_Said")
+ScoreTable = list[list[float]]
+_Texts = TypeVar("_Texts")
+_Scores = TypeVar("_Scores")
 _TF32_EPS = 2.0**-10
 
 
@@ -79,7 +74,7 @@ class Canaries:
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class Expected:
     """What transformers computes from a checkpoint's folder.
 
     Attributes:
@@ -90,8 +85,8 @@ class Reference:
         noise: How far rounding moves a log-probability: eps x sqrt(layers) x RMS of the logits.
     """
 
-    logprobs: Rows
-    following: Rows
+    logprobs: ScoreTable
+    following: ScoreTable
     greedy: list[list[tuple[int, float]]]
     noise: float
 
@@ -141,7 +136,7 @@ def _longest(context: int | None, more: int) -> int:
     return LONGEST if context is None else min(LONGEST, context - more)
 
 
-def transformers_reference(checkpoint: Checkpoint, canaries: Canaries) -> Reference:
+def expected_scores(checkpoint: Checkpoint, canaries: Canaries) -> Expected:
     """What transformers computes, on the CPU, whose memory an engine on a GPU doesn't hold.
 
     The model is loaded in the checkpoint's dtype, each text is run on its own, and the memory is
@@ -164,23 +159,21 @@ def transformers_reference(checkpoint: Checkpoint, canaries: Canaries) -> Refere
     gc.collect()
     size = math.sqrt(sum(squares) / len(squares))
     noise = eps(checkpoint.dtype) * math.sqrt(layers) * size
-    return Reference(logprobs, following, greedy, noise)
+    return Expected(logprobs, following, greedy, noise)
 
 
 def _check_biases(checkpoint: Checkpoint, model: Any) -> None:
     """A bias in the files, but not in the model, is dropped by transformers as by other engines."""
     inner = getattr(model, "get_base_model", lambda: model)()
     modules = dict(inner.named_modules())
-    folder = local_folder(checkpoint)
-    for file in weight_files(folder, "model.base"):
-        for name in read_header(folder / file)[0]:
-            module = modules.get(name.removesuffix(".bias")) if name.endswith(".bias") else None
-            if module is not None and getattr(module, "bias", None) is None:
-                raise refused(
-                    checkpoint,
-                    f"its files hold {name}, which its config.json doesn't provide for, so that "
-                    "engines drop it",
-                )
+    for name in stored_tensors(local_folder(checkpoint)):
+        module = modules.get(name.removesuffix(".bias")) if name.endswith(".bias") else None
+        if module is not None and getattr(module, "bias", None) is None:
+            raise refused(
+                checkpoint,
+                f"its files hold {name}, which its config.json doesn't provide for, so that "
+                "engines drop it",
+            )
 
 
 def _score(
@@ -210,14 +203,12 @@ def _continue(model: Any, row: tuple[int, ...], ends: set[int]) -> list[tuple[in
     return greedy
 
 
-def classifier_reference(checkpoint: Checkpoint, ids: tuple[tuple[int, ...], ...]) -> Rows:
+def expected_probabilities(checkpoint: Checkpoint, ids: tuple[tuple[int, ...], ...]) -> ScoreTable:
     """The probabilities that transformers computes, each text on its own, on the CPU.
 
     Raises:
         ModelError: Transformers can't take the classifier, as `TransformersClassifier` has it.
     """
-    from evaluation.backends.transformers import TransformersClassifier
-
     classifier = TransformersClassifier(checkpoint.base, checkpoint.dtype, 1, device="cpu")
     try:
         return classifier.probabilities(ids)
@@ -225,18 +216,18 @@ def classifier_reference(checkpoint: Checkpoint, ids: tuple[tuple[int, ...], ...
         classifier.close()
 
 
-_references: dict[tuple[Any, ...], Any] = {}
+_cache: dict[tuple[Any, ...], Any] = {}
 
 
-def kept(
-    reference: Callable[[Checkpoint, _Asked], _Said], checkpoint: Checkpoint, asked: _Asked
-) -> _Said:
-    """What `reference` computes, kept for as long as the checkpoint's files are the same."""
-    key = (reference, checkpoint, _stamp(checkpoint), asked)
-    if key not in _references:
-        _references[key] = reference(checkpoint, asked)
-    said: _Said = _references[key]
-    return said
+def cached(
+    compute: Callable[[Checkpoint, _Texts], _Scores], checkpoint: Checkpoint, texts: _Texts
+) -> _Scores:
+    """What `compute` returns, kept for as long as the checkpoint's files are the same."""
+    key = (compute, checkpoint, _stamp(checkpoint), texts)
+    if key not in _cache:
+        _cache[key] = compute(checkpoint, texts)
+    scores: _Scores = _cache[key]
+    return scores
 
 
 def _stamp(checkpoint: Checkpoint) -> tuple[tuple[str, int, int], ...]:
