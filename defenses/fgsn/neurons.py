@@ -57,7 +57,7 @@ def safety_mask(
 
     Args:
         harmful: Scores of one layer, as of `top`.
-        benign: The same on benign prompts.
+        benign: Scores of that layer on benign prompts.
         q: Share taken of the harmful scores.
         p: Share of the benign scores that is left out of it.
         scope: Of both.

@@ -15,9 +15,9 @@ from transformers import LlamaForCausalLM
 
 from defenses.fgsn.layers import (
     by_layer,
-    given_layers,
     hidden_states,
     layer_of,
+    named_layers,
     safety_gap,
     safety_layers,
     window_size,
@@ -97,14 +97,14 @@ def test_window_sizes(window: int | float, depth: int, size: int) -> None:
     assert window_size(window, depth) == size
 
 
-def test_given_layers() -> None:
-    assert given_layers([0.3125, 0.5], 32) == list(range(10, 16))
-    assert given_layers([0.0, 1.0], 6) == list(range(6))
-    assert given_layers([5, 0], 6) == [0, 5]
+def test_named_layers() -> None:
+    assert named_layers([0.3125, 0.5], 32) == list(range(10, 16))
+    assert named_layers([0.0, 1.0], 6) == list(range(6))
+    assert named_layers([5, 0], 6) == [0, 5]
     with pytest.raises(SettingError, match="layers 0 to 5 only"):
-        given_layers([6], 6)
+        named_layers([6], 6)
     with pytest.raises(SettingError, match="set them further apart"):
-        given_layers([0.5, 0.52], 6)
+        named_layers([0.5, 0.52], 6)
 
 
 def test_layers_of_names() -> None:

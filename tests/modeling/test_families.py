@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 from omegaconf import OmegaConf
 
-from defenses.fgsn.layers import given_layers
+from defenses.fgsn.layers import named_layers
 from experiments.config.experiment import ModelSettings
 from modeling import checkpoint
 from modeling.chat import PromptStyle
@@ -176,7 +176,7 @@ def test_a_models_file_says_what_an_experiment_needs(name: str, tmp_path: Path) 
     assert model.resolved(resumes=True).style == PromptStyle(style="alpaca")
     assert model.resolved(resumes=False).style.style == "chat"
     layers = model.presets.get("fgsn", {}).get("layers", [0])
-    assert given_layers(layers, SHAPES[name][0]) == list(layers)
+    assert named_layers(layers, SHAPES[name][0]) == list(layers)
     tiny = save_model(FAMILY[name], tmp_path)
     check_target_modules(model.lora_targets, tiny, "model.lora_targets")
 
