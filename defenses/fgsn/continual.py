@@ -20,10 +20,9 @@ from torch import Tensor
 from defenses.base import Models, Step
 from defenses.fgsn.artefact import BENIGN
 from defenses.fgsn.continuation import Start
-from defenses.fgsn.neurons import find_q
+from defenses.fgsn.neurons import NeuronScores, find_q
 from defenses.fgsn.plan import EditPlan
 from defenses.fgsn.project import Matrix, edit_neurons, masked_norm
-from defenses.fgsn.scores import NeuronScores
 from defenses.fgsn.union import Union
 from modeling.capture import TokenRow
 from modeling.checkpoint import Checkpoint, device_name
