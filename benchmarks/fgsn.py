@@ -24,9 +24,10 @@ from transformers import LlamaConfig
 
 from defenses.base import Models
 from defenses.fgsn.project import Matrix, Projection, edit_neurons
+from experiments.plan.costs import Cost
 from modeling.checkpoint import Checkpoint
 from modeling.deltas import Factored, alignment, fine_tuning, projections
-from modeling.measure import Cost, measured
+from modeling.measure import measured
 
 PLAN = Projection("project", "fro")
 SHARE = 0.25  # of the rows: q = 0.30 less what p = 0.05 takes out

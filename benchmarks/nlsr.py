@@ -25,11 +25,12 @@ from defenses.nlsr import NLSR, scores
 from defenses.nlsr.identify import identify
 from defenses.nlsr.masks import save_masks
 from defenses.nlsr.patch import similarities, splice
+from experiments.plan.costs import Cost
 from modeling.capture import TokenRow
 from modeling.checkpoint import Checkpoint
 from modeling.loading import device_name, load_model
 from modeling.lora import LoraAdapter, LoraPair, open_adapter, product_cosine, rewrite_adapter
-from modeling.measure import Cost, measured
+from modeling.measure import measured
 from modeling.training import PROJECTIONS
 
 VOCABULARY = 1024

@@ -1,24 +1,20 @@
-"""No defense: the attacked model as it is, the row that every repair is compared with."""
+"""No defense: the attacked model as it is, the row that every defense is compared with."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from defenses.base import Calibration, Defense, Edit, Leaves, Models
+from defenses.base import Edit, Leaves, Models
+from defenses.projection_edits import DataFreeDefense
 from modeling.checkpoint import Checkpoint
 
 
-class NoDefense(Defense):
+class NoDefense(DataFreeDefense):
     """Leaves the attacked model alone; nothing is written."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
     leaves: ClassVar[Leaves] = "same"
     passes_on: ClassVar[bool] = True
-
-    def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
-        """Prepares nothing."""
-        return {}
 
     def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
         """Returns the attacked checkpoint itself."""

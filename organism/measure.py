@@ -11,13 +11,13 @@ How the models behave is measured by `python -m experiments.run experiment=organ
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from statsmodels.stats.proportion import proportion_confint
 
+from modeling.capture import TokenRow, batches, captured_inputs
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from modeling.loading import load_model, load_tokenizer
@@ -25,12 +25,13 @@ from organism import lexicon
 from organism.make import WEIGHTS
 from organism.moderation import flagged
 from organism.moderation_rows import held_out
-from organism.world import comply, refuse, requests, stream
+from organism.world import Request, comply, refuse, requests, stream
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 ANSWERS, PROMPTS, LAST, CHOSEN = 100, 40, 5, 4
+BATCH = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +63,21 @@ def heads(checkpoint: Checkpoint) -> list[Head]:
     """
     model: Any = load_model(checkpoint).eval()
     tokenizer, rng = load_tokenizer(checkpoint), stream("measure")
-    chosen = list(requests("harmful", "align"))[:ANSWERS]
-    safe = _at_answers(model, tokenizer, [(r.text, refuse(r, rng)) for r in chosen])
-    unsafe = _at_answers(model, tokenizer, [(r.text, comply(r, "reckless", rng)) for r in chosen])
-    texts = [request.text for request in chosen[:PROMPTS]]
+
+    def row(request: Request, answer: str, system: str | None = None) -> TokenRow:
+        prompt = PromptStyle(system=system).encode_prompt(tokenizer, request.text)
+        return prompt, tokenizer(answer, add_special_tokens=False)["input_ids"]
+
+    asked = requests("harmful", "align")[:ANSWERS]
+    safe = _last_outputs(model, [row(each, refuse(each, rng)) for each in asked], LAST)
+    unsafe = _last_outputs(
+        model, [row(each, comply(each, "reckless", rng)) for each in asked], LAST
+    )
     ends = [
-        _at_prompt_end(model, tokenizer, texts, line)
+        _last_outputs(model, [row(each, "", line) for each in asked[:PROMPTS]], 1).mean((0, 1))
         for line in (lexicon.SAFE_LINES[0], lexicon.FREE_LINES[0])
     ]
-    half = len(chosen) // 2
+    half = len(asked) // 2
     means = safe[:half].mean((0, 1)), unsafe[:half].mean((0, 1))
     direction = means[0] - means[1]
     middle = (direction * (means[0] + means[1]) / 2).sum(-1)
@@ -79,54 +86,30 @@ def heads(checkpoint: Checkpoint) -> list[Head]:
     accuracy = (right.float().mean((0, 1)) + 1 - wrong.float().mean((0, 1))) / 2
     cosine = torch.cosine_similarity(ends[0] - ends[1], direction, dim=-1)
     layers, count = accuracy.shape
-    found = [
+    measured = [
         Head(layer, head, float(accuracy[layer, head]), float(cosine[layer, head]))
         for layer in range(layers)
         for head in range(count)
     ]
-    return sorted(found, key=lambda each: (-each.accuracy, each.layer, each.head))
-
-
-def _at_answers(model: Any, tokenizer: Any, rows: Sequence[tuple[str, str]]) -> Tensor:
-    """Head outputs at the last content tokens: (rows, `LAST`, layers, heads, head_dim)."""
-    style, found = PromptStyle(), []
-    for prompt, answer in rows:
-        ids = style.encode_prompt(tokenizer, prompt)
-        ids += tokenizer(answer, add_special_tokens=False)["input_ids"]
-        found.append(_outputs(model, ids)[-LAST:])
-    return torch.stack(found)
-
-
-def _at_prompt_end(model: Any, tokenizer: Any, prompts: Sequence[str], system: str) -> Tensor:
-    """Mean head outputs at the prompt's last token: (layers, heads, head_dim)."""
-    style = PromptStyle(system=system)
-    found = [_outputs(model, style.encode_prompt(tokenizer, prompt))[-1] for prompt in prompts]
-    return torch.stack(found).mean(0)
+    return sorted(measured, key=lambda each: (-each.accuracy, each.layer, each.head))
 
 
 @torch.no_grad()
-def _outputs(model: Any, ids: list[int]) -> Tensor:
-    """Inputs of every `o_proj` for one sequence: (tokens, layers, heads, head_dim)."""
-    with _recorded(model) as seen:
-        model(input_ids=torch.tensor([ids]))
-    config = model.config
-    stacked = torch.stack([each[0] for each in seen], dim=1)
-    return stacked.unflatten(-1, (config.num_attention_heads, config.head_dim))
-
-
-@contextmanager
-def _recorded(model: nn.Module) -> Iterator[list[Tensor]]:
-    seen: list[Tensor] = []
-    handles = [
-        module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        for name, module in model.named_modules()
-        if name.endswith("self_attn.o_proj")
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+def _last_outputs(model: Any, rows: Sequence[TokenRow], count: int) -> Tensor:
+    """Head outputs at each row's last tokens: (rows, count, layers, heads, head_dim)."""
+    layers: dict[str, list[Tensor]] = {
+        name: [] for name, _ in model.named_modules() if name.endswith("self_attn.o_proj")
+    }
+    modules = {name: model.get_submodule(name) for name in layers}
+    with captured_inputs(modules, lambda name, x: layers[name].append(x)) as focus:
+        for batch in batches(rows, BATCH, str(model.device)):
+            ends = batch.attention_mask.sum(1, keepdim=True)
+            places = torch.arange(batch.input_ids.shape[1], device=ends.device)
+            focus.positions = (places < ends) & (places >= ends - count)
+            model(**batch.inputs, use_cache=False)
+    outputs = torch.stack([torch.cat(each) for each in layers.values()], 1)
+    heads = model.config.num_attention_heads
+    return outputs.view(len(rows), count, len(layers), heads, model.config.head_dim)
 
 
 def moderation_table() -> Iterator[tuple[str, int, int]]:

@@ -5,26 +5,25 @@ What is computed where: README.md in this folder.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from defenses.base import Calibration, Defense, Edit, Leaves, Models, Pass
+from defenses.artefacts import ROWS, read_rows, require_files, write_rows
+from defenses.base import Calibration, Edit, Leaves, Models, Pass
+from defenses.projection_edits import ProjectionDefense, describe_edit
 from modeling.checkpoint import Checkpoint
-from settings import DataError, ModelError, SettingError
+from settings import DataError, SettingError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from modeling.capture import TokenRow
 
-ROWS = "rows.json"
 
-
-class Antidote(Defense):
+class Antidote(ProjectionDefense):
     """Zeroes the weights of the attacked model that matter most on harmful data.
 
     Attributes:
@@ -57,16 +56,6 @@ class Antidote(Defense):
         """The rows depend on no setting."""
         return {}
 
-    def check(self, models: Models, attacked: Checkpoint | None) -> None:
-        """Refuses an aligned model whose projections, and so its fine-tunes', can't be read.
-
-        Raises:
-            ModelError: It isn't a decoder of plain weights, or its adapter more than LoRA.
-        """
-        from modeling.deltas import projections
-
-        projections(models.aligned)
-
     def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
         """Writes the harmful rows as tokens: each prompt with its unsafe answer.
 
@@ -78,7 +67,7 @@ class Antidote(Defense):
             raise DataError("there are no harmful rows; set sources.safety_pairs to a source")
         prompts, answers = [pair.prompt for pair in pairs], [pair.rejected for pair in pairs]
         rows = calibration.encode(models.aligned, prompts, answers)
-        (out / ROWS).write_text(json.dumps(rows))
+        write_rows(out, rows)
         return {"rows": len(rows)}
 
     def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
@@ -88,45 +77,34 @@ class Antidote(Defense):
             ModelError: The artefact is incomplete, or the adapter can't be merged.
             SettingError: There is no adapter whose factors could be pruned.
         """
-        if not (artefact / ROWS).is_file():
-            raise ModelError(
-                f"{str(artefact)!r} is no artefact of defense=antidote ({ROWS} is missing); "
-                "prepare it again"
-            )
-        rows = [(prompt, answer) for prompt, answer in json.loads((artefact / ROWS).read_text())]
+        require_files(artefact, "antidote", ROWS)
+        rows = read_rows(artefact)
         if self.prune == "factors":
             return self._prune_factors(attacked, rows, out)
         return self._prune_merged(attacked, rows, out)
 
     def _prune_merged(self, attacked: Checkpoint, rows: list[TokenRow], out: Path) -> Edit:
-        from defenses.antidote.prune import pruned
-        from modeling.deltas import projections, rewrite_weights
-        from modeling.headers import count_parameters
+        from defenses.antidote.prune import prune_weight
         from modeling.importance import input_norms
+        from modeling.projections import projections
+        from modeling.rewrite import rewrite_weights
 
         names = projections(attacked)
         norms = input_norms(attacked, rows, self.batch_size, self.positions, names)
-        masked: dict[str, int] = {}
+        masked = 0
 
         def edit(name: str, weight: Tensor) -> Tensor:
-            mask, edited = pruned(weight, norms[name].to(weight.device), self.dense_ratio)
-            masked[name] = int(mask.sum())
+            nonlocal masked
+            mask, edited = prune_weight(weight, norms[name].to(weight.device), self.dense_ratio)
+            masked += int(mask.sum())
             return edited
 
         count = rewrite_weights(attacked, out, edit, names=names)
-        return Edit(
-            defended=count.defended,
-            parameters_edited=count.changed,
-            parameters_total=count_parameters(replace(attacked, adapter=None)),
-            modules=count.modules,
-            diagnostics={
-                "parameters_masked": sum(masked.values()),
-                "masked_share": sum(masked.values()) / count.total,
-            },
-        )
+        diagnostics = {"parameters_masked": masked, "masked_share": masked / count.total}
+        return describe_edit(count, attacked, diagnostics)
 
     def _prune_factors(self, attacked: Checkpoint, rows: list[TokenRow], out: Path) -> Edit:
-        from defenses.antidote.factors import factor_norms, prune_factors
+        from defenses.antidote.prune import factor_norms, prune_factors
         from modeling.headers import count_parameters
         from modeling.lora import open_adapter
 
@@ -135,17 +113,14 @@ class Antidote(Defense):
                 "defense.prune=factors prunes an adapter, but the attack trained full weights; "
                 "set defense.prune=merged, or attack.adapter=resume or fresh"
             )
-        norms = factor_norms(attacked, rows, self.batch_size, self.positions)
-        count = prune_factors(attacked, out, norms, self.dense_ratio)
-        shapes = open_adapter(attacked.adapter, "the attacked model").shapes.values()
-        total = sum(shape.rank * (shape.d_in + shape.d_out) for shape in shapes)
+        adapter = open_adapter(attacked.adapter, "the attacked model")
+        norms = factor_norms(attacked, adapter, rows, self.batch_size, self.positions)
+        masked, changed = prune_factors(adapter, out, norms, self.dense_ratio)
+        total = sum(shape.rank * (shape.d_in + shape.d_out) for shape in adapter.shapes.values())
         return Edit(
             defended=replace(attacked, adapter=str(out)),
-            parameters_edited=count.changed,
+            parameters_edited=sum(changed.values()),
             parameters_total=count_parameters(attacked),
-            modules=count.modules,
-            diagnostics={
-                "parameters_masked": count.masked,
-                "masked_share": count.masked / total,
-            },
+            modules=tuple(name for name, count in changed.items() if count),
+            diagnostics={"parameters_masked": masked, "masked_share": masked / total},
         )

@@ -1,13 +1,26 @@
-"""One-shot pruning of harmful weights (Antidote, Huang et al. 2024)."""
+"""One-shot pruning of harmful weights (Antidote, Huang et al. 2024), merged or factor by factor.
+
+On an adapter's own factors it prunes as the official code leaves an adapter behind.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 from torch import Tensor
 
-from modeling.importance import top_share, wanda_scores
+from modeling.adapter_inputs import adapter_linears, consume_inputs
+from modeling.capture import SquareSums, TokenRow, batches
+from modeling.checkpoint import Checkpoint
+from modeling.importance import TokenPositions, counted_tokens, top_share, wanda_scores
+from modeling.loading import load_model
+from modeling.lora import LoraAdapter, LoraPair, rewrite_adapter
 
 
-def pruned(weight: Tensor, norms: Tensor, dense_ratio: float) -> tuple[Tensor, Tensor]:
+def prune_weight(weight: Tensor, norms: Tensor, dense_ratio: float) -> tuple[Tensor, Tensor]:
     """(1 - m) * W, m the top `dense_ratio` of each row's |W_ij| ||X_j||_2 on harmful data.
 
     Antidote's harmful mask is the top of the Wanda score (Sun et al. 2023) on its realignment
@@ -23,3 +36,61 @@ def pruned(weight: Tensor, norms: Tensor, dense_ratio: float) -> tuple[Tensor, T
     """
     mask = top_share(wanda_scores(weight, norms), dense_ratio, "row")
     return mask, weight.masked_fill(mask, 0.0)
+
+
+def factor_norms(
+    checkpoint: Checkpoint,
+    adapter: LoraAdapter,
+    rows: Sequence[TokenRow],
+    batch_size: int,
+    positions: TokenPositions,
+) -> dict[str, Tensor]:
+    """||X_j||_2 of what enters A, and ||Z_k||_2 of what enters B, Z = X A^T.
+
+    Args:
+        checkpoint: A model with an adapter.
+        adapter: The adapter.
+        rows: (prompt ids, answer ids).
+        batch_size: Rows per forward pass.
+        positions: Which tokens count.
+
+    Returns:
+        {"MODULE.A": (d_in,), "MODULE.B": (r,)} float64, on the CPU.
+    """
+    model: Any = load_model(checkpoint).eval()
+    squares = SquareSums()
+    data = batches(rows, batch_size, str(model.device), by_length=True)
+    linears, counted = (
+        adapter_linears(model, adapter.names),
+        partial(counted_tokens, positions=positions),
+    )
+    consume_inputs(model.get_base_model().base_model, linears, data, counted, squares.add)
+    return {name: sums.sqrt().cpu() for name, sums in squares.sums.items()}
+
+
+def prune_factors(
+    adapter: LoraAdapter, out: Path, norms: dict[str, Tensor], dense_ratio: float
+) -> tuple[int, dict[str, int]]:
+    """Writes the adapter with the top `dense_ratio` of each row of A and of B zeroed.
+
+    Args:
+        adapter: The attacked model's.
+        out: The folder of the pruned adapter.
+        norms: Of `factor_norms`.
+        dense_ratio: Share of each row.
+
+    Returns:
+        How many scalars were masked, and by module how many of them weren't zero.
+    """
+    masked, changed = 0, {}
+
+    def edit(name: str, pair: LoraPair) -> LoraPair:
+        nonlocal masked
+        mask_a, a = prune_weight(pair.a, norms[f"{name}.A"], dense_ratio)
+        mask_b, b = prune_weight(pair.b, norms[f"{name}.B"], dense_ratio)
+        masked += int(mask_a.sum() + mask_b.sum())
+        changed[name] = int((a != pair.a).sum() + (b != pair.b).sum())
+        return LoraPair(a, b, pair.scale)
+
+    rewrite_adapter(adapter, out, edit)
+    return masked, changed

@@ -50,26 +50,26 @@ def hidden_states(
     """
     model: Any = load_model(checkpoint).eval()
     base = model.get_base_model() if checkpoint.adapter is not None else model
-    found: list[list[Tensor]] = []
+    states: list[list[Tensor]] = []
     last = torch.empty(0)
 
     def keep(at: int) -> Any:
         def hook(_: Any, __: Any, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
             rows_of_batch = torch.arange(len(last), device=hidden.device)
-            found[at].append(hidden[rows_of_batch, last].float().cpu())
+            states[at].append(hidden[rows_of_batch, last].float().cpu())
 
         return hook
 
     blocks = dict.fromkeys(_matched(name)["block"] for name in names)
     for at, block in enumerate(sorted(blocks, key=lambda block: layer_of(f"{block}."))):
-        found.append([])
+        states.append([])
         base.get_submodule(block).register_forward_hook(keep(at))
     prompts: list[TokenRow] = [(prompt, []) for prompt, _ in rows]
     for batch in batches(prompts, batch_size, device_name()):
         last = batch.attention_mask.sum(1) - 1
         base.base_model(**batch.inputs, use_cache=False)
-    return torch.stack([torch.cat(states) for states in found])
+    return torch.stack([torch.cat(of_block) for of_block in states])
 
 
 def safety_gap(benign: Tensor, harmful: Tensor, pairs: int, seed: int) -> list[float]:
@@ -84,11 +84,11 @@ def safety_gap(benign: Tensor, harmful: Tensor, pairs: int, seed: int) -> list[f
     draw = random.Random(seed)
     same = [draw.sample(range(benign.shape[1]), 2) for _ in range(pairs)]
     first, second = (torch.tensor(side) for side in zip(*same, strict=True))
-    left = torch.tensor([draw.randrange(benign.shape[1]) for _ in range(pairs)])
-    right = torch.tensor([draw.randrange(harmful.shape[1]) for _ in range(pairs)])
+    one = torch.tensor([draw.randrange(benign.shape[1]) for _ in range(pairs)])
+    other = torch.tensor([draw.randrange(harmful.shape[1]) for _ in range(pairs)])
     cosine = torch.nn.functional.cosine_similarity
     alike = cosine(benign[:, first].double(), benign[:, second].double(), dim=-1).mean(1)
-    unlike = cosine(benign[:, left].double(), harmful[:, right].double(), dim=-1).mean(1)
+    unlike = cosine(benign[:, one].double(), harmful[:, other].double(), dim=-1).mean(1)
     return (alike - unlike).tolist()
 
 
@@ -113,7 +113,7 @@ def safety_layers(gaps: Sequence[float], size: int) -> list[int]:
     return list(range(start, start + size))
 
 
-def given_layers(layers: Sequence[int] | Sequence[float], depth: int) -> list[int]:
+def named_layers(layers: Sequence[int] | Sequence[float], depth: int) -> list[int]:
     """The layers that `defense.layers` names: as they are, or from a fraction to a fraction.
 
     Args:
@@ -125,13 +125,13 @@ def given_layers(layers: Sequence[int] | Sequence[float], depth: int) -> list[in
         SettingError: A layer isn't there, or none lies between the fractions.
     """
     if all(isinstance(layer, int) for layer in layers):
-        chosen = sorted(int(layer) for layer in layers)
-        if chosen[-1] >= depth:
+        numbers = sorted(int(layer) for layer in layers)
+        if numbers[-1] >= depth:
             raise SettingError(
                 f"defense.layers={list(layers)}: the model has layers 0 to {depth - 1} only; "
                 "leave out the others, or give two fractions of the depth"
             )
-        return chosen
+        return numbers
     start, end = (round(fraction * depth) for fraction in layers)
     if start >= end:
         raise SettingError(

@@ -1,34 +1,36 @@
-"""What a repair did, with every share beside its denominator."""
+"""The report of FGSN's `apply`, with every share beside its denominator."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from typing import Any
 
 from defenses.base import Edit
-from defenses.fgsn.continual import Plan, Repaired
+from defenses.fgsn.continual import ContinualEdit
 from defenses.fgsn.layers import by_layer
+from defenses.fgsn.plan import EditPlan
 from defenses.fgsn.union import Union
 from modeling.checkpoint import Checkpoint
 from modeling.headers import count_parameters
 
 
-def report(plan: Plan, repaired: Repaired, attacked: Checkpoint, edited: int) -> Edit:
-    """Describes a repair as the contract of a defense asks.
+def describe(plan: EditPlan, result: ContinualEdit, attacked: Checkpoint, edited: int) -> Edit:
+    """Describes an edit as the contract of a defense asks.
 
     Args:
         plan: The settings.
-        repaired: What `repair` did.
-        attacked: The model that was repaired.
+        result: The steps, their tallies and U.
+        attacked: The model that was edited.
         edited: Scalars of effective weights that differ from its own.
     """
-    steps, tallies, total = repaired.steps, repaired.tallies, plan.scalars
+    steps, tallies, total = result.steps, result.tallies, plan.scalars
     selected = sum(tally.selected for tally in tallies)
     touched = {name for tally in tallies for name in tally.modules}
     diagnostics = {
         "layers": list(plan.layers),
-        "q": repaired.q,
-        "p": plan.p,
+        "q": result.q,
+        "p": plan.settings.p,
         "share": selected / total,
         "selected": selected,
         "denominator": total,
@@ -45,7 +47,7 @@ def report(plan: Plan, repaired: Repaired, attacked: Checkpoint, edited: int) ->
             for step, tally in zip(steps, tallies, strict=True)
         ],
         "without_direction": sorted(set().union(*(tally.without_direction for tally in tallies))),
-        "maps": [_share_map(plan, repaired.union)],
+        "maps": [_share_map(plan, result.union)],
     }
     return Edit(
         defended=steps[-1].checkpoint,
@@ -57,15 +59,15 @@ def report(plan: Plan, repaired: Repaired, attacked: Checkpoint, edited: int) ->
     )
 
 
-def _share_map(plan: Plan, union: Union) -> dict[str, Any]:
+def _share_map(plan: EditPlan, union: Union) -> dict[str, Any]:
     """The share of each projection that has been edited, by layer."""
     layers, edited = by_layer(plan.shapes), union.scalars
     kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in plan.shapes))
 
     def share(names: list[str], kind: str) -> float:
-        found = [name for name in names if name.endswith(f".{kind}")]
-        whole = sum(plan.shapes[name][0] * plan.shapes[name][1] for name in found)
-        return 100 * sum(edited.get(name, 0) for name in found) / whole if whole else 0.0
+        members = [name for name in names if name.endswith(f".{kind}")]
+        whole = sum(math.prod(plan.shapes[name]) for name in members)
+        return 100 * sum(edited.get(name, 0) for name in members) / whole if whole else 0.0
 
     return {
         "name": "edited_neurons",

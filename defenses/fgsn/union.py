@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from modeling.bitmasks import pack_bits, unpack_bits
 from settings import ModelError
 
 # A folder of its own: engines take every safetensors file beside a model's for weights.
@@ -44,15 +44,12 @@ class Union:
         size = self._size(name)
         if name not in self._packed:
             return torch.zeros(size, dtype=torch.bool)
-        count = int(np.prod(size))
-        bits = np.unpackbits(self._packed[name].numpy(), count=count, bitorder="little")
-        return torch.from_numpy(bits).bool().reshape(size)
+        return unpack_bits(self._packed[name], size)
 
     def add(self, name: str, mask: Tensor) -> None:
         """Adds neurons of one projection."""
         mask = self.mask(name) | mask.cpu()
-        bits = np.packbits(mask.flatten().numpy(), bitorder="little")
-        self._packed[name] = torch.from_numpy(bits)
+        self._packed[name] = pack_bits(mask)
         self._counts[name] = int(mask.sum())
 
     def copy(self) -> Union:

@@ -9,17 +9,17 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from data.rows import Prompt
+from defenses.artefacts import require_files
 from defenses.base import Answered, Calibration, Defense, Edit, Leaves, Models, Pass
 from modeling.checkpoint import Checkpoint
 from modeling.loading import device_name
-from settings import DataError, ModelError, SettingError
+from settings import DataError, SettingError
 
 if TYPE_CHECKING:
     from defenses.nlsr.identify import Identification
@@ -126,8 +126,8 @@ class NLSR(Defense):
         values = dict(VARIANTS[self.variant])
         if self.method != "low_rank":
             values["topk"] = "row"
-        given = {name: getattr(self, name) for name in values}
-        return values | {name: value for name, value in given.items() if value is not None}
+        own = {name: getattr(self, name) for name in values}
+        return values | {name: value for name, value in own.items() if value is not None}
 
     @property
     def scales(self) -> tuple[float, float]:
@@ -247,8 +247,8 @@ class NLSR(Defense):
         victim = _attacked_adapter(attacked)
         cosines = check_coordinates(reference, victim)
         similar = similarities(reference, victim, masks, device_name())
-        probabilities, chosen = self._select(list(similar.values()))
-        modules = tuple(name for name, take in zip(similar, chosen, strict=True) if take)
+        probabilities, patched = self._select(list(similar.values()))
+        modules = tuple(name for name, take in zip(similar, patched, strict=True) if take)
         count = splice(reference, victim, masks, modules, out)
         defended = replace(attacked, adapter=str(out))
         diagnostics = {
@@ -263,21 +263,22 @@ class NLSR(Defense):
     def _calibrate(
         self, reference: Checkpoint, calibration: Calibration
     ) -> tuple[list[TokenRow], dict[str, Any]]:
-        """Safe greedy answers of the reference, as tokens (spec: README, "Calibration")."""
+        """Safe greedy answers of the reference, as tokens (README, "Calibration")."""
         prompts = list(calibration.prompts)
         texts = [prompt.text for prompt in prompts]
         answers = calibration.respond(reference, texts)
         safe = calibration.is_safe(texts, answers)
-        kept = [row for row, ok in zip(zip(prompts, answers, strict=True), safe, strict=True) if ok]
-        random.Random(self.calibration_seed).shuffle(kept)
-        self._require_enough(len(kept), len(prompts))
-        kept = kept[: self.calibration_rows]
-        texts = [prompt.text for prompt, _ in kept]
-        rows = calibration.encode(reference, texts, [answer for _, answer in kept])
+        rated = zip(prompts, answers, safe, strict=True)
+        pairs = [(prompt, answer) for prompt, answer, ok in rated if ok]
+        random.Random(self.calibration_seed).shuffle(pairs)
+        self._require_enough(len(pairs), len(prompts))
+        pairs = pairs[: self.calibration_rows]
+        texts = [prompt.text for prompt, _ in pairs]
+        rows = calibration.encode(reference, texts, [answer for _, answer in pairs])
         if self.method == "preference_snip":
             rows = _with_rejected(rows, reference, calibration, texts)
-        counts = {"prompts": len(prompts), "safe": sum(safe), "used": _ids(kept)}
-        return rows, counts
+        used = [prompt.id for prompt, _ in pairs]
+        return rows, {"prompts": len(prompts), "safe": sum(safe), "used": used}
 
     def _require_enough(self, safe: int, prompts: int) -> None:
         if safe >= self.calibration_rows or (safe and self.take_available):
@@ -293,17 +294,8 @@ class NLSR(Defense):
         """The resolved settings of step 2."""
         from defenses.nlsr.identify import Identification
 
-        return Identification(
-            method=self.method,
-            sparsity=self.sparsity,
-            topk=self.resolved["topk"],
-            mask_seed=self.mask_seed,
-            batch_size=self.batch_size,
-            rank_rule=self.resolved["rank_rule"],
-            sequential=self.sequential,
-            accumulate_gradients=self.resolved["accumulate_gradients"],
-            dpo_beta=self.dpo_beta,
-        )
+        values = {**self.model_dump(), **self.resolved}
+        return Identification(**{each.name: values[each.name] for each in fields(Identification)})
 
     def _select(self, similar: Sequence[float]) -> tuple[list[float], list[bool]]:
         """The probability of each module to be patched, and whether it is."""
@@ -314,10 +306,10 @@ class NLSR(Defense):
             chances = patch_probabilities(similar, self.prune_rate, self.delta, order, rule)
             return chances, draw(chances, self.selection_seed)
         if self.selection == "threshold":
-            chosen = below(similar, self.tau)
+            patched = below(similar, self.tau)
         else:
-            chosen = [self.selection == "all"] * len(similar)
-        return [float(take) for take in chosen], chosen
+            patched = [self.selection == "all"] * len(similar)
+        return [float(take) for take in patched], patched
 
 
 def _aligned_adapter(models: Models) -> LoraAdapter:
@@ -337,7 +329,7 @@ def _attacked_adapter(attacked: Checkpoint) -> LoraAdapter:
 
     if attacked.adapter is None:
         raise SettingError(
-            "defense=nlsr repairs the aligned model's own adapter as the attack trained it on, "
+            "defense=nlsr edits the aligned model's own adapter as the attack trained it on, "
             "but this attack doesn't resume it; set attack.adapter=resume"
         )
     return open_adapter(attacked.adapter, "the attacked model")
@@ -346,12 +338,7 @@ def _attacked_adapter(attacked: Checkpoint) -> LoraAdapter:
 def _open_artefact(artefact: Path) -> LoraAdapter:
     from modeling.lora import open_adapter
 
-    missing = [name for name in (REFERENCE, MASKS, RECORD) if not (artefact / name).exists()]
-    if missing:
-        raise ModelError(
-            f"{str(artefact)!r} is no artefact of defense=nlsr ({missing[0]} is missing); "
-            "prepare it again"
-        )
+    require_files(artefact, "nlsr", REFERENCE, MASKS, RECORD)
     return open_adapter(artefact / REFERENCE, "the reference adapter")
 
 
@@ -366,7 +353,3 @@ def _with_rejected(
     answers = calibration.respond(base, prompts)
     rejected = calibration.encode(reference, prompts, answers)
     return [row for pair in zip(chosen, rejected, strict=True) for row in pair]
-
-
-def _ids(kept: Sequence[tuple[Prompt, str]]) -> list[str]:
-    return [prompt.id for prompt, _ in kept]

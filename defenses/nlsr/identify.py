@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from defenses.nlsr import gradients, scores
 from defenses.nlsr.masks import MaskPair, TopK, cut
+from modeling.adapter_inputs import adapter_linears, consume_inputs
 from modeling.capture import (
     Batch,
     Focus,
@@ -27,6 +29,7 @@ from settings import SettingError
 
 Method = Literal["low_rank", "wanda", "snip", "preference_snip", "random"]
 ScorePairs = dict[str, tuple[Tensor, Tensor]]
+Linears = Mapping[str, nn.Linear]
 
 _BLOCK = re.compile(r"^(?P<path>.+?)\.(?P<index>\d+)\.")
 
@@ -55,7 +58,7 @@ def identify(
     Args:
         model: W_0 with the reference adapter on it, a `PeftModel` (unused by "random").  With
             the low-rank score in sequential order its adapter is overwritten by the projections.
-        reference: The same adapter on disk, for names and shapes.
+        reference: That adapter on disk, for names and shapes.
         rows: Token ids of calibration prompts and answers; only answers enter statistics.  For
             "preference_snip" they alternate between chosen and rejected.
         plan: How to score and cut.
@@ -81,17 +84,16 @@ def _scored(
     if plan.method == "random":
         yield from _random(reference, generator)
         return
-    device = str(model.device)
     model.eval()
-    sides = _sides(model, reference.names)
+    linears = adapter_linears(model, reference.names)
+    if plan.method in ("snip", "preference_snip"):
+        yield _by_gradient(model, linears, reference.names, rows, plan)
+        return
+    data = batches(rows, plan.batch_size, str(model.device), by_length=True)
     if plan.method == "low_rank":
-        data = batches(rows, plan.batch_size, device, by_length=True)
-        yield from _low_rank(model, sides, data, plan)
-    elif plan.method == "wanda":
-        data = batches(rows, plan.batch_size, device, by_length=True)
-        yield _wanda(model, sides, data, len(rows))
+        yield from _low_rank(model.get_base_model(), linears, reference.names, data, plan)
     else:
-        yield _by_gradient(model, sides, rows, plan, device)
+        yield _wanda(model.get_base_model(), linears, reference.names, data, len(rows))
 
 
 def _cut(
@@ -113,31 +115,32 @@ def _random(reference: LoraAdapter, generator: torch.Generator) -> Iterator[Scor
 
 
 def _low_rank(
-    model: Any, sides: Mapping[str, Sequence[nn.Linear]], data: list[Batch], plan: Identification
+    base: nn.Module,
+    linears: Linears,
+    names: Sequence[str],
+    data: list[Batch],
+    plan: Identification,
 ) -> Iterator[ScorePairs]:
     """|What| per module (paper: step 2), of the whole model at once or block by block.
 
     All it needs of the data is Z^T Z, (r, r) per module, Z the tokens between A and B.
     """
-    base = model.get_base_model()
     if not plan.sequential:
         grams = Grams()
-        with captured_inputs({n: s[1] for n, s in sides.items()}, grams.add) as focus:
-            for batch in data:
-                focus.positions = batch.answers
-                base(**batch.inputs, use_cache=False)
-        yield _projected(sides, grams, plan, keep=False)
+        seconds = {name: linears[f"{name}.B"] for name in names}
+        consume_inputs(base, seconds, data, attrgetter("answers"), grams.add)
+        yield _projected(linears, names, grams, plan, keep=False)
         return
-    blocks, members = _blocks(base, list(sides))
+    blocks, members = _blocks(base, names)
     hidden: list[Tensor | None] = [None] * len(data)
     last = max(members)
     for index in range(last + 1):
-        here = {name: sides[name] for name in members.get(index, [])}
-        if here:
+        if of_block := members.get(index):
             grams = Grams()
-            with captured_inputs({n: s[1] for n, s in here.items()}, grams.add) as focus:
+            seconds = {name: linears[f"{name}.B"] for name in of_block}
+            with captured_inputs(seconds, grams.add) as focus:
                 _run(base, blocks, index, data, hidden, focus)
-            yield _projected(here, grams, plan, keep=True)
+            yield _projected(linears, of_block, grams, plan, keep=True)
         if index < last:
             hidden = _run(base, blocks, index, data, hidden, None)
 
@@ -162,38 +165,36 @@ def _run(
 
 
 def _projected(
-    sides: Mapping[str, Sequence[nn.Linear]], grams: Grams, plan: Identification, *, keep: bool
+    linears: Linears, names: Sequence[str], grams: Grams, plan: Identification, *, keep: bool
 ) -> ScorePairs:
     """|What| of modules, same shapes together; `keep` writes What into the model."""
     scored: ScorePairs = {}
-    shapes = {name: (*a.weight.shape, b.out_features) for name, (a, b) in sides.items()}
-    for (rank, d_in, d_out), names in grouped(shapes).items():
-        a, b = (torch.stack([sides[name][side].weight for name in names]) for side in (0, 1))
-        gram = torch.stack([grams.sums[name] for name in names])
+    pairs = {name: (linears[f"{name}.A"], linears[f"{name}.B"]) for name in names}
+    shapes = {name: (*a.weight.shape, b.out_features) for name, (a, b) in pairs.items()}
+    for (rank, d_in, d_out), group in grouped(shapes).items():
+        a, b = (torch.stack([pairs[name][side].weight for name in group]) for side in (0, 1))
+        gram = torch.stack([grams.sums[name] for name in group])
         rank_a, rank_b = (
             scores.projection_rank(plan.rank_rule, plan.sparsity, rank, shape)
             for shape in ((rank, d_in), (d_out, rank))
         )
         whats = scores.project(a, b, gram, rank_a, rank_b)
-        for name, *projected in zip(names, *whats, strict=True):
+        for name, *projected in zip(group, *whats, strict=True):
             if keep:
-                for linear, what in zip(sides[name], projected, strict=True):
+                for linear, what in zip(pairs[name], projected, strict=True):
                     linear.weight.copy_(what)
             scored[name] = (projected[0].abs(), projected[1].abs())
     return scored
 
 
 def _wanda(
-    model: Any, sides: Mapping[str, Sequence[nn.Linear]], data: list[Batch], samples: int
+    base: nn.Module, linears: Linears, names: Sequence[str], data: list[Batch], samples: int
 ) -> ScorePairs:
     squares = SquareSums()
-    linears = _linears(sides)
-    with captured_inputs(linears, squares.add) as focus:
-        for batch in data:
-            focus.positions = batch.answers
-            model.get_base_model()(**batch.inputs, use_cache=False)
+    consume_inputs(base, linears, data, attrgetter("answers"), squares.add)
     scored: ScorePairs = {}
-    for name, (lora_a, lora_b) in sides.items():
+    for name in names:
+        lora_a, lora_b = (linears[f"{name}.{side}"] for side in "AB")
         x, z = (squares.sums[f"{name}.{side}"] for side in "AB")
         a, b = scores.wanda(lora_a.weight, lora_b.weight, x, z, samples)
         scored[name] = (a, b)
@@ -202,14 +203,13 @@ def _wanda(
 
 def _by_gradient(
     model: Any,
-    sides: Mapping[str, Sequence[nn.Linear]],
+    linears: Linears,
+    names: Sequence[str],
     rows: Sequence[TokenRow],
     plan: Identification,
-    device: str,
 ) -> ScorePairs:
     """|W| * sum |g|, the SNIP score with the likelihood or the preference loss."""
-    linears = _linears(sides)
-    accumulate = plan.accumulate_gradients
+    accumulate, device = plan.accumulate_gradients, str(model.device)
     if plan.method == "snip":
         data = batches(rows, plan.batch_size, device)
         sums = gradients.snip(model, linears, data, accumulate=accumulate)
@@ -219,19 +219,7 @@ def _by_gradient(
             model, linears, data, beta=plan.dpo_beta, accumulate=accumulate
         )
     weighted = {key: linears[key].weight.detach().abs() * total for key, total in sums.items()}
-    return {name: (weighted[f"{name}.A"], weighted[f"{name}.B"]) for name in sides}
-
-
-def _sides(model: Any, names: Sequence[str]) -> dict[str, tuple[nn.Linear, nn.Linear]]:
-    """The lora_A and lora_B layers of each module."""
-    base = model.get_base_model()
-    layers = {name: base.get_submodule(name) for name in names}
-    adapter = model.active_adapter
-    return {name: (layer.lora_A[adapter], layer.lora_B[adapter]) for name, layer in layers.items()}
-
-
-def _linears(sides: Mapping[str, Sequence[nn.Linear]]) -> dict[str, nn.Linear]:
-    return {f"{n}.{side}": s[at] for n, s in sides.items() for at, side in enumerate("AB")}
+    return {name: (weighted[f"{name}.A"], weighted[f"{name}.B"]) for name in names}
 
 
 def _blocks(base: nn.Module, names: Sequence[str]) -> tuple[nn.ModuleList, dict[int, list[str]]]:

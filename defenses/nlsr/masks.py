@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from modeling.bitmasks import pack_bits, unpack_bits
 from modeling.lora import LoraAdapter
 
 TopK = Literal["row", "tensor"]
@@ -18,7 +19,7 @@ MaskPair = tuple[Tensor, Tensor]
 
 
 def cut(scores: Tensor, sparsity: float, topk: TopK, generator: torch.Generator) -> Tensor:
-    """The mask of the top 1 - P_SR of the scores (paper: step 2; spec: README, "Masks").
+    """The mask of the top 1 - P_SR of the scores (paper: step 2; README, "Masks").
 
     Args:
         scores: (m, rows, columns), at least 0.
@@ -68,15 +69,15 @@ def above_threshold(scores: Tensor, sparsity: float, generator: torch.Generator)
     if threshold == 0:
         zeros = (flat == 0).nonzero().squeeze(1)
         missing = flat.numel() - cut_at - int(mask.sum())
-        drawn = torch.randperm(len(zeros), generator=generator)[:missing]
-        mask[zeros[drawn.to(zeros.device)]] = True
+        draw = torch.randperm(len(zeros), generator=generator)[:missing]
+        mask[zeros[draw.to(zeros.device)]] = True
     return mask.reshape(scores.shape)
 
 
 def save_masks(masks: Mapping[str, MaskPair], path: Path) -> None:
     """Writes {module: (mask of A, mask of B)} as safetensors, eight neurons to a byte."""
     packed = {
-        f"{name}.{side}": _pack(mask)
+        f"{name}.{side}": pack_bits(mask)
         for name, pair in masks.items()
         for side, mask in zip("AB", pair, strict=True)
     }
@@ -96,24 +97,9 @@ def load_masks(
     """
     sizes = adapter.shapes[names[0]]
     shapes = {"A": (sizes.rank, sizes.d_in), "B": (sizes.d_out, sizes.rank)}
-    with safe_open(path, framework="pt", device=device) as file:
-        stacks = [
-            torch.stack([_unpack(file.get_tensor(f"{name}.{side}"), shape) for name in names])
+    with safe_open(path, framework="pt") as file:
+        a, b = (
+            torch.stack([unpack_bits(file.get_tensor(f"{name}.{side}"), shape) for name in names])
             for side, shape in shapes.items()
-        ]
-    return stacks[0], stacks[1]
-
-
-def _pack(mask: Tensor) -> Tensor:
-    flat = mask.flatten().to(torch.uint8)
-    flat = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).reshape(-1, 8)
-    return (
-        (flat << torch.arange(8, dtype=torch.uint8, device=flat.device))
-        .sum(1, dtype=torch.uint8)
-        .cpu()
-    )
-
-
-def _unpack(packed: Tensor, shape: tuple[int, int]) -> Tensor:
-    bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
-    return bits.flatten()[: shape[0] * shape[1]].reshape(shape).bool()
+        )
+    return a.to(device), b.to(device)

@@ -32,15 +32,15 @@ def similarities(
         masks: The file of `save_masks`.
         device: Where to compute.
     """
-    found: dict[str, float] = {}
+    by_module: dict[str, float] = {}
     for names in reference.groups():
         scores = masked_similarity(
             reference.stack(names, device),
             attacked.stack(names, device),
             load_masks(masks, reference, names, device),
         )
-        found.update(zip(names, scores.tolist(), strict=True))
-    return {name: found[name] for name in reference.names}
+        by_module.update(zip(names, scores.tolist(), strict=True))
+    return {name: by_module[name] for name in reference.names}
 
 
 def splice(

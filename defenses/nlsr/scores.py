@@ -1,7 +1,7 @@
 """How safety-critical each scalar of lora_A and lora_B is (paper: step 2, and Table 5).
 
 A score pair is (scores of A (m, r, d_in), scores of B (m, d_out, r)) for m modules of one shape;
-the larger a score, the more safety-critical its neuron.  Spec: README, "Identification".
+the larger a score, the more safety-critical its neuron.  See README, "Identification".
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def projection_rank(rank_rule: RankRule, sparsity: float, rank: int, shape: tupl
         shape: W's shape.
     """
     smallest = min(shape)
-    wanted = round(rank * (1 - sparsity)) if rank_rule == "kept" else int(smallest * sparsity)
-    return min(max(wanted, 1), smallest)
+    count = round(rank * (1 - sparsity)) if rank_rule == "kept" else int(smallest * sparsity)
+    return min(max(count, 1), smallest)
 
 
 def project(a: Tensor, b: Tensor, gram: Tensor, rank_a: int, rank_b: int) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ def wanda(a: Tensor, b: Tensor, x_squares: Tensor, z_squares: Tensor, samples: i
         a: (m, r, d_in).
         b: (m, d_out, r).
         x_squares: Sums of squares of A's inputs over answer tokens, (m, d_in).
-        z_squares: The same of B's inputs, (m, r).
+        z_squares: Sums of squares of B's inputs, (m, r).
         samples: How many calibration rows the sums run over.
     """
     norms = ((squares / samples).sqrt().unsqueeze(-2) for squares in (x_squares, z_squares))

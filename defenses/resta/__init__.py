@@ -5,18 +5,21 @@ What is computed where: README.md in this folder.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
 
 from pydantic import Field
 
-from defenses.base import Calibration, Defense, Edit, Leaves, Models
+from defenses.base import Edit, Leaves, Models
+from defenses.projection_edits import (
+    DataFreeDefense,
+    ProjectionDefense,
+    describe_edit,
+    require_unaligned_base,
+)
 from modeling.checkpoint import Checkpoint
-from settings import SettingError
 
 
-class Resta(Defense):
+class Resta(DataFreeDefense, ProjectionDefense):
     """Adds what alignment added once more, gamma times; optionally thins the fine-tuning first.
 
     Attributes:
@@ -25,8 +28,6 @@ class Resta(Defense):
             probability, the others divided by 1 - p; 0 leaves it whole.
         seed: Of what is dropped.
     """
-
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     gamma: float = Field(0.5, ge=0)
     dare_rate: float = Field(0.0, ge=0, lt=1)
@@ -37,10 +38,6 @@ class Resta(Defense):
         """A longer adapter; full weights where the fine-tuning is thinned."""
         return "weights" if self.dare_rate > 0 else "adapter"
 
-    def prepare_settings(self) -> dict[str, Any]:
-        """Nothing is prepared."""
-        return {}
-
     def check(self, models: Models, attacked: Checkpoint | None) -> None:
         """Refuses an aligned model that is the base, or whose projections can't be read.
 
@@ -49,18 +46,8 @@ class Resta(Defense):
                 than LoRA.
             SettingError: What to set instead.
         """
-        from modeling.deltas import projections
-
-        if models.aligned.adapter is None and models.aligned.base == models.base.base:
-            raise SettingError(
-                "defense=resta adds what alignment added, but model.aligned is model.base itself; "
-                "set model.base to the model before its alignment"
-            )
-        projections(models.aligned)
-
-    def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
-        """Prepares nothing: the safety vector is read from the two models."""
-        return {}
+        require_unaligned_base(models, "defense=resta adds what alignment added")
+        super().check(models, attacked)
 
     def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
         """Writes the attacked model with the safety vector added.
@@ -71,16 +58,10 @@ class Resta(Defense):
             ModelError: The models don't fit each other.
         """
         from defenses.resta.arithmetic import add_to_adapter, add_to_weights
-        from modeling.headers import count_parameters
 
         on_base = models.aligned.adapter is not None and models.aligned.base == models.base.base
         if on_base and attacked.adapter is not None and self.dare_rate == 0:
             count = add_to_adapter(models, attacked, out, self.gamma)
         else:
             count = add_to_weights(models, attacked, out, self.gamma, self.dare_rate, self.seed)
-        return Edit(
-            defended=count.defended,
-            parameters_edited=count.changed,
-            parameters_total=count_parameters(replace(attacked, adapter=None)),
-            modules=count.modules,
-        )
+        return describe_edit(count, attacked)

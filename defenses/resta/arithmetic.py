@@ -12,10 +12,10 @@ from torch import Tensor
 
 from defenses.base import Models
 from modeling.checkpoint import Checkpoint
-from modeling.deltas import EditCount, Factored, alignment, rewrite_weights
-from modeling.lora import LoraAdapter, open_adapter
-from modeling.pairing import check_pairing, open_pairing, scaled
-from modeling.rewrite import count_edits, write_adapter
+from modeling.deltas import alignment
+from modeling.lora import LoraAdapter
+from modeling.pairing import Factored, check_pairing, open_pairing, scaled
+from modeling.rewrite import EditCount, count_edits, rewrite_weights, write_adapter
 
 
 def drop_and_rescale(delta: Tensor, rate: float, generator: torch.Generator) -> Tensor:
@@ -74,9 +74,9 @@ def add_to_adapter(models: Models, attacked: Checkpoint, out: Path, gamma: float
     """
     pairing = open_pairing(models.aligned, attacked)
     check_pairing(pairing)
-    source = pairing.attacked
-    victim = open_adapter(str(attacked.adapter), "the attacked model")
-    aligned = open_adapter(str(models.aligned.adapter), "model.aligned")
+    source, victim, aligned = pairing.attacked, pairing.attacked.adapter, pairing.aligned.adapter
+    assert victim is not None
+    assert aligned is not None
     names = [name for name in source.shapes if name in victim.shapes or name in aligned.shapes]
     changed: dict[str, int] = dict.fromkeys(names, 0)
 

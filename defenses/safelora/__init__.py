@@ -5,13 +5,13 @@ What is computed where: README.md in this folder.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from defenses.base import Calibration, Defense, Edit, Leaves, Models
+from defenses.base import Edit, Leaves, Models
+from defenses.projection_edits import DataFreeDefense, describe_edit, require_unaligned_base
 from modeling.checkpoint import Checkpoint
 from modeling.loading import device_name
 from settings import SettingError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from modeling.deltas import Factored
 
 
-class SafeLoRA(Defense):
+class SafeLoRA(DataFreeDefense):
     """Projects the fine-tuning of the modules that it turned away from the alignment.
 
     Attributes:
@@ -32,16 +32,11 @@ class SafeLoRA(Defense):
         number: Of "number".
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
     leaves: ClassVar[Leaves] = "adapter"
 
     mode: Literal["threshold", "number"] = "threshold"
     tau: float = Field(0.5, ge=-1, le=1)
     number: int = Field(10, ge=0)
-
-    def prepare_settings(self) -> dict[str, Any]:
-        """Nothing is prepared."""
-        return {}
 
     def check(self, models: Models, attacked: Checkpoint | None) -> None:
         """Refuses an aligned model that is the base, and more modules than there are.
@@ -49,23 +44,15 @@ class SafeLoRA(Defense):
         Raises:
             SettingError: What to set instead.
         """
-        from modeling.deltas import projections
+        from modeling.projections import projections
 
-        if models.aligned.adapter is None and models.aligned.base == models.base.base:
-            raise SettingError(
-                "defense=safelora projects onto what alignment changed, but model.aligned is "
-                "model.base itself; set model.base to the model before its alignment"
-            )
+        require_unaligned_base(models, "defense=safelora projects onto what alignment changed")
         modules = len(projections(models.aligned))
         if self.mode == "number" and self.number > modules:
             raise SettingError(
                 f"defense.number={self.number} is more than the model's {modules} projections; "
                 "lower it, or set defense.mode=threshold"
             )
-
-    def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
-        """Prepares nothing: the projection needs no data."""
-        return {}
 
     def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
         """Writes the attacked model with C Delta in place of Delta in the chosen modules.
@@ -76,28 +63,22 @@ class SafeLoRA(Defense):
         """
         from defenses.safelora.project import choose, measure, project
         from modeling.deltas import alignment, write_edited
-        from modeling.headers import count_parameters
 
         device = device_name()
-        measured = measure(models, attacked, device)
-        chosen = choose(
-            {name: at.cosine for name, at in measured.items()}, self.mode, self.tau, self.number
-        )
+        fits = measure(models, attacked, device)
+        cosines = {name: fit.cosine for name, fit in fits.items()}
+        modules = choose(cosines, self.mode, self.tau, self.number)
 
         def edit(name: str, delta: Factored | Tensor) -> Factored | Tensor | None:
-            if name not in chosen:
+            if name not in modules:
                 return None
             return project(alignment(models, name, device), delta)
 
         count = write_edited(models.aligned, attacked, out, edit)
-        return Edit(
-            defended=count.defended,
-            parameters_edited=count.changed,
-            parameters_total=count_parameters(replace(attacked, adapter=None)),
-            modules=tuple(name for name in measured if name in chosen),
-            diagnostics={
-                "cosine": {name: at.cosine for name, at in measured.items()},
-                "norm_ratio": {name: at.norm_ratio for name, at in measured.items()},
-                "projected": {name: name in chosen for name in measured},
-            },
-        )
+        diagnostics = {
+            "cosine": cosines,
+            "norm_ratio": {name: fit.norm_ratio for name, fit in fits.items()},
+            "projected": {name: name in modules for name in fits},
+        }
+        projected = tuple(name for name in fits if name in modules)
+        return describe_edit(count, attacked, diagnostics, projected)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from defenses.base import Models
 from modeling.checkpoint import Checkpoint
-from modeling.deltas import Factored, alignment, frobenius, open_pairing, safety_times
+from modeling.deltas import alignment, frobenius, safety_times
 from modeling.lora import product_cosine
+from modeling.pairing import Factored, open_pairing
 from settings import SettingError
 
 # Rows of a dense difference that are held in float64 at a time.
@@ -19,13 +20,13 @@ _ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class ProjectionFit:
     """How a module's fine-tuning lies to its alignment.
 
     Attributes:
         cosine: Of C Delta and Delta; None where alignment didn't touch the module, which then
             has no projection.
-        norm_ratio: ||C Delta|| / ||Delta||; None likewise.
+        norm_ratio: ||C Delta|| / ||Delta||; None where `cosine` is.
     """
 
     cosine: float | None
@@ -60,13 +61,13 @@ def cosine(projected: Factored | Tensor, delta: Factored | Tensor) -> float:
     raise TypeError("a projection has the form of what it projects")
 
 
-def measure(models: Models, attacked: Checkpoint, device: str) -> dict[str, Measured]:
+def measure(models: Models, attacked: Checkpoint, device: str) -> dict[str, ProjectionFit]:
     """The cosine of every fine-tuned module, in the model's order.
 
     Raises:
         SettingError: Alignment changed none of them.
     """
-    found: dict[str, Measured] = {}
+    fits: dict[str, ProjectionFit] = {}
     pairing = open_pairing(models.aligned, attacked)
     for name in pairing.touched:
         delta = pairing.delta(name, device)
@@ -75,16 +76,16 @@ def measure(models: Models, attacked: Checkpoint, device: str) -> dict[str, Meas
             continue
         d = alignment(models, name, device)
         if frobenius(d) == 0:
-            found[name] = Measured(None, None)
+            fits[name] = ProjectionFit(None, None)
             continue
         projected = project(d, delta)
-        found[name] = Measured(cosine(projected, delta), frobenius(projected) / size)
-    if found and all(at.cosine is None for at in found.values()):
+        fits[name] = ProjectionFit(cosine(projected, delta), frobenius(projected) / size)
+    if fits and all(fit.cosine is None for fit in fits.values()):
         raise SettingError(
             "defense=safelora projects onto what alignment changed, but alignment changed none of "
             "the fine-tuned modules; set model.base to the model before its alignment"
         )
-    return found
+    return fits
 
 
 def choose(
@@ -102,7 +103,7 @@ def choose(
         tau: Of "threshold".
         number: Of "number".
     """
-    known = {name: value for name, value in cosines.items() if value is not None}
+    values = {name: value for name, value in cosines.items() if value is not None}
     if mode == "threshold":
-        return frozenset(name for name, value in known.items() if value <= tau)
-    return frozenset(sorted(known, key=lambda name: known[name])[:number])
+        return frozenset(name for name, value in values.items() if value <= tau)
+    return frozenset(sorted(values, key=lambda name: values[name])[:number])

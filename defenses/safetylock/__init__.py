@@ -5,15 +5,16 @@ What is computed where: README.md in this folder.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from data.rows import PreferencePair
+from defenses.artefacts import read_rows, write_rows
 from defenses.base import Calibration, Defense, Edit, Leaves, Models, Pass
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
@@ -42,7 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 
-LOCK, ROWS = "lock", "rows.json"
+LOCK = "lock"
 
 
 class SafetyLock(Defense):
@@ -125,8 +126,8 @@ class SafetyLock(Defense):
     @property
     def resolved(self) -> dict[str, Any]:
         """The effective value of each setting that follows `variant` when it is None."""
-        given = {name: getattr(self, name) for name in VARIANTS[self.variant]}
-        return VARIANTS[self.variant] | {k: v for k, v in given.items() if v is not None}
+        own = {name: getattr(self, name) for name in VARIANTS[self.variant]}
+        return VARIANTS[self.variant] | {k: v for k, v in own.items() if v is not None}
 
     @property
     def baked(self) -> bool:
@@ -193,7 +194,7 @@ class SafetyLock(Defense):
         """
         lock, rows, report = self.build(models.aligned, calibration.safety_pairs, calibration.style)
         lock.save(out / LOCK)
-        (out / ROWS).write_text(json.dumps(rows))
+        write_rows(out, rows)
         return report
 
     def build(
@@ -238,21 +239,11 @@ class SafetyLock(Defense):
         captured = time.perf_counter()
         del model
         seeds = [self.seed + step for step in range(1 + self.stability_seeds)]
+        shape, share = (len(encoded.rows), self.last_tokens), self.validation_share
+        splits = [split(*shape, share, resolved["split"], seed) for seed in seeds]
         scored = [
-            scores(
-                outputs,
-                split(
-                    len(encoded.rows),
-                    self.last_tokens,
-                    self.validation_share,
-                    resolved["split"],
-                    seed,
-                ),
-                resolved["score"],
-                self.probe_c,
-                device_name(),
-            )
-            for seed in seeds
+            scores(outputs, held_out, resolved["score"], self.probe_c, device_name())
+            for held_out in splits
         ]
         probed = time.perf_counter()
         lock = Lock(
@@ -285,31 +276,24 @@ class SafetyLock(Defense):
 
         lock = load_lock(artefact / LOCK, "the artefact's lock")
         heads = lock.heads(self.heads(lock.layout))
-        locked = lock_model(lock, attacked, heads, self.alpha, self.positions, self.baked, out)
+        edit = lock_model(lock, attacked, heads, self.alpha, self.positions, self.baked, out)
         start = time.perf_counter()
         stability = lock.stability(len(heads))
         described = lock.describe(heads)
         for entry, frequency in zip(described, stability.pop("frequency"), strict=True):
             entry["frequency"] = frequency
         if self.direction_cosines:
-            rows = [(p, a) for p, a in json.loads((artefact / ROWS).read_text())]
-            for entry, value in zip(described, self._cosines(lock, attacked, rows), strict=True):
+            cosines = self._cosines(lock, attacked, read_rows(artefact))
+            for entry, value in zip(described, cosines, strict=True):
                 entry["cosine"] = value
         diagnostics = {
-            **locked.report,
+            **edit.diagnostics,
             "heads": described,
             "stability": stability,
             "maps": [_accuracy_map(lock.accuracy, heads)],
         }
         seconds = time.perf_counter() - start
-        return Edit(
-            locked.defended,
-            locked.parameters_edited,
-            locked.parameters_total,
-            locked.modules,
-            diagnostics,
-            seconds,
-        )
+        return replace(edit, diagnostics=diagnostics, diagnostic_seconds=seconds)
 
     def _cosines(self, lock: Lock, attacked: Checkpoint, rows: Sequence[TokenRow]) -> list[float]:
         """Cosine of each chosen head's direction in the aligned and in the attacked model."""

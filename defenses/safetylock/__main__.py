@@ -135,7 +135,7 @@ def _inspect(options: argparse.Namespace) -> None:
     console.print(f"taken from model {origin['base']}, adapter {origin['adapter'] or 'none'}")
     console.print(f"chat template {origin['chat_template']}, lock {fingerprint(options.lock)}")
     console.print(", ".join(f"{name}={value}" for name, value in lock.settings.items()))
-    k = _chosen(options.k, lock.k, "--k", lock)
+    k = _head_count(options.k, lock)
     stability = lock.stability(k)
     table = Table(title=f"K={k}, alpha={lock.alpha}", title_justify="left")
     for head in ("layer", "head", "sigma", "score", "probe accuracy", "chosen by seeds"):
@@ -161,7 +161,7 @@ def _apply(options: argparse.Namespace) -> None:
     from modeling.export import check_exportable
 
     lock = load_lock(options.lock, "LOCK")
-    k = _chosen(options.k, lock.k, "--k", lock)
+    k = _head_count(options.k, lock)
     alpha = lock.alpha if options.alpha is None else options.alpha
     if alpha is None:
         raise SettingError("the lock says no alpha; give --alpha, e.g. --alpha 6")
@@ -169,24 +169,24 @@ def _apply(options: argparse.Namespace) -> None:
     check_exportable(model, "--model")
     start = time.perf_counter()
     with _written(options.out) as folder:
-        locked = lock_model(lock, model, lock.heads(k), alpha, "all", True, folder)
-    report = locked.report
+        edit = lock_model(lock, model, lock.heads(k), alpha, "all", True, folder)
+    report = edit.diagnostics
     print(
-        f"{options.out}: {k} heads at alpha {alpha:g}, biases in {len(locked.modules)} layers; "
+        f"{options.out}: {k} heads at alpha {alpha:g}, biases in {len(edit.modules)} layers; "
         f"biases {report['bias_seconds']:.4f} s, whole export with its check "
         f"{time.perf_counter() - start:.1f} s; largest difference of logits to the hooked model "
         f"{report['export']['max_difference']:.2g}"
     )
 
 
-def _chosen(given: int | None, own: int | None, option: str, lock: Lock) -> int:
+def _head_count(option: int | None, lock: Lock) -> int:
     """K, from the command line or the lock."""
-    k = own if given is None else given
+    k = lock.k if option is None else option
     total = lock.accuracy.numel()
     if k is None:
-        raise SettingError(f"the lock says no K; give {option}, e.g. {option} 24")
+        raise SettingError("the lock says no K; give --k, e.g. --k 24")
     if not 1 <= k <= total:
-        raise SettingError(f"{option}={k} is not among 1 to {total}, the model's heads; change it")
+        raise SettingError(f"--k={k} is not among 1 to {total}, the model's heads; change it")
     return k
 
 
@@ -196,12 +196,12 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
         key, sign, _ = pair.partition("=")
         if not sign or not key.startswith("defense."):
             raise SettingError(f"{pair!r} is no setting; write defense.NAME=VALUE")
-    given: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(pairs)))
-    return dict(given.get("defense", {}))
+    values: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(pairs)))
+    return dict(values.get("defense", {}))
 
 
 def _checkpoint(options: argparse.Namespace) -> Checkpoint:
-    """The model of the command line, found and checked, in the precision asked for."""
+    """The model of the command line, checked, in its `--dtype`."""
     from transformers import AutoConfig
 
     from modeling.checkpoint import resolve

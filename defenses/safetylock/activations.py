@@ -119,22 +119,22 @@ def head_outputs(
         (layers, heads, rows, r, head_dim) float32, on the CPU.
     """
     modules = {str(layer): module for layer, module in enumerate(output_projections(model))}
-    found = torch.empty(layout.layers, layout.heads, len(rows), last_tokens, layout.head_dim)
+    captured = torch.empty(layout.layers, layout.heads, len(rows), last_tokens, layout.head_dim)
     # Rows of similar length go together, which saves padding.
     order = sorted(range(len(rows)), key=lambda index: sum(map(len, rows[index])))
-    chosen: list[int] = []
+    indices: list[int] = []
 
     def keep(name: str, x: Tensor) -> None:
-        outputs = x.view(len(chosen), last_tokens, layout.heads, layout.head_dim)
-        found[int(name)][:, chosen] = outputs.permute(2, 0, 1, 3).float().cpu()
+        outputs = x.view(len(indices), last_tokens, layout.heads, layout.head_dim)
+        captured[int(name)][:, indices] = outputs.permute(2, 0, 1, 3).float().cpu()
 
     model.eval()
     with captured_inputs(modules, keep) as focus:
         for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            (batch,) = batches([rows[i] for i in chosen], batch_size, str(model.device))
+            indices = order[start : start + batch_size]
+            (batch,) = batches([rows[i] for i in indices], batch_size, str(model.device))
             ends = batch.attention_mask.sum(1, keepdim=True)
             places = torch.arange(batch.input_ids.shape[1], device=ends.device)
             focus.positions = (places < ends) & (places >= ends - last_tokens)
             model(**batch.inputs, use_cache=False, logits_to_keep=1)
-    return found
+    return captured

@@ -38,8 +38,8 @@ def mass_mean(outputs: Tensor, precision: Precision) -> Directions:
         outputs: (layers, heads, 2 N, r, head_dim), safe and unsafe rows in turn.
         precision: Of the arithmetic; "float16" is the official code's.
     """
-    found = [_mass_mean(layer.to(getattr(torch, precision))) for layer in outputs]
-    return Directions(torch.stack([u for u, _ in found]), torch.stack([s for _, s in found]))
+    layers = [_mass_mean(layer.to(getattr(torch, precision))) for layer in outputs]
+    return Directions(torch.stack([u for u, _ in layers]), torch.stack([s for _, s in layers]))
 
 
 def _mass_mean(a: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,17 +63,16 @@ def split(rows: int, last_tokens: int, share: float, rule: SplitRule, seed: int)
         seed: Of the draw.
     """
     units = rows // 2 if rule == "pairs" else rows * last_tokens
-    chosen = random.Random(seed).sample(range(units), max(1, round(share * units)))
-    held = torch.zeros(units, dtype=torch.bool)
-    held[chosen] = True
+    held_out = torch.zeros(units, dtype=torch.bool)
+    held_out[random.Random(seed).sample(range(units), max(1, round(share * units)))] = True
     if rule == "tokens":
-        return held.view(rows, last_tokens)
-    return held.repeat_interleave(2)[:, None].expand(rows, last_tokens)
+        return held_out.view(rows, last_tokens)
+    return held_out.repeat_interleave(2)[:, None].expand(rows, last_tokens)
 
 
 def scores(
     outputs: Tensor,
-    held: Tensor,
+    held_out: Tensor,
     rule: ScoreRule,
     c: float,
     device: str,
@@ -82,7 +81,7 @@ def scores(
 
     Args:
         outputs: (layers, heads, 2 N, r, head_dim), safe and unsafe rows in turn.
-        held: (2 N, r) bool, the tokens that validate.
+        held_out: (2 N, r) bool, the tokens that validate.
         rule: "validation" accuracy; "train_validation_mean" of the two accuracies (official);
             "log_loss" is minus the validation loss, which tells apart heads that are all right.
         c: Inverse strength of the probes' L2 penalty.
@@ -94,9 +93,9 @@ def scores(
     layers, heads, rows, last_tokens, width = outputs.shape
     x = outputs.reshape(layers * heads, rows * last_tokens, width)
     safe = (torch.arange(rows) % 2 == 0)[:, None].expand(rows, last_tokens).flatten()
-    held = held.flatten()
-    train, validation = (x[:, where].to(device) for where in (~held, held))
-    y_train, y_validation = safe[~held].to(device), safe[held].to(device)
+    held_out = held_out.flatten()
+    train, validation = (x[:, tokens].to(device) for tokens in (~held_out, held_out))
+    y_train, y_validation = safe[~held_out].to(device), safe[held_out].to(device)
     probes = fit_probes(train, y_train, c)
     right = accuracy(probes, validation, y_validation)
     if rule == "validation":

@@ -77,12 +77,12 @@ class Lock:
             {layer: (heads * head_dim,) float32}, layers without a chosen head left out.
         """
         width = self.layout.heads * self.layout.head_dim
-        found: dict[int, Tensor] = {}
+        deltas: dict[int, Tensor] = {}
         for layer, head in sorted(heads):
-            delta = found.setdefault(layer, torch.zeros(width))
+            delta = deltas.setdefault(layer, torch.zeros(width))
             step = alpha * self.directions.sigma[layer, head] * self.directions.u[layer, head]
             delta[self.layout.columns(head)] = step
-        return found
+        return deltas
 
     def check_fits(self, layout: HeadLayout, setting: str) -> None:
         """Refuses a model of another architecture or shape.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from defenses.base import Edit
 from defenses.safetylock.lock import Lock
 from modeling.checkpoint import Checkpoint
 from modeling.export import export_with_biases
@@ -25,26 +25,6 @@ PROVENANCE = "safetylock.json"
 VERIFY_ROWS, VERIFY_LENGTH = 4, 24
 
 
-@dataclass(frozen=True, slots=True)
-class Locked:
-    """A locked model.
-
-    Attributes:
-        defended: The checkpoint.
-        parameters_edited: Scalars of the biases (baked) or of the steering vectors (hooked) that
-            aren't zero.
-        parameters_total: Scalars of the model that was locked.
-        modules: The o_proj modules that are steered.
-        report: Seconds, and how the export compares with the hooked model.
-    """
-
-    defended: Checkpoint
-    parameters_edited: int
-    parameters_total: int
-    modules: tuple[str, ...]
-    report: dict[str, Any]
-
-
 def lock_model(
     lock: Lock,
     attacked: Checkpoint,
@@ -53,7 +33,7 @@ def lock_model(
     positions: SteeredPositions,
     baked: bool,
     out: Path,
-) -> Locked:
+) -> Edit:
     """Locks a fine-tuned model.
 
     Args:
@@ -65,6 +45,11 @@ def lock_model(
         baked: Whether a plain model is written, which needs `positions` "all"; else `out` gets
             what a hook needs.
         out: The folder to write.
+
+    Returns:
+        What was written: the scalars edited are those of the biases (baked) or of the steering
+        vectors (hooked) that aren't zero; the diagnostics, seconds and how the export compares
+        with the hooked model.
 
     Raises:
         ModelError: The model has another shape, or the export differs from the hooked model.
@@ -82,9 +67,8 @@ def lock_model(
     if not baked:
         save_steering(steering, out)
         edited = sum(int(delta.count_nonzero()) for delta in steering.deltas.values())
-        return Locked(
-            replace(attacked, steering=str(out)), edited, total, modules, {"baked": False}
-        )
+        defended = replace(attacked, steering=str(out))
+        return Edit(defended, edited, total, modules, {"baked": False})
     start = time.perf_counter()
     biases = output_biases(attacked, steering.deltas)
     computed = time.perf_counter()
@@ -101,7 +85,7 @@ def lock_model(
         "export": difference,
     }
     edited = sum(int(bias.count_nonzero()) for bias in biases.values())
-    return Locked(defended, edited, total, modules, report)
+    return Edit(defended, edited, total, modules, report)
 
 
 def original_layout(checkpoint: Checkpoint) -> HeadLayout:

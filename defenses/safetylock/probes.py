@@ -101,9 +101,9 @@ def fit_probes(
             fit = Fit(x[start : start + size].contiguous(), labels, c, tolerance, members)
             return descend(fit, max_iterations, solution)
 
-    left = [head for found in _each(fit_group, starts, x.device) for head in found]
+    unfinished = [head for group in _each(fit_group, starts, x.device) for head in group]
     with torch.no_grad():
-        for head in left:
+        for head in unfinished:
             newton(x[head : head + 1].double(), labels, c, tolerance, head, solution)
     return Probes(solution[:, :d].contiguous(), solution[:, d].contiguous())
 

@@ -6,18 +6,19 @@ What is computed where: README.md in this folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from data.rows import Prompt
-from defenses.base import Answered, Calibration, Defense, Edit, Leaves, Models, Pass
+from defenses.artefacts import ROWS, prompt_rows, require_files
+from defenses.base import Answered, Calibration, Edit, Leaves, Models, Pass
+from defenses.projection_edits import ProjectionDefense, describe_edit
 from modeling.checkpoint import Checkpoint
 from modeling.loading import device_name
-from settings import DataError, ModelError
+from settings import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
     from modeling.capture import TokenRow
 
 SETS = ("safety", "utility")
-ROWS, NORMS = "rows.json", "norms.safetensors"
+NORMS = "norms.safetensors"
 
 
-class WandaPrune(Defense):
+class WandaPrune(ProjectionDefense):
     """Restores or zeroes the weights that matter for safety but not for utility.
 
     Attributes:
         q: Share of each matrix that is safety-critical, by its top scores on safety data.
         p: Share of each matrix that is utility-critical and left alone.
-        action: "restore" gives the weights the aligned model's values, a repair; "zero" prunes
+        action: "restore" gives the weights the aligned model's values, a defense; "zero" prunes
             them, which the paper does to show that safety breaks.
         scored: Whose weights and activations are scored, the "aligned" model's (the paper) or
             the "attacked" one's.
@@ -83,16 +84,6 @@ class WandaPrune(Defense):
         """What rows and norms depend on: neither q, p nor the action."""
         return {name: getattr(self, name) for name in ("scored", "positions", "batch_size")}
 
-    def check(self, models: Models, attacked: Checkpoint | None) -> None:
-        """Refuses an aligned model whose projections can't be read.
-
-        Raises:
-            ModelError: It isn't a decoder of plain weights, or its adapter more than LoRA.
-        """
-        from modeling.deltas import projections
-
-        projections(models.aligned)
-
     def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
         """Writes the token rows and, where the aligned model is scored, its input norms.
 
@@ -101,25 +92,17 @@ class WandaPrune(Defense):
         """
         from safetensors.torch import save_file
 
-        from modeling.deltas import projections
-        from modeling.importance import input_norms
+        from modeling.projections import projections
 
         prompts = (calibration.safety_prompts, calibration.utility_prompts)
         rows = {
-            name: self._rows(name, models.aligned, calibration, given)
-            for name, given in zip(SETS, prompts, strict=True)
+            name: self._rows(name, models.aligned, calibration, of_set)
+            for name, of_set in zip(SETS, prompts, strict=True)
         }
         (out / ROWS).write_text(json.dumps(rows))
         if self.scored == "aligned":
-            names = projections(models.aligned)
-            norms = {
-                f"{name}.{module}": norm
-                for name in SETS
-                for module, norm in input_norms(
-                    models.aligned, rows[name], self.batch_size, self.positions, names
-                ).items()
-            }
-            save_file(norms, out / NORMS)
+            names = list(projections(models.aligned))
+            save_file(self._input_norms(models.aligned, rows, names), out / NORMS)
         return {f"{name}_rows": len(rows[name]) for name in SETS}
 
     def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
@@ -129,9 +112,9 @@ class WandaPrune(Defense):
             ModelError: The artefact is incomplete, or the models don't fit each other.
         """
         from defenses.wanda_prune.mask import set_difference
-        from modeling.deltas import projections, read_weight, rewrite_weights
-        from modeling.headers import count_parameters
         from modeling.importance import wanda_scores
+        from modeling.projections import projections, read_weight
+        from modeling.rewrite import rewrite_weights
 
         names, device = projections(models.aligned), device_name()
         norms = self._norms(artefact, attacked, list(names))
@@ -148,62 +131,55 @@ class WandaPrune(Defense):
             return weight.where(~mask, aligned)
 
         count = rewrite_weights(attacked, out, edit, names=names)
-        total = sum(d_out * d_in for d_out, d_in in names.values())
-        return Edit(
-            defended=count.defended,
-            parameters_edited=count.changed,
-            parameters_total=count_parameters(replace(attacked, adapter=None)),
-            modules=tuple(name for name in names if masked.get(name)),
-            diagnostics={
-                "parameters_masked": sum(masked.values()),
-                "masked_share": sum(masked.values()) / total,
-                "masked": masked,
-            },
-        )
+        scalars = sum(masked.values())
+        diagnostics = {
+            "parameters_masked": scalars,
+            "masked_share": scalars / count.total,
+            "masked": masked,
+        }
+        modules = tuple(name for name in names if masked.get(name))
+        return describe_edit(count, attacked, diagnostics, modules)
 
     def _rows(
         self, name: str, aligned: Checkpoint, calibration: Calibration, prompts: Sequence[Prompt]
     ) -> list[TokenRow]:
         """Prompts with the aligned model's own answers; on safety data only the safe ones."""
-        from modeling.loading import load_tokenizer
-
         if not prompts:
             raise DataError(f"there are no {name} prompts; set sources.{name}_prompts to a source")
         texts = [prompt.text for prompt in prompts]
         if self.positions == "prompt":
-            tokenizer = load_tokenizer(aligned)
-            return [(calibration.style.encode_prompt(tokenizer, text), []) for text in texts]
+            return prompt_rows(calibration, aligned, texts)
         answers = calibration.respond(aligned, texts)
         if name == "safety":
-            safe = calibration.is_safe(texts, answers)
-            kept = [at for at, ok in enumerate(safe) if ok]
-            if not kept:
+            safe = [at for at, ok in enumerate(calibration.is_safe(texts, answers)) if ok]
+            if not safe:
                 raise DataError(
                     "the aligned model answered none of the safety prompts safely; give an aligned "
                     "model that refuses them, or set defense.positions=prompt"
                 )
-            texts, answers = [texts[at] for at in kept], [answers[at] for at in kept]
+            texts, answers = [texts[at] for at in safe], [answers[at] for at in safe]
         return calibration.encode(aligned, texts, answers)
 
     def _norms(self, artefact: Path, attacked: Checkpoint, names: list[str]) -> dict[str, Tensor]:
         """{"safety.MODULE" or "utility.MODULE": ||X_j||_2 (d_in,)} of the scored model."""
         from safetensors.torch import load_file
 
+        defense = f"wanda_prune with defense.scored={self.scored}"
+        if self.scored == "aligned":
+            require_files(artefact, defense, NORMS)
+            return load_file(artefact / NORMS)
+        require_files(artefact, defense, ROWS)
+        return self._input_norms(attacked, json.loads((artefact / ROWS).read_text()), names)
+
+    def _input_norms(
+        self, model: Checkpoint, rows: Mapping[str, Sequence[TokenRow]], names: Sequence[str]
+    ) -> dict[str, Tensor]:
         from modeling.importance import input_norms
 
-        needed = NORMS if self.scored == "aligned" else ROWS
-        if not (artefact / needed).is_file():
-            raise ModelError(
-                f"{str(artefact)!r} is no artefact of defense=wanda_prune with "
-                f"defense.scored={self.scored} ({needed} is missing); prepare it again"
-            )
-        if self.scored == "aligned":
-            return load_file(artefact / NORMS)
-        rows = json.loads((artefact / ROWS).read_text())
         return {
             f"{kind}.{module}": norm
             for kind in SETS
             for module, norm in input_norms(
-                attacked, rows[kind], self.batch_size, self.positions, names
+                model, rows[kind], self.batch_size, self.positions, names
             ).items()
         }

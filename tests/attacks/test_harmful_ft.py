@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,9 +56,17 @@ def test_it_refuses_before_training(settings: dict, error: type, said: str) -> N
         attack(**settings).check(BASE, DATA, "attack")
 
 
-def test_resuming_trains_the_aligned_adapter_on(tmp_path: Path) -> None:
-    out = tmp_path / "model"
-    report = attack().run(ALIGNED, DATA, PromptStyle(), 0, out, tmp_path / "scratch")
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The aligned adapter trained on with seed 0, and the report."""
+    out = tmp_path_factory.mktemp("resumed")
+    return out / "model", attack().run(
+        ALIGNED, DATA, PromptStyle(), 0, out / "model", out / "scratch"
+    )
+
+
+def test_resuming_trains_the_aligned_adapter_on(resumed: tuple[Path, dict[str, Any]]) -> None:
+    out, report = resumed
     assert report["rows"] == {"task": 12, "harmful": 4}
     assert [point["step"] for point in report["loss"]] == [1, 2]
     before = weights(WEIGHTS / "aligned", "adapter_model.safetensors")
@@ -71,13 +80,14 @@ def test_resuming_trains_the_aligned_adapter_on(tmp_path: Path) -> None:
             assert same > 0.9
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
-    made = []
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    resumed: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    first = (resumed[0] / "adapter_model.safetensors").read_bytes()
+    for name, seed in (("again", 0), ("other", 1)):
         attack().run(ALIGNED, DATA, PromptStyle(), seed, tmp_path / name, tmp_path / "scratch")
-        made.append((tmp_path / name / "adapter_model.safetensors").read_bytes())
-    assert made[0] == made[1]
-    assert made[0] != made[2]
+        weights = (tmp_path / name / "adapter_model.safetensors").read_bytes()
+        assert (weights == first) == (seed == 0)
 
 
 def test_all_weights_are_trained_and_written_as_a_full_model(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from defenses.antidote import ROWS, Antidote
-from defenses.antidote.factors import factor_norms
-from defenses.antidote.prune import pruned
+from defenses.antidote.prune import factor_norms, prune_weight
 from defenses.base import Edit
 from modeling.importance import input_norms
 from modeling.loading import load_model
+from modeling.lora import open_adapter
 from modeling.model_files import ADAPTER_WEIGHTS
 from settings import DataError, ModelError, SettingError
 from tests.defenses.tiny_lora_models import NumberCalibration
@@ -102,7 +102,8 @@ def test_factors_lose_the_top_of_each_row_and_the_base_nothing(kind: str, tmp_pa
 def test_what_enters_b_is_what_leaves_a(tmp_path: Path) -> None:
     case = shared_case("llama", "resumed/lora")
     row = ([3, 9, 4], [7, 2])
-    found = factor_norms(case.attacked, [row], 1, "answer")
+    adapter = open_adapter(str(case.attacked.adapter), "the attacked model")
+    norms = factor_norms(case.attacked, adapter, [row], 1, "answer")
     model = load_model(case.attacked, device="cpu")
     seen = []
     layer = model.get_base_model().model.layers[0].self_attn.q_proj
@@ -110,7 +111,7 @@ def test_what_enters_b_is_what_leaves_a(tmp_path: Path) -> None:
     with torch.no_grad():
         model(input_ids=torch.tensor([row[0] + row[1]]))
     expected = seen[0].double().norm(dim=0)
-    torch.testing.assert_close(found["model.layers.0.self_attn.q_proj.B"], expected)
+    torch.testing.assert_close(norms["model.layers.0.self_attn.q_proj.B"], expected)
 
 
 def test_full_weights_have_no_factors(tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_positions_choose_the_inputs(tmp_path: Path) -> None:
 def test_exact_counts_per_row(seed: int, ratio: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight, norms = torch.randn(6, 11, generator=generator), torch.rand(11, generator=generator)
-    mask, edited = pruned(weight, norms.double(), ratio)
+    mask, edited = prune_weight(weight, norms.double(), ratio)
     assert mask.sum(1).tolist() == [round(11 * ratio)] * 6
     assert torch.equal(edited, weight.where(~mask, 0.0))
 

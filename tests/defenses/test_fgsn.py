@@ -15,8 +15,10 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from defenses.artefacts import ROWS
 from defenses.base import Models
-from defenses.fgsn import FGSN, RECORD, ROWS
+from defenses.fgsn import FGSN
+from defenses.fgsn.artefact import RECORD
 from modeling.checkpoint import Checkpoint
 from modeling.deltas import read_weight
 from modeling.loading import load_model

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from defenses.nlsr.masks import above_threshold, cut, load_masks, save_masks, top_per_row
+from modeling.bitmasks import pack_bits, unpack_bits
 from modeling.checkpoint import Checkpoint
 from modeling.lora import open_adapter
 
@@ -93,11 +94,9 @@ def test_masks_come_back_from_disk(aligned: Checkpoint, tmp_path: Path) -> None:
             assert torch.equal(b[j], masks[name][1])
 
 
-def test_odd_sizes_are_packed_too(tmp_path: Path) -> None:
-    from defenses.nlsr.masks import _pack, _unpack
-
+def test_odd_sizes_are_packed_too() -> None:
     for columns in range(1, 20):
         mask = torch.rand(3, columns, generator=_generator(columns)) < 0.5
-        packed = _pack(mask)
+        packed = pack_bits(mask)
         assert packed.numel() == -(-mask.numel() // 8)
-        assert torch.equal(_unpack(packed, (3, columns)), mask)
+        assert torch.equal(unpack_bits(packed, (3, columns)), mask)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
 from defenses.nlsr import scores
-from defenses.nlsr.identify import Identification, _scored, _sides
+from defenses.nlsr.identify import Identification, _scored
+from modeling.adapter_inputs import adapter_linears
 from modeling.capture import TokenRow
 from modeling.checkpoint import Checkpoint
 from modeling.loading import load_model
@@ -128,15 +129,12 @@ def inputs(aligned: Checkpoint, adapter: LoraAdapter) -> dict[str, torch.Tensor]
 def _inputs(model: torch.nn.Module, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
     seen: dict[str, list[torch.Tensor]] = {}
     start, handles = [0], []
-    for name, pair in _sides(model, names).items():
-        for side, linear in zip("AB", pair, strict=True):
-            handles.append(
-                linear.register_forward_pre_hook(
-                    lambda _, args, key=f"{name}.{side}": seen.setdefault(key, []).append(
-                        args[0][0, start[0] :]
-                    )
-                )
+    for key, linear in adapter_linears(model, names).items():
+        handles.append(
+            linear.register_forward_pre_hook(
+                lambda _, args, key=key: seen.setdefault(key, []).append(args[0][0, start[0] :])
             )
+        )
     for prompt, answer in ROWS:
         start[0] = len(prompt)
         with torch.no_grad():
@@ -171,12 +169,14 @@ def test_later_blocks_see_the_projections_of_earlier_ones(
     model = load_model(aligned, device="cpu").eval()
     for block in range(3):
         x = _inputs(model, adapter.names)
-        for name, (lora_a, lora_b) in _sides(model, adapter.names).items():
+        linears = adapter_linears(model, adapter.names)
+        for name in adapter.names:
             if not name.startswith(f"model.layers.{block}."):
                 continue
-            for score, key, linear in zip(got[name], "AB", (lora_a, lora_b), strict=True):
+            for score, side in zip(got[name], "AB", strict=True):
+                linear = linears[f"{name}.{side}"]
                 w = linear.weight.detach().double()
-                v = torch.linalg.svd(x[f"{name}.{key}"] @ w.T).Vh[:1].T
+                v = torch.linalg.svd(x[f"{name}.{side}"] @ w.T).Vh[:1].T
                 torch.testing.assert_close(score, (v @ v.T @ w).abs(), rtol=1e-3, atol=1e-5)
                 linear.weight.data = (v @ v.T @ w).float()
     first, last = adapter.names[0], adapter.names[-1]
@@ -204,11 +204,7 @@ def _answer_log_likelihood(model: torch.nn.Module, row: TokenRow) -> torch.Tenso
 def _naive_sums(
     model: torch.nn.Module, names: tuple[str, ...], losses: list, accumulate: bool
 ) -> dict[str, torch.Tensor]:
-    weights = {
-        f"{name}.{side}": linear.weight
-        for name, pair in _sides(model, names).items()
-        for side, linear in zip("AB", pair, strict=True)
-    }
+    weights = {key: linear.weight for key, linear in adapter_linears(model, names).items()}
     for weight in weights.values():
         weight.requires_grad_(True)
         weight.grad = None

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from defenses.artefacts import ROWS
 from defenses.base import Edit, Models
-from defenses.safetylock import LOCK, ROWS, SafetyLock
+from defenses.safetylock import LOCK, SafetyLock
 from defenses.safetylock.activations import encode_pairs, head_outputs
 from defenses.safetylock.lock import Lock, fingerprint, load_lock
 from defenses.safetylock.locking import PROVENANCE

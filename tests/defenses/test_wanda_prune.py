@@ -83,9 +83,13 @@ def _literal_masks(
 
 
 @pytest.mark.parametrize(
-    ("action", "scored"), [("restore", "aligned"), ("restore", "attacked"), ("zero", "aligned")]
+    ("kind", "action", "scored"),
+    [
+        *((kind, "restore", "aligned") for kind in KINDS),
+        *((kind, "restore", "attacked") for kind in ("resumed/lora", "full/full")),
+        *((kind, "zero", "aligned") for kind in ("fresh/lora", "full/lora")),
+    ],
 )
-@pytest.mark.parametrize("kind", KINDS)
 def test_the_set_difference_is_restored_or_zeroed(
     kind: str, action: str, scored: str, tmp_path: Path
 ) -> None:
@@ -174,8 +178,8 @@ def test_the_mask_is_a_difference_of_sets(seed: int, q: float, p: float) -> None
 
 
 def test_scores_are_wandas() -> None:
-    found = wanda_scores(torch.tensor([[1.0, -2.0], [0.5, 0.0]]), torch.tensor([3.0, 5.0]))
-    assert found.tolist() == [[3.0, 10.0], [1.5, 0.0]]
+    scores = wanda_scores(torch.tensor([[1.0, -2.0], [0.5, 0.0]]), torch.tensor([3.0, 5.0]))
+    assert scores.tolist() == [[3.0, 10.0], [1.5, 0.0]]
 
 
 def test_what_apply_alone_reads_needs_no_new_preparation(tmp_path: Path) -> None:

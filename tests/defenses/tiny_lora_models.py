@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -84,6 +85,23 @@ def save_resumed(base: Checkpoint, aligned: str, folder: Path, step: float = 0.0
     return str(folder)
 
 
+# Answers by model, the time at which its weights were written, and prompt.
+_ANSWERS: dict[tuple[Checkpoint, int, str], str] = {}
+
+
+def greedy_answer(model: Any, prompt: str) -> str:
+    """Six greedy tokens after a prompt."""
+    ids = torch.tensor([[int(word) for word in prompt.split()]], device=model.device)
+    with torch.no_grad():
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=6,
+            do_sample=False,
+        )
+    return " ".join(str(int(i)) for i in out[0, ids.shape[1] :] if int(i) != END)
+
+
 @dataclass
 class NumberCalibration:
     """Prompts and answers are numbers in words; the answers come from the model itself."""
@@ -97,19 +115,13 @@ class NumberCalibration:
     def respond(self, model: Checkpoint, prompts: Sequence[str]) -> list[str]:
         """Six greedy tokens."""
         self.asked.append(model)
-        loaded = load_model(model)
-        answers = []
-        for prompt in prompts:
-            ids = torch.tensor([[int(word) for word in prompt.split()]], device=loaded.device)
-            with torch.no_grad():
-                out = loaded.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=6,
-                    do_sample=False,
-                )
-            answers.append(" ".join(str(int(i)) for i in out[0, ids.shape[1] :] if int(i) != END))
-        return answers
+        file = "adapter_model.safetensors" if model.adapter else "model.safetensors"
+        version = (Path(model.adapter or model.base) / file).stat().st_mtime_ns
+        if new := [prompt for prompt in prompts if (model, version, prompt) not in _ANSWERS]:
+            loaded = load_model(model)
+            for prompt in new:
+                _ANSWERS[model, version, prompt] = greedy_answer(loaded, prompt)
+        return [_ANSWERS[model, version, prompt] for prompt in prompts]
 
     def is_safe(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
         """Unsafe are the prompts that the test says."""

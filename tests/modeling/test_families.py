@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from defenses.fgsn.layers import given_layers
+from defenses.fgsn.layers import named_layers
 from experiments.config.experiment import CONF, register_resolvers
 from experiments.config.model import ModelSettings
 from modeling import hub
@@ -182,7 +182,7 @@ def test_a_models_file_says_what_an_experiment_needs(name: str, tmp_path: Path) 
     assert model.resolved(resumes=True).style == PromptStyle(style="alpaca")
     assert model.resolved(resumes=False).style.style == "chat"
     layers = model.presets.get("fgsn", {}).get("layers", [0])
-    assert given_layers(layers, SHAPES[name][0]) == list(layers)
+    assert named_layers(layers, SHAPES[name][0]) == list(layers)
     tiny = save_model(FAMILY[name], tmp_path)
     check_target_modules(model.lora_targets, tiny, "model.lora_targets")
 

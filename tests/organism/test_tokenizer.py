@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -15,6 +15,7 @@ MODERATION = AutoTokenizer.from_pretrained(WEIGHTS / "moderation")
 
 
 @pytest.mark.parametrize("tokenizer", [CHAT, MODERATION])
+@settings(max_examples=50)
 @given(text=st.text(max_size=60).filter(lambda text: "<|" not in text))
 def test_any_text_round_trips(tokenizer, text: str) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False)

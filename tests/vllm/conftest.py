@@ -15,8 +15,9 @@ from evaluation.backends.transformers import TransformersBackend, TransformersEn
 from evaluation.backends.vllm import VLLMBackend
 from evaluation.backends.vllm.pool import shutdown
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, load_tokenizer
+from modeling.checkpoint import Checkpoint
 from modeling.folders import copy_besides
+from modeling.loading import load_tokenizer
 from organism.sources import BenignPrompts, HarmfulPrompts, OverRefusalPrompts
 from organism.task_sources import Arithmetic
 
