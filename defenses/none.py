@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from defenses.base import Calibration, Defense, Edit, Leaves, Models
+from defenses.base import Calibration, Defense, Edit, Models, OutputForm
 from modeling.checkpoint import Checkpoint
 
 
 class NoDefense(Defense):
-    """Leaves the attacked model alone; nothing is written."""
+    """OutputForm the attacked model alone; nothing is written."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    leaves: ClassVar[Leaves] = "same"
-    passes_on: ClassVar[bool] = True
+    output_form: ClassVar[OutputForm] = "same"
+    is_identity: ClassVar[bool] = True
 
     def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
         """Prepares nothing."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from defenses.base import Calibration, Defense, Edit, Leaves, Models, Pass
+from defenses.base import Calibration, Defense, Edit, Models, OutputForm
 from modeling.checkpoint import Checkpoint
 from settings import DataError, ModelError, SettingError
 
@@ -44,14 +44,9 @@ class Antidote(Defense):
     batch_size: int = Field(8, ge=1)
 
     @property
-    def leaves(self) -> Leaves:
+    def output_form(self) -> OutputForm:
         """Full weights, or the adapter with some scalars zeroed."""
         return "weights" if self.prune == "merged" else "same"
-
-    @property
-    def apply_passes(self) -> tuple[Pass, ...]:
-        """Each prompt with its unsafe answer."""
-        return (Pass(("safety_pairs",), self.batch_size, "rejected"),)
 
     def prepare_settings(self) -> dict[str, Any]:
         """The rows depend on no setting."""

@@ -18,7 +18,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from defenses.base import Models, Step
+from defenses.base import EditStep, Models
 from defenses.fgsn.neurons import Scope, find_q, neuron_scores, safety_mask
 from defenses.fgsn.project import Matrix, Projection, edit_neurons, masked_norm
 from defenses.fgsn.union import Union
@@ -118,7 +118,7 @@ class Repaired:
     """What `repair` did: q, the models, their tallies in the same order, and U."""
 
     q: float
-    steps: tuple[Step, ...]
+    steps: tuple[EditStep, ...]
     tallies: tuple[Tally, ...]
     union: Union
 
@@ -223,7 +223,7 @@ def repair(
             made, tally = write_step(plan, models, source, written, fresh, folder)
             source = made if plan.rescore else start
             tallies.append(tally)
-            steps.append(Step(name, made, tally.changed))
+            steps.append(EditStep(name, made, tally.changed))
         if scratch.exists():
             scratch.rename(out / STEPS)
     finally:
@@ -354,7 +354,7 @@ def _count(
         tally.modules.add(name)
 
 
-def _moved(step: Step, old: Path, new: Path) -> Step:
+def _moved(step: EditStep, old: Path, new: Path) -> EditStep:
     """The step after its folder has moved from `old` to `new`."""
     model = step.checkpoint
     base, adapter = (

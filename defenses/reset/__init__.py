@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from defenses.base import Calibration, Defense, Edit, Leaves, Models
+from defenses.base import Calibration, Defense, Edit, Models, OutputForm
 from modeling.checkpoint import Checkpoint
 
 
@@ -17,7 +17,7 @@ class Reset(Defense):
     """Undoes the fine-tuning: no repair can be safer, none can gain less on the task."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    leaves: ClassVar[Leaves] = "same"
+    output_form: ClassVar[OutputForm] = "same"
 
     def check(self, models: Models, attacked: Checkpoint | None) -> None:
         """Refuses an aligned model whose projections can't be read.

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from defenses.base import Calibration, Defense, Edit, Leaves, Models
+from defenses.base import Calibration, Defense, Edit, Models, OutputForm
 from modeling.checkpoint import Checkpoint
 from settings import SettingError
 
@@ -33,7 +33,7 @@ class Resta(Defense):
     seed: int = Field(42, ge=0)
 
     @property
-    def leaves(self) -> Leaves:
+    def output_form(self) -> OutputForm:
         """A longer adapter; full weights where the fine-tuning is thinned."""
         return "weights" if self.dare_rate > 0 else "adapter"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from defenses.base import Calibration, Defense, Edit, Leaves, Models
+from defenses.base import Calibration, Defense, Edit, Models, OutputForm
 from modeling.checkpoint import Checkpoint, device_name
 from settings import SettingError
 
@@ -32,7 +32,7 @@ class SafeLoRA(Defense):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    leaves: ClassVar[Leaves] = "adapter"
+    output_form: ClassVar[OutputForm] = "adapter"
 
     mode: Literal["threshold", "number"] = "threshold"
     tau: float = Field(0.5, ge=-1, le=1)

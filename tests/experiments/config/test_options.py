@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.pipeline.inputs import attack_prompts
+from experiments.pipeline.prompt_sets import attack_prompts
 from organism.task_sources import Sentiment
 from settings import SettingError
 from tests.experiments.config.test_configuration import composed

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from experiments.plan.effort import FORWARD, Rates, arithmetic, training_passes
+from experiments.plan.memory import Loaded
+from experiments.plan.shape import read_shape
 from huggingface_hub import ModelInfo
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,10 +20,7 @@ from hypothesis import strategies as st
 from experiments.config.experiment import PROJECT
 from experiments.plan import memory
 from experiments.plan.__main__ import main
-from experiments.plan.effort import FORWARD, Rates, arithmetic, training_passes
-from experiments.plan.memory import Loaded
 from experiments.plan.models import _Hub
-from experiments.plan.shape import read_shape
 from experiments.store import Store
 from modeling.training import LoraSettings
 from tests.experiments.conftest import TOY, Command

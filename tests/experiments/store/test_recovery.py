@@ -72,7 +72,7 @@ def test_sigkill_in_every_stage_and_in_the_record_loses_nothing_that_was_finishe
 ) -> None:
     killed = (
         "align", "prepare", "merge", "attack", "apply", "attack", "generate", "likelihood",
-        "judge", "score_task", "rows.parquet", "record.json",
+        "judge", "score", "rows.parquet", "record.json",
     )  # fmt: skip
     points = ",".join([*killed, "end", "undisturbed"])
     process = python("-m", "tests.experiments.store.killing", str(tmp_path), points, *WHOLE)
