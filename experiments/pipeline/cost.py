@@ -170,33 +170,6 @@ class ModelSize:
         return 2.0 * (self.parameters + self.lora_parameters) * tokens
 
 
-@dataclass(frozen=True)
-class JudgeSize:
-    """A judge that runs a model on this machine.
-
-    Attributes:
-        model: Its model.
-        rows_at_once: How many pairs it reads together.
-        max_tokens: How much of a prompt and its answer it reads; None: all of it.
-        question_tokens: What it is asked besides.
-        reply_tokens: What it writes, at most; 0 for a classifier.
-    """
-
-    model: ModelSize
-    rows_at_once: int
-    max_tokens: int | None
-    question_tokens: int
-    reply_tokens: int
-
-    def judging(self, lengths: Sequence[int]) -> Work:
-        """Verdicts on prompts and answers that are so long together."""
-        most = self.max_tokens or max(lengths, default=0) + self.question_tokens
-        seen = [min(most, length + self.question_tokens) for length in lengths]
-        if not self.reply_tokens:
-            return self.model.forward(seen)
-        return self.model.generation(seen, self.reply_tokens, self.rows_at_once)
-
-
 class Sizes(Protocol):
     """Sizes of models and lengths of rows, whether the models are there or not."""
 
@@ -204,8 +177,8 @@ class Sizes(Protocol):
         """A checkpoint's size, with its own adapter or with a fresh one."""
         ...
 
-    def judge(self, judge: Judge) -> JudgeSize | None:
-        """A judge's size; None where it is words, or somebody's endpoint."""
+    def judging(self, judge: Judge, lengths: Sequence[int]) -> Work:
+        """A judge's work on prompts and answers that are so long together."""
         ...
 
     def prompts(

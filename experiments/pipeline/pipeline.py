@@ -39,6 +39,25 @@ if TYPE_CHECKING:
 
 SCORE = "score"
 
+
+@dataclass(frozen=True, slots=True)
+class TrainedModels:
+    """Every model of an experiment, and how each came about.
+
+    Attributes:
+        models: Base, aligned, attacked and defended model, those between the steps, and the
+            refined one where there is one.
+        steps: The steps of a defense that edits in several: name, label of the model after
+            it, scalars edited; the last one's model is "defended".
+        reports: Of the stages "prepare" (cost, diagnostics), "attack", "apply" (cost, what was
+            edited, diagnostics) and, where the defended model is fine-tuned again, "refine".
+    """
+
+    models: dict[str, Model]
+    steps: list[dict[str, Any]]
+    reports: dict[str, dict[str, Any]]
+
+
 # By (model, set) the answers, or the likelihoods of the held-out texts; by (model, set, role) a
 # judge's verdicts; by (model, set, "score") a task's scores.
 Measurements = dict[tuple[str, ...], StageResult]
@@ -49,43 +68,14 @@ class Outcome:
     """What an experiment produced.
 
     Attributes:
+        trained: Its models.
         rows: One row per model, prompt set and prompt, with answers, verdicts and task scores.
-        models: Content key of base, aligned, attacked and defended model, of those between the
-            steps, and of the refined one where there is one.
-        backends: What ran each of them, as `Backend.identity` says it.
-        steps: The steps of a defense that edits in several: name, label of the model after
-            it, scalars edited; the last one's model is "defended".
         stages: Every stage, in the order in which it was needed.
-        attack: The attack's report.
-        refine: The report of the fine-tuning of the defended model; None without one.
-        prepare: The report of `prepare`: cost and diagnostics.
-        apply: The report of `apply`: cost, what was edited, diagnostics.
     """
 
+    trained: TrainedModels
     rows: pd.DataFrame
-    models: dict[str, str]
-    backends: dict[str, dict[str, Any]]
-    steps: list[dict[str, Any]]
     stages: list[StageResult]
-    attack: dict[str, Any]
-    refine: dict[str, Any] | None
-    prepare: dict[str, Any]
-    apply: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """Every model of an experiment, and how each came about.
-
-    Attributes:
-        models: By name, in the order of the picture.
-        steps: As in `Outcome`.
-        reports: Of the stages "attack", "prepare", "apply" and, where there is one, "refine".
-    """
-
-    models: dict[str, Model]
-    steps: list[dict[str, Any]]
-    reports: dict[str, dict[str, Any]]
 
 
 def find_models(settings: ModelSettings) -> tuple[Model, Model | None]:
@@ -134,20 +124,9 @@ class Pipeline:
         """Makes every model, measures each, and puts its rows together."""
         trained = self.train()
         rows = self.rows(trained.models, self.measure(trained.models))
-        models, backend = trained.models.items(), self.experiment.evaluation.backend
-        return Outcome(
-            rows=rows,
-            models={name: model.key for name, model in models},
-            backends={name: backend.chosen(model.checkpoint).identity() for name, model in models},
-            steps=trained.steps,
-            stages=self.stages,
-            attack=trained.reports["attack"],
-            refine=trained.reports.get("refine"),
-            prepare=trained.reports["prepare"],
-            apply=trained.reports["apply"],
-        )
+        return Outcome(trained, rows, self.stages)
 
-    def train(self) -> Trained:
+    def train(self) -> TrainedModels:
         """Aligns, prepares, attacks, applies and refines.
 
         `prepare` goes first, since what it lacks should be said before an attack is trained.
@@ -170,7 +149,7 @@ class Pipeline:
             models["refined"], reports["refine"] = self.attack(
                 experiment.refine, inputs.refine, models["defended"]
             )
-        return Trained(models, defended.steps, reports)
+        return TrainedModels(models, defended.steps, reports)
 
     def align(self) -> Model:
         """The aligned model: the published one, or the align stage's."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from evaluation.backends.transformers import TransformersBackend
 from evaluation.base import Judge
 from evaluation.judges.moderation import ModerationJudge
-from experiments.pipeline.cost import JudgeSize, ModelSize
+from experiments.pipeline.cost import ModelSize, Work
 from experiments.plan.judges import LocalJudge, PlaceholderJudge, WritingJudge, weights_of
 from experiments.plan.models import Library, Located
 from experiments.plan.shapes import BYTES, Shape
@@ -55,24 +55,26 @@ class PlannedSizes:
     def model(self, checkpoint: Checkpoint, fresh: LoraSettings | None = None) -> ModelSize:
         """As `Sizes.model`."""
         lora = fresh or self._lora(checkpoint.adapter)
-        return _size(self.shape(checkpoint), checkpoint.dtype, lora)
+        return model_size(self.shape(checkpoint), checkpoint.dtype, lora)
 
-    def judge(self, judge: Judge) -> JudgeSize | None:
-        """As `Sizes.judge`; a judge that writes is taken to be asked a published question."""
+    def judging(self, judge: Judge, lengths: Sequence[int]) -> Work:
+        """As `Sizes.judging`; rows alone where the judge is words, or somebody's endpoint."""
         real = judge.judge if isinstance(judge, PlaceholderJudge) else judge
         if not isinstance(real, LocalJudge):
-            return None
+            return Work(rows=len(lengths))
         folder = weights_of(self.library, real, "judge").folder
-        shape = self.library.shape(folder, classifier=not isinstance(real, WritingJudge))
+        if not isinstance(real, WritingJudge):
+            shape = self.library.shape(folder, classifier=True)
+            limit = (
+                real.max_length if isinstance(real, ModerationJudge) else max(lengths, default=0)
+            )
+            seen = [min(limit, length) for length in lengths]
+            return model_size(shape, real.dtype, None).forward(seen)
+        size = model_size(self.library.shape(folder), real.dtype, None)
         backend = real.backend or TransformersBackend()
-        backend = backend.chosen(Checkpoint(str(folder), dtype=real.dtype))
-        return JudgeSize(
-            model=_size(shape, real.dtype, None),
-            rows_at_once=backend.rows_at_once,
-            max_tokens=real.max_length if isinstance(real, ModerationJudge) else None,
-            question_tokens=_QUESTION_TOKENS if isinstance(real, WritingJudge) else 0,
-            reply_tokens=real.new_tokens if isinstance(real, WritingJudge) else 0,
-        )
+        at_once = backend.chosen(Checkpoint(str(folder), dtype=real.dtype)).rows_at_once
+        seen = [length + _QUESTION_TOKENS for length in lengths]
+        return size.generation(seen, real.new_tokens, at_once)
 
     def prompts(
         self,
@@ -121,7 +123,8 @@ class PlannedSizes:
         return self._counts[located.folder]
 
 
-def _size(shape: Shape, dtype: str, lora: LoraSettings | None) -> ModelSize:
+def model_size(shape: Shape, dtype: str, lora: LoraSettings | None) -> ModelSize:
+    """The size of a model of this shape, with a LoRA or none."""
     return ModelSize(
         parameters=shape.parameters,
         number_bytes=BYTES[dtype],

@@ -240,10 +240,9 @@ class JudgeAnswers(Step):
 
     def cost(self, sizes: Sizes) -> Work:
         """The judge's own model, where it has one here, reads prompts and whole answers."""
-        answer, size = self.generate.prompts.max_new_tokens, sizes.judge(self.judge)
+        answer = self.generate.prompts.max_new_tokens
         lengths = [length + answer for length in self.generate.prompt_lengths(sizes)]
-        work = Work(rows=len(lengths)) if size is None else size.judging(lengths)
-        return work + Work(disk=table_bytes(len(lengths)))
+        return Work(disk=table_bytes(len(lengths))) + sizes.judging(self.judge, lengths)
 
 
 @dataclass(frozen=True)
