@@ -5,9 +5,10 @@ Every step says its own cost by these; `experiments.plan` knows the sizes and ad
 Memory is weights, adapter, optimiser and what the rows need. N are a model's scalars, h its width,
 L its blocks, s the bytes of a number of its weights; a LoRA's numbers are float32 (PEFT).
   Training: AdamW holds two moments beside the gradient, 3 times what is trained. DPO and KTO keep a
-    copy of the adapter as the reference. Activations are 17 s h L for each token of a forward pass,
-    s h L with gradient checkpointing (Korthikanti et al. 2022, arXiv 2205.05198, equation 2
-    without the attention matrix, and section 5).
+    copy of the adapter as the reference. A block keeps 17 s h of activations for each token of a
+    forward pass (Korthikanti et al. 2022, arXiv 2205.05198, equation 2 without the attention
+    matrix), and twice that for a LoRA, whose inputs are cast to float32; with gradient
+    checkpointing one block does, beside s h L.
   Generation: the cache of keys and values at full length.
 Arithmetic is 2 N for each token of a pass (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
 """
@@ -29,7 +30,7 @@ _BYTES_PER_ROW = 64
 # English text under the tokenizers of the models here.
 CHARACTERS_PER_TOKEN = 4
 # Activations that a block keeps of a token, in numbers of the model's width.
-_ACTIVATIONS, _CHECKPOINTED = 17, 1
+_ACTIVATIONS = 17
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,12 @@ class ModelSize:
         """Keys and values of so many tokens."""
         return 2 * self.number_bytes * self.key_width * self.layers * tokens
 
+    def activation_bytes(self, tokens: int, *, checkpointing: bool) -> int:
+        """What training keeps of a forward pass over so many tokens; see the module."""
+        numbers = _ACTIVATIONS * (2 if self.lora_parameters else 1)
+        numbers = numbers + self.layers if checkpointing else numbers * self.layers
+        return numbers * self.number_bytes * self.hidden * tokens
+
     def forward(self, lengths: Sequence[int]) -> Work:
         """A pass without gradients over rows of these lengths."""
         tokens = sum(lengths)
@@ -151,7 +158,6 @@ class ModelSize:
             epochs = settings.max_steps * settings.batch_size * answers / len(kept)
         tokens = round(sum(kept) * epochs)
         at_once = min(settings.rows_per_pass * answers, len(kept)) * max(kept)
-        activations = _CHECKPOINTED if settings.gradient_checkpointing else _ACTIVATIONS
         optimiser = 3 * (self.adapter_bytes or self.weight_bytes)
         reference = self.adapter_bytes if copies else 0
         backward = 1 if self.lora_parameters else 2
@@ -162,7 +168,7 @@ class ModelSize:
             memory=self.bytes
             + optimiser
             + reference
-            + activations * self.number_bytes * self.hidden * self.layers * at_once,
+            + self.activation_bytes(at_once, checkpointing=settings.gradient_checkpointing),
             operations=passes * self._operations(tokens),
         )
 

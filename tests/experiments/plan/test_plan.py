@@ -216,6 +216,26 @@ def tiny(folder: Path, dtype: str, *, lora: bool, layers: int = 2) -> tuple[Any,
     return adapted.train(), model_size(shape, dtype, settings)
 
 
+def kept_bytes(model: Any) -> int:
+    """Bytes that autograd keeps of a forward pass, besides the parameters."""
+    import torch
+
+    parameters = {each.untyped_storage().data_ptr() for each in model.parameters()}
+    kept: dict[int, Any] = {}
+
+    def pack(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage  # Held, so that no other takes its place.
+        return tensor
+
+    ids = torch.zeros(ROWS, LENGTH, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    assert output.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
 TRAINING = TrainSettings(learning_rate=1e-4)
 
 
@@ -233,6 +253,14 @@ def test_weights_gradients_and_moments_are_what_adamw_holds(tmp_path: Path, lora
     real = sum(tensor.nbytes for tensor in held)
     # Rows without a token keep no activations.
     assert planned.training([0], TRAINING).memory == pytest.approx(real, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("lora", [True, False])
+def test_activations_are_near_what_autograd_keeps(tmp_path: Path, dtype: str, lora: bool) -> None:
+    model, planned = tiny(tmp_path, dtype, lora=lora, layers=6)
+    planned_bytes = planned.activation_bytes(ROWS * LENGTH, checkpointing=False)
+    assert 0.5 < planned_bytes / kept_bytes(model) < 2
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(tmp_path: Path) -> None:
