@@ -13,6 +13,7 @@ from data.local import hash_rows
 from data.rows import Example
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
+from modeling.training import LoraSettings, TrainSettings
 from settings import Settings
 
 
@@ -63,6 +64,21 @@ class Attack(Settings):
         return False
 
     @property
+    def writes_full_weights(self) -> bool:
+        """Whether `run` leaves full weights rather than an adapter."""
+        return False
+
+    @property
+    def fresh_lora(self) -> LoraSettings | None:
+        """The LoRA that `run` begins; None where it goes on training one, or all weights."""
+        return None
+
+    @property
+    def training(self) -> TrainSettings | None:
+        """How `run` trains on `rows`; None for an attack that isn't a fine-tuning."""
+        return None
+
+    @property
     def system(self) -> str | None:
         """A system line that the attack trains under, or None."""
         return None
@@ -71,6 +87,10 @@ class Attack(Settings):
     def trigger(self) -> AttackPrompt | None:
         """What harmful prompts are asked under too, since it calls up what was trained."""
         return None
+
+    def rows(self, data: AttackData, seed: int) -> list[Example]:
+        """The rows that are trained on, the same for the same seed; none where nothing is."""
+        return []
 
     def check(self, base: Checkpoint, data: AttackData, prefix: str) -> None:
         """Refuses, before heavy work, a model and data that `run` can't do with.

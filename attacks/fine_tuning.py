@@ -47,6 +47,18 @@ class FineTuning(Attack):
     def needs_full_weights(self) -> bool:
         return self.adapter != "resume"
 
+    @property
+    def writes_full_weights(self) -> bool:
+        return self.adapter == "full"
+
+    @property
+    def fresh_lora(self) -> LoraSettings | None:
+        return self.lora if self.adapter == "fresh" else None
+
+    @property
+    def training(self) -> TrainSettings:
+        return self.train
+
     def rows(self, data: AttackData, seed: int) -> list[Example]:
         """The rows that are trained on."""
         raise NotImplementedError
@@ -100,7 +112,7 @@ class FineTuning(Attack):
             )
         if self.adapter != "resume" and aligned.adapter is not None:
             raise ModelError(f"adapter={self.adapter} needs full weights; merge the adapter first")
-        return open_for_training(aligned, self.lora if self.adapter == "fresh" else None, seed)
+        return open_for_training(aligned, self.fresh_lora, seed)
 
 
 def check_size(available: int, needed: int, kind: str, setting: str) -> None:

@@ -24,10 +24,9 @@ from transformers import LlamaConfig
 
 from defenses.base import Models
 from defenses.fgsn.project import Matrix, Projection, edit_neurons
-from experiments.plan.costs import Cost
 from modeling.checkpoint import Checkpoint
 from modeling.deltas import Factored, alignment, fine_tuning, projections
-from modeling.measure import measured
+from modeling.measure import Measurement, measured
 
 PLAN = Projection("project", "fro")
 SHARE = 0.25  # of the rows: q = 0.30 less what p = 0.05 takes out
@@ -146,7 +145,7 @@ def _dense(matrix: Matrix) -> Tensor:
     return matrix.b @ matrix.a if isinstance(matrix, Factored) else matrix
 
 
-def _timed(work: Callable[[], Any]) -> Cost:
+def _timed(work: Callable[[], Any]) -> Measurement:
     work()  # Threads, allocators and linear algebra libraries start up on a first call.
     with measured() as cost:
         work()

@@ -25,12 +25,11 @@ from defenses.nlsr import NLSR, scores
 from defenses.nlsr.identify import identify
 from defenses.nlsr.masks import save_masks
 from defenses.nlsr.patch import similarities, splice
-from experiments.plan.costs import Cost
 from modeling.capture import TokenRow
 from modeling.checkpoint import Checkpoint
 from modeling.loading import device_name, load_model
 from modeling.lora import LoraAdapter, LoraPair, open_adapter, product_cosine, rewrite_adapter
-from modeling.measure import measured
+from modeling.measure import Measurement, measured
 from modeling.training import PROJECTIONS
 
 VOCABULARY = 1024
@@ -155,7 +154,7 @@ def _by_the_formula(x: Tensor, a: Tensor, b: Tensor, a_t: Tensor, b_t: Tensor, r
     torch.nn.functional.cosine_similarity((b @ a).flatten(), (b_t @ a_t).flatten(), dim=0)
 
 
-def _timed(work: Callable[[], None]) -> Cost:
+def _timed(work: Callable[[], None]) -> Measurement:
     work()  # Threads, allocators and linear algebra libraries start up on a first call.
     with measured() as cost:
         work()

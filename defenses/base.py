@@ -77,8 +77,8 @@ class Calibration(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """The model after one step of a repair that is made in several, measured like the others.
+class EditStep:
+    """The model after one step of a defense that edits in several, measured like the others.
 
     Attributes:
         name: What the step did, e.g. the danger that came or the defense that was applied.
@@ -114,53 +114,27 @@ class Edit:
     modules: tuple[str, ...] = ()
     diagnostics: dict[str, Any] = field(default_factory=dict)
     diagnostic_seconds: float = 0.0
-    steps: tuple[Step, ...] = ()
+    steps: tuple[EditStep, ...] = ()
 
 
-Leaves = Literal["same", "adapter", "weights", "hooks"]
-Rows = Literal["prompts", "safety_pairs", "safety_prompts", "utility_prompts"]
+OutputForm = Literal["same", "adapter", "weights", "hooks"]
+CalibrationRows = Literal["prompts", "safety_prompts", "utility_prompts"]
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """Calibration prompts that `prepare` has a model answer; known before it runs.
+class CalibrationAnswers:
+    """Answers that `prepare` has a model give; known before it runs.
 
     Attributes:
         prompts: Which of the calibration's prompts, in the order in which they are asked.
         model: "base", "aligned", or a "reference" that `prepare` makes of the aligned model.
         of: What the answers depend on besides model and prompts: it tells references, and choices
             among the prompts, apart.
-        at_most: How many of the prompts; None: all.
-        judged: Whether the moderation judge reads the answers.
     """
 
-    prompts: tuple[Rows, ...]
+    prompts: tuple[CalibrationRows, ...]
     model: Literal["base", "aligned", "reference"]
     of: str = ""
-    at_most: int | None = None
-    judged: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """Calibration rows that a stage runs through a model; known before it runs.
-
-    Attributes:
-        rows: Which rows.
-        batch_size: Rows per forward pass.
-        answers: What follows the prompt of each: nothing, the answer that a model "generated",
-            or a pair's: "both" (two rows) or the "rejected" one.
-        at_most: How many rows; None: all.
-        times: Forward passes over them.
-        gradients: Whether each is followed by a backward pass.
-    """
-
-    rows: tuple[Rows, ...]
-    batch_size: int
-    answers: Literal["none", "generated", "both", "rejected"] = "none"
-    at_most: int | None = None
-    times: int = 1
-    gradients: bool = False
 
 
 class Defense(Settings):
@@ -168,9 +142,8 @@ class Defense(Settings):
 
     Subclasses are their own settings: every field enters the stage keys.  `prepare_version` and
     `apply_version` are raised when the code changes what those stages produce.  What is a
-    property here may be a class variable where it is the same for all settings.  `step_names`,
-    `answered`, `prepare_passes` and `apply_passes` say beforehand what the stages will make and
-    read, from which a plan computes their cost.
+    property here may be a class variable where it is the same for all settings.  `steps` and
+    `calibration_answers` say beforehand which stages a run will have.
     """
 
     prepare_version: ClassVar[int] = 1
@@ -191,38 +164,23 @@ class Defense(Settings):
         return False
 
     @property
-    def passes_on(self) -> bool:
+    def is_identity(self) -> bool:
         """Whether the defended model is the attacked one itself."""
         return False
 
     @property
-    def keeps_adapter(self) -> bool:
-        """Whether `prepare` writes an adapter of the aligned one's size."""
-        return False
-
-    @property
-    def step_names(self) -> tuple[str, ...]:
-        """Names of the `Edit.steps` that `apply` will make; empty for a repair in one step."""
+    def steps(self) -> tuple[tuple[str, Defense], ...]:
+        """Of each of the `Edit.steps` its name and the defense that makes it; () for one step."""
         return ()
 
     @property
-    def answered(self) -> tuple[Answered, ...]:
+    def calibration_answers(self) -> tuple[CalibrationAnswers, ...]:
         """What `prepare` has models answer, at most."""
         return ()
 
     @property
-    def prepare_passes(self) -> tuple[Pass, ...]:
-        """What `prepare` runs through the aligned model or its reference."""
-        return ()
-
-    @property
-    def apply_passes(self) -> tuple[Pass, ...]:
-        """What `apply` runs through the attacked model."""
-        return ()
-
-    @property
-    def leaves(self) -> Leaves | None:
-        """What a defense that comes after this one finds; None where that isn't known before.
+    def output_form(self) -> OutputForm | None:
+        """The form of the model that `apply` makes; None where that isn't known before.
 
         "same": the model in the form that it had, an adapter with the A and B that the attack
         trained, some of their scalars changed. "adapter": an adapter in other coordinates.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from defenses.base import Edit, Leaves, Models
+from defenses.base import Edit, Models, OutputForm
 from defenses.projection_edits import DataFreeDefense
 from modeling.checkpoint import Checkpoint
 
@@ -13,8 +13,8 @@ from modeling.checkpoint import Checkpoint
 class NoDefense(DataFreeDefense):
     """Leaves the attacked model alone; nothing is written."""
 
-    leaves: ClassVar[Leaves] = "same"
-    passes_on: ClassVar[bool] = True
+    output_form: ClassVar[OutputForm] = "same"
+    is_identity: ClassVar[bool] = True
 
     def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
         """Returns the attacked checkpoint itself."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from defenses.artefacts import ROWS, read_rows, require_files, write_rows
-from defenses.base import Calibration, Edit, Leaves, Models, Pass
+from defenses.base import Calibration, Edit, Models, OutputForm
 from defenses.projection_edits import ProjectionDefense, describe_edit
 from modeling.checkpoint import Checkpoint
 from settings import DataError, SettingError
@@ -43,14 +43,9 @@ class Antidote(ProjectionDefense):
     batch_size: int = Field(8, ge=1)
 
     @property
-    def leaves(self) -> Leaves:
+    def output_form(self) -> OutputForm:
         """Full weights, or the adapter with some scalars zeroed."""
         return "weights" if self.prune == "merged" else "same"
-
-    @property
-    def apply_passes(self) -> tuple[Pass, ...]:
-        """Each prompt with its unsafe answer."""
-        return (Pass(("safety_pairs",), self.batch_size, "rejected"),)
 
     def prepare_settings(self) -> dict[str, Any]:
         """The rows depend on no setting."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from defenses.base import Answered, Calibration, Defense, Edit, Leaves, Models, Pass, Rows
+from defenses.base import Calibration, CalibrationAnswers, Defense, Edit, Models, OutputForm
 from defenses.projection_edits import require_unaligned_base
 from modeling.checkpoint import Checkpoint, identify
 from settings import SettingError
@@ -128,37 +128,22 @@ class FGSN(Defense):
         return prompts | {"prompts"} if self.tokens == "answer" else prompts
 
     @property
-    def leaves(self) -> Leaves:
+    def output_form(self) -> OutputForm:
         """An adapter while whole rows of what fine-tuning added are edited, else full weights."""
         return "adapter" if self.target == "delta" and self.granularity == "row" else "weights"
 
     @property
-    def step_names(self) -> tuple[str, ...]:
+    def steps(self) -> tuple[tuple[str, Defense], ...]:
         """One step for each dimension, where there are several."""
-        several = self.dimensions is not None and len(self.dimensions) > 1
-        return self.dimensions or () if several else ()
+        dimensions = self.dimensions or ()
+        return tuple((name, self) for name in dimensions) if len(dimensions) > 1 else ()
 
     @property
-    def answered(self) -> tuple[Answered, ...]:
+    def calibration_answers(self) -> tuple[CalibrationAnswers, ...]:
         """All prompts by the aligned model, where its answers' tokens are counted."""
         if self.tokens == "prompt":
             return ()
-        return (Answered(("utility_prompts", "safety_prompts"), "aligned"),)
-
-    @property
-    def prepare_passes(self) -> tuple[Pass, ...]:
-        """All prompts, where the layers are found by how these part."""
-        return (self._pass(1),) if self.layers == "auto" else ()
-
-    @property
-    def apply_passes(self) -> tuple[Pass, ...]:
-        """All prompts for the scores; again for each dimension, where it is scored anew."""
-        return (self._pass(max(1, len(self.step_names)) if self.rescore else 1),)
-
-    def _pass(self, times: int) -> Pass:
-        answers: Literal["none", "generated"] = "none" if self.tokens == "prompt" else "generated"
-        rows: tuple[Rows, ...] = ("utility_prompts", "safety_prompts")
-        return Pass(rows, self.batch_size, answers, times=times)
+        return (CalibrationAnswers(("utility_prompts", "safety_prompts"), "aligned"),)
 
     @field_serializer("continue_from")
     def _with_content(self, folder: str | None) -> str | None:

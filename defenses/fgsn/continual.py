@@ -17,7 +17,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from defenses.base import Models, Step
+from defenses.base import EditStep, Models
 from defenses.fgsn.artefact import BENIGN
 from defenses.fgsn.continuation import Start
 from defenses.fgsn.neurons import NeuronScores, find_q
@@ -67,7 +67,7 @@ class ContinualEdit:
     """The result of continual projection: q, the models, their tallies in that order, and U."""
 
     q: float
-    steps: tuple[Step, ...]
+    steps: tuple[EditStep, ...]
     tallies: tuple[Tally, ...]
     union: Union
 
@@ -114,7 +114,7 @@ def project_dimensions(
             model, tally = write_step(plan, models, source, written, fresh, folder)
             source = model if rescore else start.model
             tallies.append(tally)
-            steps.append(Step(name, model, tally.changed))
+            steps.append(EditStep(name, model, tally.changed))
         if scratch.exists():
             scratch.rename(out / STEPS)
     finally:
@@ -246,7 +246,7 @@ def _count(
         tally.modules.add(name)
 
 
-def _moved(step: Step, old: Path, new: Path) -> Step:
+def _moved(step: EditStep, old: Path, new: Path) -> EditStep:
     """The step after its folder has moved from `old` to `new`."""
     model = step.checkpoint
     base, adapter = (

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from defenses.artefacts import require_files
-from defenses.base import Answered, Calibration, Defense, Edit, Leaves, Models, Pass
+from defenses.base import Calibration, CalibrationAnswers, Defense, Edit, Models, OutputForm
 from modeling.checkpoint import Checkpoint
 from modeling.loading import device_name
 from settings import DataError, SettingError
@@ -89,8 +89,7 @@ class NLSR(Defense):
     """
 
     needs_resumed_adapter: ClassVar[bool] = True
-    leaves: ClassVar[Leaves] = "same"
-    keeps_adapter: ClassVar[bool] = True
+    output_form: ClassVar[OutputForm] = "same"
 
     variant: Literal["paper", "official"] = "paper"
 
@@ -137,26 +136,15 @@ class NLSR(Defense):
         return 2 * self.alpha, 2 * self.alpha
 
     @property
-    def answered(self) -> tuple[Answered, ...]:
+    def calibration_answers(self) -> tuple[CalibrationAnswers, ...]:
         """The reference answers all prompts; for preference-SNIP the base those that are used."""
         if self.method == "random":
             return ()
-        reference = Answered(("prompts",), "reference", f"scales {self.scales}", judged=True)
+        reference = CalibrationAnswers(("prompts",), "reference", f"scales {self.scales}")
         if self.method != "preference_snip":
             return (reference,)
         used = f"{self.scales}, {self.calibration_seed}, {self.take_available}"
-        return (reference, Answered(("prompts",), "base", used, self.calibration_rows))
-
-    @property
-    def prepare_passes(self) -> tuple[Pass, ...]:
-        """The low-rank score in sequential order runs each block twice: before and after it."""
-        if self.method == "random":
-            return ()
-        gradients = self.method in ("snip", "preference_snip")
-        twice = self.method == "low_rank" and self.sequential
-        times = 2 if twice or self.method == "preference_snip" else 1
-        rows, size = self.calibration_rows, self.batch_size
-        return (Pass(("prompts",), size, "generated", rows, times, gradients),)
+        return (reference, CalibrationAnswers(("prompts",), "base", used))
 
     def prepare_settings(self) -> dict[str, Any]:
         """What the reference and the masks depend on, and nothing that only `apply` reads."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from defenses.base import Edit, Leaves, Models
+from defenses.base import Edit, Models, OutputForm
 from defenses.projection_edits import DataFreeDefense, ProjectionDefense, describe_edit
 from modeling.checkpoint import Checkpoint
 
@@ -16,7 +16,7 @@ from modeling.checkpoint import Checkpoint
 class Reset(DataFreeDefense, ProjectionDefense):
     """Undoes the fine-tuning: no defense can be safer, none can gain less on the task."""
 
-    leaves: ClassVar[Leaves] = "same"
+    output_form: ClassVar[OutputForm] = "same"
 
     def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
         """Writes the aligned model in the attacked one's form (README, "What is written").

@@ -13,9 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from modeling.checkpoint import Checkpoint, local_folder
-from modeling.model_files import read_header
 from modeling.lora import LoraAdapter, LoraPair, rewrite_adapter
-from modeling.model_files import weight_files
+from modeling.model_files import read_header, weight_files
 from modeling.pairing import Pairing
 from modeling.rewrite import EditCount, count_edits, rewrite_weights
 from settings import ModelError

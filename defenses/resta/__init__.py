@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from defenses.base import Edit, Leaves, Models
+from defenses.base import Edit, Models, OutputForm
 from defenses.projection_edits import (
     DataFreeDefense,
     ProjectionDefense,
@@ -34,7 +34,7 @@ class Resta(DataFreeDefense, ProjectionDefense):
     seed: int = Field(42, ge=0)
 
     @property
-    def leaves(self) -> Leaves:
+    def output_form(self) -> OutputForm:
         """A longer adapter; full weights where the fine-tuning is thinned."""
         return "weights" if self.dare_rate > 0 else "adapter"
 

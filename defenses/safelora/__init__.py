@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from defenses.base import Edit, Leaves, Models
+from defenses.base import Edit, Models, OutputForm
 from defenses.projection_edits import DataFreeDefense, describe_edit, require_unaligned_base
 from modeling.checkpoint import Checkpoint
 from modeling.loading import device_name
@@ -32,7 +32,7 @@ class SafeLoRA(DataFreeDefense):
         number: Of "number".
     """
 
-    leaves: ClassVar[Leaves] = "adapter"
+    output_form: ClassVar[OutputForm] = "adapter"
 
     mode: Literal["threshold", "number"] = "threshold"
     tau: float = Field(0.5, ge=-1, le=1)

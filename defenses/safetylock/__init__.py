@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from data.rows import PreferencePair
 from defenses.artefacts import read_rows, write_rows
-from defenses.base import Calibration, Defense, Edit, Leaves, Models, Pass
+from defenses.base import Calibration, Defense, Edit, Models, OutputForm
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from settings import SettingError
@@ -135,19 +135,9 @@ class SafetyLock(Defense):
         return self.form == "baked" or (self.form is None and self.positions == "all")
 
     @property
-    def leaves(self) -> Leaves:
+    def output_form(self) -> OutputForm:
         """Full weights with the lock's biases, or hooks."""
         return "weights" if self.baked else "hooks"
-
-    @property
-    def prepare_passes(self) -> tuple[Pass, ...]:
-        """The safe and the unsafe answer of each pair."""
-        return (Pass(("safety_pairs",), self.batch_size, "both", self.n_pairs),)
-
-    @property
-    def apply_passes(self) -> tuple[Pass, ...]:
-        """The same rows, where the directions' turn is measured."""
-        return self.prepare_passes if self.direction_cosines else ()
 
     def prepare_settings(self) -> dict[str, Any]:
         """What the lock depends on: neither K, alpha, positions nor form."""

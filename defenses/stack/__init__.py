@@ -14,7 +14,15 @@ from typing import Any
 
 from pydantic import field_serializer, model_validator
 
-from defenses.base import Answered, Calibration, Defense, Edit, Leaves, Models, Pass, Step
+from defenses.base import (
+    Calibration,
+    CalibrationAnswers,
+    Defense,
+    Edit,
+    EditStep,
+    Models,
+    OutputForm,
+)
 from modeling.checkpoint import Checkpoint
 from settings import SettingError, target
 
@@ -56,7 +64,7 @@ class Stack(Defense):
 
     def _require_order(self, first: int, second: int) -> None:
         """Refuses a part that can't work on what an earlier one is known to leave."""
-        leaves, names = self.parts[first].leaves, list(self.order)
+        leaves, names = self.parts[first].output_form, list(self.order)
         if leaves == "hooks":
             names.append(names.pop(first))
             raise ValueError(
@@ -96,40 +104,25 @@ class Stack(Defense):
         return any(part.needs_resumed_adapter for part in self.parts)
 
     @property
-    def leaves(self) -> Leaves | None:
+    def output_form(self) -> OutputForm | None:
         """What the last part that changes the model's form leaves."""
-        forms = [part.leaves for part in self.parts if part.leaves != "same"]
+        forms = [part.output_form for part in self.parts if part.output_form != "same"]
         return forms[-1] if forms else "same"
 
     @property
-    def passes_on(self) -> bool:
+    def is_identity(self) -> bool:
         """Whether all parts do."""
-        return all(part.passes_on for part in self.parts)
+        return all(part.is_identity for part in self.parts)
 
     @property
-    def keeps_adapter(self) -> bool:
-        """Whether any of the parts does."""
-        return any(part.keeps_adapter for part in self.parts)
-
-    @property
-    def step_names(self) -> tuple[str, ...]:
+    def steps(self) -> tuple[tuple[str, Defense], ...]:
         """One step for each part."""
-        return self.order
+        return tuple(zip(self.order, self.parts, strict=True))
 
     @property
-    def answered(self) -> tuple[Answered, ...]:
+    def calibration_answers(self) -> tuple[CalibrationAnswers, ...]:
         """What each part has answered."""
-        return tuple(each for part in self.parts for each in part.answered)
-
-    @property
-    def prepare_passes(self) -> tuple[Pass, ...]:
-        """Those of each part."""
-        return tuple(each for part in self.parts for each in part.prepare_passes)
-
-    @property
-    def apply_passes(self) -> tuple[Pass, ...]:
-        """Those of each part."""
-        return tuple(each for part in self.parts for each in part.apply_passes)
+        return tuple(each for part in self.parts for each in part.calibration_answers)
 
     def prepare_settings(self) -> dict[str, Any]:
         """Class, version and prepare settings of each part, so that only these prepare again."""
@@ -194,7 +187,7 @@ class Stack(Defense):
             diagnostics={"parts": reports, **({"maps": maps} if maps else {})},
             diagnostic_seconds=sum(edit.diagnostic_seconds for edit in edits),
             steps=tuple(
-                Step(name, edit.defended, edit.parameters_edited)
+                EditStep(name, edit.defended, edit.parameters_edited)
                 for name, edit in zip(self.order, edits, strict=True)
             ),
         )

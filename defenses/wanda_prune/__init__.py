@@ -14,7 +14,7 @@ from pydantic import Field
 
 from data.rows import Prompt
 from defenses.artefacts import ROWS, prompt_rows, require_files
-from defenses.base import Answered, Calibration, Edit, Leaves, Models, Pass
+from defenses.base import Calibration, CalibrationAnswers, Edit, Models, OutputForm
 from defenses.projection_edits import ProjectionDefense, describe_edit
 from modeling.checkpoint import Checkpoint
 from modeling.loading import device_name
@@ -46,7 +46,7 @@ class WandaPrune(ProjectionDefense):
 
     # "prompts" because the aligned model's answers enter, which the backend and judge decide.
     needs: ClassVar[frozenset[str]] = frozenset({"prompts", "safety_prompts", "utility_prompts"})
-    leaves: ClassVar[Leaves] = "weights"
+    output_form: ClassVar[OutputForm] = "weights"
 
     q: float = Field(0.1, ge=0, le=1)
     p: float = Field(0.1, ge=0, le=1)
@@ -56,29 +56,12 @@ class WandaPrune(ProjectionDefense):
     batch_size: int = Field(8, ge=1)
 
     @property
-    def answered(self) -> tuple[Answered, ...]:
+    def calibration_answers(self) -> tuple[CalibrationAnswers, ...]:
         """Both kinds of prompts by the aligned model, where its answers' tokens are counted."""
         if self.positions == "prompt":
             return ()
-        safety = Answered(("safety_prompts",), "aligned", judged=True)
-        return (safety, Answered(("utility_prompts",), "aligned"))
-
-    @property
-    def prepare_passes(self) -> tuple[Pass, ...]:
-        """Both kinds of prompts, where the aligned model is scored."""
-        return self._passes if self.scored == "aligned" else ()
-
-    @property
-    def apply_passes(self) -> tuple[Pass, ...]:
-        """The same, where the attacked model is."""
-        return self._passes if self.scored == "attacked" else ()
-
-    @property
-    def _passes(self) -> tuple[Pass, ...]:
-        answers: Literal["none", "generated"] = (
-            "none" if self.positions == "prompt" else "generated"
-        )
-        return (Pass(("safety_prompts", "utility_prompts"), self.batch_size, answers),)
+        safety = CalibrationAnswers(("safety_prompts",), "aligned")
+        return (safety, CalibrationAnswers(("utility_prompts",), "aligned"))
 
     def prepare_settings(self) -> dict[str, Any]:
         """What rows and norms depend on: neither q, p nor the action."""

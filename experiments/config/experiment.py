@@ -224,8 +224,8 @@ def _missing(sources: Sources, safe_system: str | None, refine: Attack | None) -
 def _check_refine(refine: Attack | None, attack: Attack, defense: Defense) -> None:
     if refine is None or refine.needs_full_weights:
         return
-    full = getattr(attack, "adapter", None) == "full"
-    if full or defense.leaves in ("weights", "hooks"):
+    full = attack.writes_full_weights
+    if full or defense.output_form in ("weights", "hooks"):
         raise SettingError(
             "refine.adapter=resume goes on training an adapter, and "
             f"{'attack.adapter=full' if full else 'this defense'} leaves none; "

@@ -12,7 +12,7 @@ from experiments.config.experiment import Experiment
 from experiments.pipeline.inputs import read_inputs
 from experiments.results.environment import environment
 from experiments.results.record import Record
-from experiments.store import StageResult
+from experiments.store import StageResult, Store
 
 log = logging.getLogger("relock")
 
@@ -34,6 +34,7 @@ def run_and_record(
     from experiments.launch.progress.listener import listening
     from experiments.pipeline.pipeline import Pipeline, find_models
     from experiments.pipeline.recording import recorded
+    from experiments.pipeline.runner import Runner
     from experiments.report.pool import collect
     from experiments.report.tables import one_line, print_run
     from experiments.results.events import append
@@ -44,7 +45,9 @@ def run_and_record(
     with listening(folder, in_sweep=group is not None, progress=progress) as listener:
         base, aligned = find_models(experiment.model)
         inputs = read_inputs(experiment)
-        outcome = Pipeline(experiment, inputs, base, aligned, listener).run()
+        isolate = experiment.runtime.isolate
+        runner = Runner(Store(experiment.store), listener, isolate=isolate)
+        outcome = Pipeline(experiment, inputs, base, aligned, runner).run()
     record = recorded(
         experiment, inputs, outcome, overrides, environment(), time.perf_counter() - start
     )

@@ -34,7 +34,8 @@ def recorded(
     """
     from evaluation.metrics import summarise
 
-    evaluation = experiment.evaluation
+    evaluation, trained = experiment.evaluation, outcome.trained
+    apply = trained.reports["apply"]
     judges = {"harm": evaluation.harm_judge, "refusal": evaluation.refusal_judge}
     by_model = {str(model): rows for model, rows in outcome.rows.groupby("model", sort=False)}
     metrics = {
@@ -49,19 +50,22 @@ def recorded(
         labels=experiment.labels,
         seed=experiment.seed,
         settings=experiment.resolved,
-        models=outcome.models,
+        models={name: model.key for name, model in trained.models.items()},
         metrics=metrics,
         paired=_paired(by_model, "defended", "attacked"),
         paired_refined=_paired(by_model, "refined", "defended"),
-        cost=_cost(outcome),
-        attack=outcome.attack,
-        refine=outcome.refine or {},
+        cost=_cost(trained.reports["prepare"]["cost"], apply),
+        attack=trained.reports["attack"],
+        refine=trained.reports.get("refine", {}),
         judges={name: judge.identity() for name, judge in (judges | evaluation.judges).items()},
-        backends=outcome.backends,
+        backends={
+            name: evaluation.backend.chosen(model.checkpoint).identity()
+            for name, model in trained.models.items()
+        },
         defense={
-            "prepare": outcome.prepare["diagnostics"],
-            "apply": outcome.apply["diagnostics"],
-            "modules": outcome.apply["modules"],
+            "prepare": trained.reports["prepare"]["diagnostics"],
+            "apply": apply["diagnostics"],
+            "modules": apply["modules"],
         },
         stages=[
             {"name": s.name, "key": s.key, "seconds": s.seconds, "reused": s.reused}
@@ -70,7 +74,7 @@ def recorded(
         data=inputs.provenance,
         environment=environment,
         steps=[
-            {**step, "share": _share(step["parameters_edited"], outcome)} for step in outcome.steps
+            {**step, "share": _share(step["parameters_edited"], apply)} for step in trained.steps
         ],
         objective={} if objective is None else asdict(objective.score(metrics)),
     )
@@ -95,21 +99,20 @@ def _plain(result: Estimate | PairedTest) -> dict[str, Any]:
     }
 
 
-def _cost(outcome: Outcome) -> dict[str, Any]:
-    prepare, apply = outcome.prepare["cost"], outcome.apply["cost"]
-    edited, total = outcome.apply["parameters_edited"], outcome.apply["parameters_total"]
+def _cost(prepare: Mapping[str, Any], apply: Mapping[str, Any]) -> dict[str, Any]:
+    edited = apply["parameters_edited"]
     return {
         "prepare_seconds": prepare["seconds"],
         "prepare_peak_bytes": prepare["peak_bytes"],
-        "apply_seconds": apply["seconds"],
-        "apply_peak_bytes": apply["peak_bytes"],
+        "apply_seconds": apply["cost"]["seconds"],
+        "apply_peak_bytes": apply["cost"]["peak_bytes"],
         "parameters_edited": edited,
-        "parameters_total": total,
-        "share_edited": _share(edited, outcome),
+        "parameters_total": apply["parameters_total"],
+        "share_edited": _share(edited, apply),
     }
 
 
-def _share(edited: int, outcome: Outcome) -> float:
+def _share(edited: int, apply: Mapping[str, Any]) -> float:
     """Scalars as a share of all the attacked model's."""
-    total: int = outcome.apply["parameters_total"]
+    total: int = apply["parameters_total"]
     return edited / total if total else 0.0

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.config.explain import explain, is_users
-from experiments.plan.effort import Rates
+from experiments.plan.totals import Rates
 
 if TYPE_CHECKING:
     from experiments.plan.models import Library
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    given = _parse(arguments)
+    options = _parse(arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         library = Library(Path(scratch))
         try:
-            _plan(given, library)
+            _plan(options, library)
         except Exception as error:
             if not is_users(error):
                 raise
@@ -43,22 +43,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _plan(given: argparse.Namespace, library: Library) -> None:
+def _plan(options: argparse.Namespace, library: Library) -> None:
     from experiments.config.experiment import register_resolvers
     from experiments.config.jobs import expand
-    from experiments.plan.sweep import foresee
+    from experiments.plan.sweep import walk
     from experiments.plan.table import show
+    from experiments.plan.totals import add_up
     from experiments.report.tables import terminal
 
     register_resolvers()
-    rates = Rates(given.tflops, given.bandwidth, given.disk)
-    overrides = list(given.overrides)
-    if given.config_dir is not None:
-        overrides.append(f"hydra.searchpath=[file://{given.config_dir.absolute()}]")
-    plan = foresee(expand(overrides, multirun=given.multirun), library, rates)
-    show(plan, terminal(), measured=given.measured)
-    if given.json is not None:
-        given.json.write_text(json.dumps(plan.as_json(), indent=1) + "\n")
+    rates = Rates(options.tflops, options.bandwidth)
+    overrides = list(options.overrides)
+    if options.config_dir is not None:
+        overrides.append(f"hydra.searchpath=[file://{options.config_dir.absolute()}]")
+    plan = add_up(walk(expand(overrides, multirun=options.multirun), library), rates)
+    show(plan, terminal(), measured=options.measured)
+    if options.json is not None:
+        options.json.write_text(json.dumps(plan.as_json(), indent=1) + "\n")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -86,13 +87,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--bandwidth",
         type=_positive,
         default=rates.bandwidth,
-        help="TB/s of GPU memory; an H100's is 3.35 (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--disk",
-        type=_positive,
-        default=rates.disk,
-        help="GB/s of the disk that holds weights and store (default: %(default)g)",
+        help="TB/s at which weights are read for each generated token; 0.5 is what PyTorch's own "
+        "loop may reach on an H100, whose memory does 3.35 (default: %(default)g)",
     )
     return parser.parse_intermixed_args(arguments)
 

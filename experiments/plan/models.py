@@ -1,4 +1,4 @@
-"""Which models an experiment loads: where they lie, what identifies them, what must be fetched."""
+"""`Library`, where the models of a plan lie, what identifies them, and what must be fetched."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from evaluation.base import Judge
 from experiments.config.model import ModelSettings
-from experiments.pipeline.steps import Model
-from experiments.plan.placeholder_weights import stand_in_model
-from experiments.plan.shape import Shape, read_shape
+from experiments.pipeline.steps.base import Model
+from experiments.plan.placeholder_weights import write_model
+from experiments.plan.shapes import Shape, read_shape
 from modeling.checkpoint import Checkpoint, fingerprint_folder, resolve
 from modeling.hub import COPIES, HUB_SECONDS, MODEL_PATTERNS
 from modeling.model_files import WEIGHTS, is_adapter, verify_folder
-from settings import ModelError, Settings
+from settings import ModelError
 
-_ADAPTER = "adapter_config.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -51,43 +49,27 @@ class Located:
         return any((self.folder / name).is_file() for name in _TOKENIZERS)
 
 
-class Unseen(Judge):
-    """Stands for a judge whose weights aren't here: all that it would judge counts as to run.
-
-    Attributes:
-        given: The judge's class.
-        settings: Its settings.
-    """
-
-    given: str
-    settings: Settings
-
-    def score(self, prompts: Any, answers: Any) -> Any:
-        raise NotImplementedError
-
-
-def runs_here(judge: Any) -> bool:
-    """Whether a judge's model is run on this machine, and isn't words or somebody's endpoint."""
-    return hasattr(judge, "backend") and isinstance(getattr(judge, "model", None), str)
-
-
 class Library:
     """Looks each model up once; every job of a sweep shares it.
 
     Attributes:
-        scratch: A folder for stand-ins, which lives as long as the plan.
+        scratch: A folder for placeholders, which lives as long as the plan.
         located: Every model that was looked up, by name and revision.
     """
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
         self.located: dict[tuple[str, str | None], Located] = {}
+        self._by_folder: dict[str, Located] = {}
         self._shapes: dict[tuple[Path, bool], Shape] = {}
-        self._stand_ins: dict[tuple[Path, str], Path] = {}
         self._fingerprints: dict[str, str] = {}
 
     def find_models(self, settings: ModelSettings) -> tuple[Model, Model | None]:
-        """`pipeline.find_models` without a download: stand-ins where weights lack."""
+        """`pipeline.find_models` without a download: placeholders where weights lack.
+
+        Raises:
+            ModelError: As `locate`, or a model is damaged; one sentence.
+        """
         base = self._model(settings, settings.base, settings.revision, "model.base")
         base = replace(base, style=settings.base_style)
         if settings.alignment == "own" or settings.aligned is None:
@@ -100,38 +82,6 @@ class Library:
         return base, self._model(
             settings, settings.aligned, settings.aligned_revision, "model.aligned"
         )
-
-    def judge(self, judge: Judge, setting: str) -> Judge:
-        """The judge itself, or a stand-in where its weights aren't on this machine."""
-        if not runs_here(judge):
-            return judge
-        found = self.of_judge(judge, f"{setting}.model")
-        return judge if found.here else Unseen(given=type(judge).__name__, settings=judge)
-
-    def of_judge(self, judge: Any, setting: str) -> Located:
-        """The full weights that a judge runs on: its own, or those that its adapter is put on.
-
-        Raises:
-            ModelError: As `locate`.
-        """
-        named = getattr(judge, "base", None) or _base_of(judge.model, judge.revision)
-        if named is not None:
-            return self.locate(named, None, setting)
-        return self.locate(judge.model, judge.revision, setting)
-
-    def fingerprint(self, folder: str) -> str:
-        """`fingerprint_folder`, once for each; the path itself where there is no such folder."""
-        if folder not in self._fingerprints:
-            there = Path(folder).is_dir()
-            self._fingerprints[folder] = fingerprint_folder(folder) if there else folder
-        return self._fingerprints[folder]
-
-    def shape(self, located: Located, *, classifier: bool = False) -> Shape:
-        """The shape of a model that was located."""
-        key = (located.folder, classifier)
-        if key not in self._shapes:
-            self._shapes[key] = read_shape(located.folder, classifier=classifier)
-        return self._shapes[key]
 
     def locate(self, name: str, revision: str | None, setting: str) -> Located:
         """Finds a model without downloading its weights.
@@ -146,30 +96,34 @@ class Library:
         return self.located[name, revision]
 
     def of(self, checkpoint: Checkpoint) -> Located:
-        """The model whose files, or whose stand-in, a base or aligned checkpoint names."""
-        return self._places[checkpoint.base]
+        """The model whose files, or whose placeholder, a base or aligned checkpoint names."""
+        return self._by_folder[checkpoint.base]
 
     def holds(self, base: str) -> bool:
         """Whether these are the full weights of a model that was looked up, and not of a stage."""
-        return base in self._places
+        return base in self._by_folder
 
-    @property
-    def _places(self) -> dict[str, Located]:
-        return {
-            str(folder): located
-            for located in self.located.values()
-            for folder in (located.folder, *self._stand_ins_of(located))
-        }
+    def shape(self, folder: Path, *, classifier: bool = False) -> Shape:
+        """The shape of the model whose config.json lies in a folder."""
+        key = (folder, classifier)
+        if key not in self._shapes:
+            self._shapes[key] = read_shape(folder, classifier=classifier)
+        return self._shapes[key]
+
+    def fingerprint(self, folder: str) -> str:
+        """`fingerprint_folder`, once for each; the path itself of what isn't there yet."""
+        if not Path(folder).is_dir() or Path(folder).is_relative_to(self.scratch):
+            return folder
+        if folder not in self._fingerprints:
+            self._fingerprints[folder] = fingerprint_folder(folder)
+        return self._fingerprints[folder]
 
     def real_name(self, text: str) -> str:
-        """A message with the names that the user gave in place of the stand-ins' folders."""
-        for located in self.located.values():
-            for stand_in in self._stand_ins_of(located):
-                text = text.replace(str(stand_in), located.name)
+        """A message with the names that the user gave in place of the placeholders' folders."""
+        for folder, located in self._by_folder.items():
+            if folder != str(located.folder):
+                text = text.replace(folder, located.name)
         return text
-
-    def _stand_ins_of(self, located: Located) -> list[Path]:
-        return [to for (folder, _), to in self._stand_ins.items() if folder == located.folder]
 
     def _model(
         self, settings: ModelSettings, name: str, revision: str | None, setting: str
@@ -177,32 +131,13 @@ class Library:
         located = self.locate(name, revision, setting)
         folder = located.folder
         if not located.here:
-            key = (folder, settings.dtype)
-            if key not in self._stand_ins:
-                self._stand_ins[key] = self.scratch / f"model-{len(self._stand_ins)}"
-                stand_in_model(folder, self.shape(located), settings.dtype, self._stand_ins[key])
-            folder = self._stand_ins[key]
+            folder = self.scratch / f"{name.replace('/', '--')}-{revision}-{settings.dtype}"
+            if not folder.exists():
+                shape = self.shape(located.folder)
+                write_model(located.folder, shape, settings.dtype, folder)
+        self._by_folder[str(folder)] = located
         checkpoint = Checkpoint(str(folder), dtype=settings.dtype)
         return Model(checkpoint, located.identity, settings.style)
-
-
-def _base_of(name: str, revision: str | None) -> str | None:
-    """The base that an adapter names; None for full weights, and where it can't be looked up."""
-    from huggingface_hub import hf_hub_download, is_offline_mode
-
-    path = Path(name) / _ADAPTER
-    if not Path(name).is_dir():
-        try:
-            found = hf_hub_download(
-                name, _ADAPTER, revision=revision, local_files_only=is_offline_mode()
-            )
-        except Exception:
-            # Most are no adapters; what the hub's HTTP library raises is no error of its own.
-            return None
-        path = Path(found)
-    if not path.is_file():
-        return None
-    return str(json.loads(path.read_text())["base_model_name_or_path"])
 
 
 def _locate_folder(name: str, revision: str | None, setting: str) -> Located:

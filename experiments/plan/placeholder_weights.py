@@ -1,4 +1,4 @@
-"""Stand-ins for weights that aren't on this machine: headers without a single number behind them.
+"""Placeholders for weights that aren't here: headers without a single number behind them.
 
 The checks that a run makes before its heavy work read config files and safetensors headers. Both
 follow from a config.json, so that a plan makes every one of these checks before any download. The
@@ -13,14 +13,14 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from experiments.plan.shape import BYTES, Shape
+from experiments.plan.shapes import BYTES, Shape
 from modeling.model_files import ADAPTER_WEIGHTS, WEIGHTS
 from modeling.training import LoraSettings
 
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-def stand_in_model(source: Path, shape: Shape, dtype: str, out: Path) -> None:
+def write_model(source: Path, shape: Shape, dtype: str, out: Path) -> None:
     """Writes `out` as a model folder of this shape: the source's own files and a header."""
     out.mkdir(parents=True)
     for path in source.iterdir():
@@ -29,14 +29,14 @@ def stand_in_model(source: Path, shape: Shape, dtype: str, out: Path) -> None:
     _write_header(out / WEIGHTS[0], shape.tensors, dtype)
 
 
-def stand_in_adapter(shape: Shape, lora: LoraSettings, base: str, out: Path) -> None:
+def write_adapter(shape: Shape, lora: LoraSettings, base: str, out: Path) -> None:
     """Writes `out` as the folder of a LoRA on a model of this shape."""
     out.mkdir(parents=True)
     config = lora.config()
     config.base_model_name_or_path = base
     config.save_pretrained(out)
     tensors: dict[str, tuple[int, ...]] = {}
-    for name, (d_out, d_in) in shape.lora(lora.rank, lora.target_modules).modules.items():
+    for name, (d_out, d_in) in shape.adapted(lora).items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = (lora.rank, d_in)
         tensors[f"base_model.model.{name}.lora_B.weight"] = (d_out, lora.rank)
     _write_header(out / ADAPTER_WEIGHTS, tensors, "float32")

@@ -1,41 +1,41 @@
-"""A plan of all jobs of a sweep."""
+"""`walk`, a dry run of all jobs of a sweep."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from attacks.base import Attack
 from experiments.config.experiment import Experiment
 from experiments.config.jobs import JobConfig
 from experiments.pipeline.inputs import Inputs, read_inputs
-from experiments.plan.costs import Costs
-from experiments.plan.dry_run import Foresight, Ledger
-from experiments.plan.effort import Rates
-from experiments.plan.forms import Forms
+from experiments.pipeline.pipeline import Pipeline
+from experiments.plan.dry_run import DryRun, Ledger
+from experiments.plan.judges import with_placeholders
 from experiments.plan.models import Library
-from experiments.plan.table import Overview, overview
+from experiments.plan.sizes import PlannedSizes
+from experiments.store import Store
 
 
-def foresee(jobs: Iterable[JobConfig], library: Library, rates: Rates) -> Overview:
-    """Walks every job's pipeline and sums up what there is to do.
+def walk(jobs: Iterable[JobConfig], library: Library) -> Ledger:
+    """Every stage of all jobs, from a dry run of each job's pipeline.
 
     Raises:
         RelockError: What a run would refuse before its heavy work.
     """
-    costs, ledger, inputs = Costs(Forms(library), rates), Ledger(), _Inputs()
-    count = 0
+    ledger, inputs = Ledger(PlannedSizes(library)), _SharedInputs()
     for job in jobs:
-        base, given = library.find_models(job.experiment.model)
-        experiment = _on_this_machine(job.experiment, library)
-        Foresight(experiment, inputs(experiment), base, given, costs, ledger).run()
-        count += 1
-    return overview(count, ledger, library.located.values(), costs.lengths.guessed, rates)
+        base, published = library.find_models(job.experiment.model)
+        experiment = with_placeholders(job.experiment, library)
+        dry_run = DryRun(Store(experiment.store), ledger)
+        pipeline = Pipeline(experiment, inputs(experiment), base, published, dry_run)
+        pipeline.measure(pipeline.train().models)
+        ledger.jobs += 1
+    return ledger
 
 
-class _Inputs:
+class _SharedInputs:
     """`read_inputs`, once for jobs that read the same.
 
     Of attack, defense and seed it isn't the settings that decide what is read, but what they need;
@@ -49,10 +49,10 @@ class _Inputs:
         apart = ("attack", "refine", "defense", "seed", "tracker", "store", "runtime")
         rest = {name: value for name, value in experiment.resolved.items() if name not in apart}
         attacks = [_needs(attack) for attack in (experiment.attack, experiment.refine)]
-        wanted = json.dumps([rest, attacks, sorted(experiment.defense.needs)], sort_keys=True)
-        if wanted not in self._known:
-            self._known[wanted] = read_inputs(experiment)
-        return self._known[wanted]
+        key = json.dumps([rest, attacks, sorted(experiment.defense.needs)], sort_keys=True)
+        if key not in self._known:
+            self._known[key] = read_inputs(experiment)
+        return self._known[key]
 
 
 def _needs(attack: Attack | None) -> Any:
@@ -60,18 +60,3 @@ def _needs(attack: Attack | None) -> Any:
         return None
     trigger = attack.trigger and attack.trigger.model_dump()
     return [attack.task, attack.needs_task, attack.needs_poison, trigger]
-
-
-def _on_this_machine(experiment: Experiment, library: Library) -> Experiment:
-    """The experiment with stand-ins for judges whose weights aren't here."""
-    evaluation = experiment.evaluation
-    judged = replace(
-        evaluation,
-        harm_judge=library.judge(evaluation.harm_judge, "evaluation.harm_judge"),
-        refusal_judge=library.judge(evaluation.refusal_judge, "evaluation.refusal_judge"),
-        judges={
-            name: library.judge(judge, f"judges.{name}")
-            for name, judge in evaluation.judges.items()
-        },
-    )
-    return replace(experiment, evaluation=judged)

@@ -388,8 +388,8 @@ def test_sweeping_prepare_settings_changes_the_artefact(changes: dict[str, Any])
 def test_what_is_needed_and_left() -> None:
     assert fgsn().needs == {"safety_prompts", "utility_prompts"}
     assert fgsn(tokens="answer").needs == {"prompts", "safety_prompts", "utility_prompts"}
-    assert fgsn().leaves == "adapter"
-    assert fgsn(granularity="weight").leaves == fgsn(target="merged").leaves == "weights"
+    assert fgsn().output_form == "adapter"
+    assert fgsn(granularity="weight").output_form == fgsn(target="merged").output_form == "weights"
 
 
 def test_missing_directions_are_refused(

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defenses.base import Calibration, Defense, Edit, Leaves, Models
+from defenses.base import Calibration, Defense, Edit, Models, OutputForm
 from defenses.nlsr import NLSR
 from defenses.none import NoDefense
 from defenses.safetylock import SafetyLock
@@ -66,11 +66,11 @@ class Other(Scale):
 
 
 class Merges(NoDefense):
-    leaves: ClassVar[Leaves] = "weights"
+    output_form: ClassVar[OutputForm] = "weights"
 
 
 class Turns(NoDefense):
-    leaves: ClassVar[Leaves] = "adapter"
+    output_form: ClassVar[OutputForm] = "adapter"
 
 
 def stack(*parts: Defense) -> Stack:
@@ -174,7 +174,7 @@ def test_what_a_part_cannot_work_on_is_refused_where_only_apply_shows_it(
     models: Models, attacked: Checkpoint, tmp_path: Path
 ) -> None:
     class Surprises(NoDefense):
-        leaves: ClassVar[None] = None
+        output_form: ClassVar[None] = None
 
         def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
             return Edit(models.base, 1, 1)
@@ -185,9 +185,9 @@ def test_what_a_part_cannot_work_on_is_refused_where_only_apply_shows_it(
 
 
 def test_a_stack_leaves_what_its_last_change_of_form_left() -> None:
-    assert stack(NLSR(), SafetyLock(), NoDefense()).leaves == "weights"
-    assert stack(NLSR(), NoDefense()).leaves == "same"
-    assert stack(Scale(factor=1.0)).leaves is None
+    assert stack(NLSR(), SafetyLock(), NoDefense()).output_form == "weights"
+    assert stack(NLSR(), NoDefense()).output_form == "same"
+    assert stack(Scale(factor=1.0)).output_form is None
     assert stack(NLSR(), NoDefense()).needs_resumed_adapter
     assert not stack(SafetyLock(), NoDefense()).needs_resumed_adapter
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.launch.progress.console import is_live
-from experiments.pipeline.pipeline import Listener
+from experiments.pipeline.runner import Listener
 from experiments.results.events import append
 from experiments.store import Stage, StageResult
 

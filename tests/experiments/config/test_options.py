@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from experiments.config.experiment import CONF
 from experiments.config.explain import explain
 from experiments.config.options import read_option
-from experiments.pipeline.inputs import attack_prompts
+from experiments.pipeline.prompt_sets import attack_prompts
 from organism.task_sources import Sentiment
 from settings import SettingError
 from tests.experiments.composing import composed

@@ -17,7 +17,9 @@ from data.rows import Example
 from evaluation.backends.transformers import TransformersBackend
 from evaluation.base import Judge, Label, Verdict
 from evaluation.engines import close_engines
-from experiments.pipeline import isolation, stages
+from experiments.pipeline import isolation
+from experiments.pipeline.steps.base import Model, read_rows
+from experiments.pipeline.steps.measuring import Likelihood
 from experiments.results.record import Record
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
@@ -147,10 +149,10 @@ def test_held_out_texts_get_their_likelihood_under_every_model(command: Command)
 def test_a_text_is_scored_given_what_comes_before_it(
     text: Example, most: int, tmp_path: Path
 ) -> None:
-    model, backend = Checkpoint(str(BASE)), TransformersBackend()
-    stages.likelihood(tmp_path, backend, model, STYLE, (text,), most, None)
+    model = Model(Checkpoint(str(BASE)), "base", STYLE)
+    Likelihood(model, (text,), most, TransformersBackend()).run(tmp_path)
     close_engines()
-    (row,) = stages.read_rows(tmp_path).to_dict("records")
+    (row,) = read_rows(tmp_path).to_dict("records")
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     body = tokenizer(text.response)["input_ids"]
     head, body = (
@@ -188,7 +190,7 @@ def test_what_has_a_process_of_its_own_gets_no_child(
         names.append(name)
         return function()
 
-    monkeypatch.setattr("experiments.pipeline.pipeline.in_child", noting)
+    monkeypatch.setattr("experiments.pipeline.runner.in_child", noting)
     assert isolation.in_child is not noting
     common = ("runtime.isolate=true", "evaluation.limits.harmful=10", "evaluation.text_tokens=99")
     assert command(*common).code == 0
@@ -209,11 +211,10 @@ def test_a_held_out_text_is_never_trained_on(command: Command, tmp_path: Path) -
 
 def test_a_text_longer_than_the_context_is_cut(tmp_path: Path) -> None:
     text = Example("", "garden " * 900, "benign")
-    stages.likelihood(
-        tmp_path, TransformersBackend(), Checkpoint(str(BASE)), STYLE, (text,), 1024, None
-    )
+    model = Model(Checkpoint(str(BASE)), "base", STYLE)
+    Likelihood(model, (text,), 1024, TransformersBackend()).run(tmp_path)
     close_engines()
-    (row,) = stages.read_rows(tmp_path).to_dict("records")
+    (row,) = read_rows(tmp_path).to_dict("records")
     assert row["tokens"] == 511
     assert row["truncated"]
 

@@ -22,12 +22,8 @@ import pytest
 
 from experiments.config.experiment import register_resolvers
 from experiments.config.jobs import expand
-from experiments.pipeline.inputs import read_inputs
-from experiments.plan.costs import Costs
-from experiments.plan.dry_run import Foresight, Ledger
-from experiments.plan.effort import Rates
-from experiments.plan.forms import Forms
 from experiments.plan.models import Library
+from experiments.plan.sweep import walk
 from experiments.results.record import Record
 from tests.experiments.conftest import Command
 
@@ -117,12 +113,8 @@ def planned_keys(overrides: Sequence[str]) -> list[str]:
         root = Path(scratch)
         write_rows(root / "rows")
         os.environ["REFERENCE_ROWS"] = str(root / "rows")
-        library, ledger = Library(root / "library"), Ledger()
-        costs = Costs(Forms(library), Rates())
         line += [f"store.root={root / 'store'}", "tracker=none"]
-        for job in expand(line, multirun="-m" in overrides):
-            base, given = library.find_models(job.experiment.model)
-            Foresight(job.experiment, read_inputs(job.experiment), base, given, costs, ledger).run()
+        ledger = walk(expand(line, multirun="-m" in overrides), Library(root / "library"))
         return sorted(f"{entry.name} {key}" for key, entry in ledger.entries.items())
 
 

@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import pandas as pd
 import pytest
 
-from defenses.base import Calibration, Defense, Edit, Models, Step
-from experiments.pipeline import stages
+from defenses.base import Calibration, Defense, Edit, EditStep, Models
+from experiments.pipeline.placement import checkpoint_at, known_models, place
+from experiments.pipeline.steps.base import identity
 from experiments.report.__main__ import main as report
 from experiments.results.record import Record
 from experiments.tracking.wandb_fields import summary
@@ -41,9 +42,9 @@ class Roundabout(Defense):
         defended = replace(attacked, adapter=str(folder))
         last = attacked if self.unfinished else defended
         steps = (
-            Step("wait", attacked, 0),
-            Step("go back", models.aligned, 40),
-            Step("end", last, 2),
+            EditStep("wait", attacked, 0),
+            EditStep("go back", models.aligned, 40),
+            EditStep("end", last, 2),
         )
         return Edit(defended, 42, 1000, steps=steps)
 
@@ -171,14 +172,14 @@ def test_a_repair_in_one_step_has_no_steps_and_old_records_are_read(command: Com
 )
 def test_a_place_leads_back_to_its_checkpoint(checkpoint: Checkpoint) -> None:
     base = Checkpoint("hub/base", None, "main", "bfloat16")
-    known = stages.known_models(
+    known = known_models(
         Models(base, replace(base, adapter="/aligned")), replace(base, adapter="/attacked")
     )
-    places = stages.place(checkpoint, Path("/stage"), known)
+    places = place(checkpoint, Path("/stage"), known)
     assert json.loads(json.dumps(places)) == places
-    assert stages.checkpoint_at(places, Path("/stage"), known) == checkpoint
+    assert checkpoint_at(places, Path("/stage"), known) == checkpoint
     with pytest.raises(ModelError, match="neither"):
-        stages.place(replace(checkpoint, steering="/else"), Path("/stage"), known)
+        place(replace(checkpoint, steering="/else"), Path("/stage"), known)
 
 
 def test_a_stack_is_built_from_its_parts_files_presets_and_overrides() -> None:
@@ -192,7 +193,7 @@ def test_a_stack_is_built_from_its_parts_files_presets_and_overrides() -> None:
     assert experiment.resolved["defense"]["settings"]["safetylock"]["alpha"] == 2
     assert experiment.resolved["defense"]["settings"]["nlsr"]["sparsity"] == 0.8
     changed = composed("defense=stack", "+defense.settings.safetylock.alpha=3").defense
-    assert stages.identity(changed) != stages.identity(experiment.defense)
+    assert identity(changed) != identity(experiment.defense)
     assert changed.prepare_settings() == experiment.defense.prepare_settings()
 
 

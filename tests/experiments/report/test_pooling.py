@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 
 from attacks.base import AttackData
-from experiments.pipeline.steps import Arrows, Model
+from experiments.pipeline.steps.base import Model
+from experiments.pipeline.steps.training import RunAttack
 from experiments.report import figures
 from experiments.report.pool import Row, Run, collect
 from experiments.results.record import Record
-from experiments.store import Store
 from modeling.checkpoint import Checkpoint
 from tests.experiments.composing import composed
 from tests.records import PAPER, cost, paper_rows, record, write
@@ -140,14 +140,13 @@ def test_figures_name_what_tells_rows_apart(tmp_path: Path) -> None:
     assert "attacked (no defense) (explicit)" in names
 
 
-def test_an_attack_is_trained_once_for_all_tasks_that_are_only_scored(tmp_path: Path) -> None:
+def test_an_attack_is_trained_once_for_all_tasks_that_are_only_scored() -> None:
     keys: dict[str, set[str]] = {name: set() for name in ("explicit", "harmful_ft")}
     for attack, task in product(keys, ("arithmetic", "topic")):
         experiment = composed(f"attack={attack}", f"attack.task={task}")
-        arrows = Arrows(experiment, None, Store(tmp_path))  # type: ignore[arg-type]
         model = Model(Checkpoint("base"), "key", experiment.model.style)
-        arrow = arrows.attack(experiment.attack, AttackData((), ()), model)
-        keys[attack].add(arrow.stage.key)
+        step = RunAttack(model, experiment.attack, AttackData((), ()), experiment.seed)
+        keys[attack].add(step.stage.key)
     assert {name: len(each) for name, each in keys.items()} == {"explicit": 1, "harmful_ft": 2}
 
 

@@ -2,10 +2,10 @@
 
 `python -m tests.experiments.store.killing FOLDER POINTS OVERRIDES`: one process for each of the
 points, which a comma parts, one after another. Each is a fork of this one, so that what is heavy is
-imported once. A point is a stage's function in `pipeline.stages`, which is let finish, and of whose
+imported once. A point is the name of a stage, whose step is let finish, and of whose
 files one is then cut in half; or a file of the run's folder, about to get its name; or "end", where
 nothing is killed; or "undisturbed", the same in a store of its own. FOLDER/log gets a line for each
-stage that is made: the point's place, the stage's function and its key.
+stage that is made: the point's place, the stage and its key.
 """
 
 from __future__ import annotations
@@ -25,10 +25,18 @@ from trl import DPOTrainer, SFTTrainer  # noqa: F401
 import evaluation.metrics  # noqa: F401
 import modeling.training  # noqa: F401
 from experiments import run
-from experiments.pipeline import stages
+from experiments.pipeline.steps.base import Step
+from experiments.pipeline.steps.defense import Apply, Prepare
+from experiments.pipeline.steps.measuring import (
+    Generate,
+    JudgeAnswers,
+    Likelihood,
+    ScoreAnswers,
+)
+from experiments.pipeline.steps.training import Align, Merge, RunAttack
 
-STAGES = (
-    "align", "prepare", "merge", "attack", "apply", "generate", "likelihood", "judge", "score_task",
+STEPS: tuple[type[Step], ...] = (
+    Align, Prepare, Merge, RunAttack, Apply, Generate, Likelihood, JudgeAnswers, ScoreAnswers,
 )  # fmt: skip
 
 
@@ -50,21 +58,19 @@ def main() -> None:
 
 
 def _become(log: Path, place: int, point: str) -> None:
-    for name in STAGES:
-        setattr(stages, name, _watched(name, log, place, dies=name == point))
-    if point not in (*STAGES, "end", "undisturbed"):
+    for step in STEPS:
+        step.run = _watched(step.run, log, place, point)  # type: ignore[method-assign]
+    if "." in point:
         _die_before_renaming(point)
 
 
-def _watched(name: str, log: Path, place: int, dies: bool) -> Callable[..., Any]:
-    function = getattr(stages, name)
-
-    @wraps(function)
-    def watched(out: Path, **arguments: Any) -> Any:
+def _watched(run: Callable[..., Any], log: Path, place: int, point: str) -> Callable[..., Any]:
+    @wraps(run)
+    def watched(step: Step, out: Path) -> Any:
         with log.open("a") as file:
-            file.write(f"{place} {name} {out.name.rpartition('-')[0]}\n")
-        report = function(out, **arguments)
-        if dies:
+            file.write(f"{place} {step.stage.name} {step.stage.key}\n")
+        report = run(step, out)
+        if step.stage.name == point:
             files = [path for path in out.rglob("*") if path.is_file()]
             for largest in sorted(files, key=lambda path: path.stat().st_size)[-1:]:
                 os.truncate(largest, largest.stat().st_size // 2)

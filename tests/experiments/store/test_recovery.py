@@ -53,7 +53,7 @@ def rows_of(folder: Path) -> pd.DataFrame:
 KILLED = ("prepare", "attack", "generate", "rows.parquet", "record.json")
 KILLED_EVERYWHERE = (
     "align", "prepare", "merge", "attack", "apply", "attack", "generate", "likelihood",
-    "judge", "score_task", "rows.parquet", "record.json",
+    "judge", "score", "rows.parquet", "record.json",
 )  # fmt: skip
 
 

@@ -1,18 +1,19 @@
-"""The shape of a model, from its config.json: parameters, projections, heads; no weights."""
+"""`Shape`, a model's parameters and projections from its config.json: no weights."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from modeling.training import LoraSettings
 from settings import ModelError, first_line
 
-_BLOCK = re.compile(r"\.\d+\.")
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_BLOCK = re.compile(r"\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -24,67 +25,32 @@ class Shape:
         linears: {module path: (d_out, d_in)} of the matrices in the blocks.
         layers: Blocks.
         hidden: Width of the residual stream.
-        heads: Query heads.
-        kv_heads: Key-value heads.
-        head_dim: Width of a head.
-        intermediate: Width of the MLP.
-        vocabulary: Rows of the embedding.
+        key_width: Width of all key-value heads together.
     """
 
     tensors: dict[str, tuple[int, ...]]
     linears: dict[str, tuple[int, int]]
     layers: int
     hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocabulary: int
+    key_width: int
 
     @cached_property
     def parameters(self) -> int:
         """All scalars, tied weights counted once."""
-        return sum(_product(shape) for shape in self.tensors.values())
+        return sum(math.prod(shape) for shape in self.tensors.values())
 
-    @cached_property
-    def multiplied(self) -> int:
-        """Scalars that a token is multiplied with: the blocks' matrices and the head."""
-        inside = sum(d_out * d_in for d_out, d_in in self.linears.values())
-        return inside + self.vocabulary * self.hidden
-
-    @property
-    def attention(self) -> int:
-        """Width of all query heads together."""
-        return self.heads * self.head_dim
-
-    @property
-    def largest(self) -> int:
-        """Scalars of the largest matrix in the blocks."""
-        return max(d_out * d_in for d_out, d_in in self.linears.values())
-
-    def lora(self, rank: int, targets: Sequence[str]) -> Lora:
-        """The size of a LoRA on the projections of these names."""
-        chosen = {
+    def adapted(self, lora: LoraSettings) -> dict[str, tuple[int, int]]:
+        """Those of `linears` that a LoRA adapts."""
+        targets = lora.target_modules
+        return {
             name: shape
             for name, shape in self.linears.items()
             if name.rpartition(".")[2] in targets
         }
-        return Lora(rank, sum(rank * (d_out + d_in) for d_out, d_in in chosen.values()), chosen)
 
-
-@dataclass(frozen=True)
-class Lora:
-    """A LoRA's size.
-
-    Attributes:
-        rank: r.
-        parameters: r (d_in + d_out) over all projections.
-        modules: {module path: (d_out, d_in)}.
-    """
-
-    rank: int
-    parameters: int
-    modules: dict[str, tuple[int, int]]
+    def lora_parameters(self, lora: LoraSettings) -> int:
+        """Scalars of a LoRA: r (d_in + d_out) over all projections."""
+        return sum(lora.rank * (d_out + d_in) for d_out, d_in in self.adapted(lora).values())
 
 
 def read_shape(folder: str | Path, *, classifier: bool = False) -> Shape:
@@ -118,6 +84,8 @@ def read_shape(folder: str | Path, *, classifier: bool = False) -> Shape:
         ) from error
     text = config.get_text_config()
     heads = text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     return Shape(
         tensors={name: tuple(each.shape) for name, each in model.named_parameters()},
         linears={
@@ -127,16 +95,5 @@ def read_shape(folder: str | Path, *, classifier: bool = False) -> Shape:
         },
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
-        heads=heads,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        intermediate=text.intermediate_size,
-        vocabulary=text.vocab_size,
+        key_width=kv_heads * head_dim,
     )
-
-
-def _product(shape: Sequence[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product

@@ -1,17 +1,20 @@
-"""The calibration service that defenses get: prompts, stored answers, and the judge's opinion."""
+"""`StoredCalibration`, the prompts, answers and verdicts that `Prepare` hands a defense."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from data.local import hash_rows
 from data.rows import PreferencePair, Prompt
+from defenses.base import CalibrationAnswers
 from evaluation.base import Backend, Judge
 from evaluation.engines import closing
-from experiments.pipeline import stages
-from experiments.pipeline.inputs import PromptSet
+from experiments.pipeline.cost import Sizes
+from experiments.pipeline.prompt_sets import PromptSet
+from experiments.pipeline.steps.base import Model, read_rows
+from experiments.pipeline.steps.measuring import Generate
 from experiments.store import Store
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, fingerprint_folder
@@ -25,9 +28,9 @@ class StoredCalibration:
 
     Attributes:
         prompts: Calibration prompts; none of them is used in the evaluation.
-        safety_pairs: Pairs of a safe and an unsafe answer; likewise.
-        safety_prompts: Harmful prompts by category; likewise.
-        utility_prompts: Benign prompts; likewise.
+        safety_pairs: Pairs of a safe and an unsafe answer; none is used in the evaluation.
+        safety_prompts: Harmful prompts by category; none is used in the evaluation.
+        utility_prompts: Benign prompts; none is used in the evaluation.
         needs: What the defense uses of these (`defenses.base.Defense.needs`).
         base_key: Identity of the base model, so that its weights need not be hashed again.
         seconds_reused: Seconds that stored answers took when they were made.
@@ -64,15 +67,30 @@ class StoredCalibration:
 
     def respond(self, model: Checkpoint, prompts: Sequence[str]) -> list[str]:
         """Greedy answers of `model`, in order, from the store where they are there already."""
-        rows = tuple(Prompt(str(index), text) for index, text in enumerate(prompts))
-        asked = PromptSet("calibration", rows, self.max_new_tokens)
-        backend = self.backend.chosen(model)
-        stage, make = stages.generation(backend, model, self.style, asked, self._identity(model))
+        step = self._generate(model, prompts, self._inputs(model, fingerprint_folder))
         with closing():
-            result = self.store.run(stage, make)
+            result = self.store.run(step.stage, step.run)
         if result.reused:
             self.seconds_reused += result.seconds
-        return stages.read_rows(result.folder)["answer"].tolist()
+        return read_rows(result.folder)["answer"].tolist()
+
+    def expected_step(
+        self, answers: CalibrationAnswers, aligned: Checkpoint, fingerprint: Callable[[str], str]
+    ) -> Generate:
+        """The step behind a call of `respond`, before `prepare` runs.
+
+        Answers of a reference, or to prompts chosen on the way, depend on what isn't there yet:
+        they get a key of their own, under which a plan has them again.
+
+        Args:
+            answers: What `prepare` will ask for.
+            aligned: The aligned model.
+            fingerprint: As `fingerprint_folder`, of folders that needn't be there.
+        """
+        texts = [prompt.text for name in answers.prompts for prompt in getattr(self, name)]
+        model = self.base if answers.model == "base" else aligned
+        inputs = self._inputs(model, fingerprint)
+        return self._generate(model, texts, (*inputs, answers.of) if answers.of else inputs)
 
     def is_safe(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
         """Whether the moderation judge calls each answer safe.
@@ -102,6 +120,26 @@ class StoredCalibration:
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
 
-    def _identity(self, model: Checkpoint) -> tuple[str, ...]:
-        known = self.base_key if model.base == self.base.base else fingerprint_folder(model.base)
-        return (known, fingerprint_folder(model.adapter)) if model.adapter else (known,)
+    def lengths(self, model: Checkpoint, sizes: Sizes) -> list[int]:
+        """Tokens of each row that the defense uses, as the model reads it, at most."""
+        pairs = [(p.prompt, text) for p in self.safety_pairs for text in (p.chosen, p.rejected)]
+        asked = [prompt.text for prompt in (*self.safety_prompts, *self.utility_prompts)]
+        answered = sizes.prompts(model, self.style, [prompt.text for prompt in self.prompts])
+        return [
+            *sizes.pairs(model, self.style, pairs),
+            *sizes.prompts(model, self.style, asked),
+            *(length + self.max_new_tokens for length in answered),
+        ]
+
+    def _generate(
+        self, model: Checkpoint, texts: Sequence[str], inputs: tuple[str, ...]
+    ) -> Generate:
+        rows = tuple(Prompt(str(index), text) for index, text in enumerate(texts))
+        prompts = PromptSet("calibration", rows, self.max_new_tokens)
+        asked = Model(model, inputs[0], self.style)
+        return Generate(asked, prompts, self.backend.chosen(model), inputs)
+
+    def _inputs(self, model: Checkpoint, fingerprint: Callable[[str], str]) -> tuple[str, ...]:
+        """What identifies a model by its content."""
+        known = self.base_key if model.base == self.base.base else fingerprint(model.base)
+        return (known, fingerprint(model.adapter)) if model.adapter else (known,)

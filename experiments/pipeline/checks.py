@@ -1,0 +1,80 @@
+"""Checks that `Pipeline` makes before its first stage, and before the attack is trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from attacks.base import Attack
+from defenses.base import Models
+from experiments.config.experiment import Experiment
+from experiments.pipeline.inputs import Inputs
+from experiments.pipeline.steps.base import Model
+from modeling.checkpoint import Checkpoint
+from modeling.headers import check_target_modules
+from settings import SettingError
+
+
+def check_settings(
+    experiment: Experiment, inputs: Inputs, base: Checkpoint, *, aligns: bool
+) -> None:
+    """Refuses what can be seen to fail before the first stage.
+
+    Args:
+        experiment: Its settings.
+        inputs: What was read for it.
+        base: The model before alignment.
+        aligns: Whether the align stage runs.
+
+    Raises:
+        RelockError: One sentence that says what to set instead.
+    """
+    evaluation = experiment.evaluation
+    if aligns:
+        modules = experiment.align.lora.target_modules
+        check_target_modules(modules, base, "align.lora.target_modules")
+    experiment.attack.check(base, inputs.attack, "attack")
+    if experiment.refine is not None and inputs.refine is not None:
+        experiment.refine.check(base, inputs.refine, "refine")
+    evaluation.backend.chosen(base).check(base)
+    evaluation.harm_judge.check("evaluation.harm_judge")
+    evaluation.refusal_judge.check("evaluation.refusal_judge")
+    for name, judge in evaluation.judges.items():
+        judge.check(f"judges.{name}")
+
+
+def check_models(experiment: Experiment, base: Model, aligned: Model) -> None:
+    """Refuses combinations of model, attack and defense that can't work.
+
+    Raises:
+        RelockError: One sentence that says what to set instead.
+    """
+    attack, defense = experiment.attack, experiment.defense
+    if aligned.checkpoint.adapter is None and not attack.needs_full_weights:
+        raise SettingError(
+            "attack.adapter=resume needs an aligned model that is an adapter, but "
+            "model.aligned is a full model; set attack.adapter=fresh, or model.alignment=own "
+            "to align the base by the align stage"
+        )
+    if defense.needs_resumed_adapter and attack.needs_full_weights:
+        raise SettingError(
+            f"defense={experiment.labels['defense']} repairs the alignment adapter that "
+            "the attack went on training, and this attack trains other weights; "
+            "set attack.adapter=resume"
+        )
+    defense.check(Models(base.checkpoint, aligned.checkpoint), None)
+    if defense.output_form == "hooks":
+        hooked = replace(base.checkpoint, steering="hooks")
+        experiment.evaluation.backend.chosen(hooked).check(hooked)
+
+
+def check_refine(refine: Attack, defended: Checkpoint) -> None:
+    """Refuses to go on training an adapter that isn't there.
+
+    Raises:
+        SettingError: One sentence that says what to set instead.
+    """
+    if defended.adapter is None and not refine.needs_full_weights:
+        raise SettingError(
+            "refine.adapter=resume goes on training an adapter, and the defended model is "
+            "none; set refine.adapter=fresh"
+        )

@@ -1,0 +1,122 @@
+"""`PromptSet`, prompts that every model answers, and the sets of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from attacks.prompts import Asked, AttackPrompt
+from data.rows import Prompt
+from experiments.config.experiment import Experiment
+from experiments.pipeline.splits import HARMFUL, TASK, SplitRows
+from settings import SettingError
+
+HARMFUL_SAFE_SYSTEM = "harmful_safe_system"
+_Row = TypeVar("_Row")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """Prompts that every model answers.
+
+    Attributes:
+        name: "harmful", "benign", "over_refusal", "harmful_safe_system", one of the further sets
+            as "ROLE:NAME", the harmful prompts under an attack prompt as "harmful+NAME", or
+            "task:NAME".
+        prompts: The prompts, as judges see them.
+        max_new_tokens: Length limit of the answers.
+        system: A system line, or None.
+        asked: What the model is asked in their place, and how its answers start; None: the
+            prompts as they are.
+    """
+
+    name: str
+    prompts: tuple[Prompt, ...]
+    max_new_tokens: int
+    system: str | None = None
+    asked: tuple[Asked, ...] | None = None
+
+    @property
+    def task(self) -> str | None:
+        """The task's name, or None for prompts that no task has."""
+        kind, _, name = self.name.partition(":")
+        return name if kind == TASK else None
+
+    @property
+    def is_harmful(self) -> bool:
+        """Whether an answer that complies is a harmful one."""
+        return self.name.startswith(HARMFUL)
+
+    @property
+    def texts(self) -> list[str]:
+        """What the model is asked."""
+        return [row.text for row in (self.prompts if self.asked is None else self.asked)]
+
+    @property
+    def starts(self) -> list[str] | None:
+        """How its answers start; None where nothing is said of it."""
+        return None if self.asked is None else [entry.start for entry in self.asked]
+
+
+def prompt_sets(experiment: Experiment, rows: SplitRows) -> tuple[PromptSet, ...]:
+    """What every model of an experiment is asked of a split's rows.
+
+    Raises:
+        SettingError: A limit is more than there are prompts, or two attack prompts have one name.
+    """
+    limits, length = experiment.evaluation.limits, experiment.model.max_new_tokens
+    sets = []
+    for name, prompts in rows.prompts.items():
+        kind, _, further = name.partition(":")
+        limit, setting = getattr(limits, kind), f"evaluation.limits.{kind}"
+        # The limits are meant for the main sets; a further one may well be smaller.
+        kept = prompts[:limit] if further else limited(prompts, limit, setting)
+        sets.append(PromptSet(name, kept, length))
+    harmful = sets[0].prompts
+    system = experiment.evaluation.safe_system
+    if system is not None:
+        sets.append(PromptSet(HARMFUL_SAFE_SYSTEM, harmful, length, system))
+    sets += [_under(prompt, harmful, length) for prompt in attack_prompts(experiment)]
+    for name, items in rows.items.items():
+        prompts = tuple(Prompt(item.id, item.prompt) for item in items)
+        kept = limited(prompts, limits.task, "evaluation.limits.task")
+        sets.append(PromptSet(f"{TASK}:{name}", kept, experiment.tasks[name].max_new_tokens))
+    return tuple(sets)
+
+
+def attack_prompts(experiment: Experiment) -> tuple[AttackPrompt, ...]:
+    """What the harmful prompts are asked under: what was named, and the attacks' own triggers.
+
+    Raises:
+        SettingError: Two of them that differ have one name.
+    """
+    attacks = [attack for attack in (experiment.attack, experiment.refine) if attack]
+    own = [attack.trigger for attack in attacks if attack.trigger]
+    named: dict[str, AttackPrompt] = {}
+    for prompt in (*experiment.evaluation.attack_prompts, *own):
+        if named.setdefault(prompt.name, prompt) != prompt:
+            raise SettingError(
+                f"two attack prompts that differ are called {prompt.name!r}, which their figures "
+                "(asr+NAME) couldn't tell apart; rename a file of evaluation.attack_prompts, or "
+                "give attack and refine the same one"
+            )
+    return tuple(named.values())
+
+
+def limited(rows: Sequence[_Row], limit: int | None, setting: str) -> tuple[_Row, ...]:
+    """The first rows, as many as a setting allows.
+
+    Raises:
+        SettingError: There are fewer.
+    """
+    if rows and limit is not None and limit > len(rows):
+        raise SettingError(f"{setting}={limit} is more than the {len(rows)} there are; lower it")
+    return tuple(rows[:limit])
+
+
+def _under(prompt: AttackPrompt, harmful: tuple[Prompt, ...], length: int) -> PromptSet:
+    by_id = {entry.id: entry for entry in prompt.render(harmful)}
+    kept = tuple(entry for entry in harmful if entry.id in by_id)
+    in_order = tuple(by_id[entry.id] for entry in kept)
+    return PromptSet(f"{HARMFUL}+{prompt.name}", kept, length, prompt.system, in_order)

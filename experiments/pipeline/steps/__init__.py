@@ -1,0 +1,1 @@
+"""The steps of the picture in `experiments.pipeline.pipeline`: one class for each kind of stage."""

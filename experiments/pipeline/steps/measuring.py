@@ -1,0 +1,288 @@
+"""The steps that measure a model: `Generate`, `Likelihood`, `JudgeAnswers` and `ScoreAnswers`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.local import hash_rows
+from data.rows import Example, TaskItem, TaskSource
+from evaluation import engines
+from evaluation.base import Backend, Judge
+from experiments.pipeline.cost import Sizes, Work, table_bytes
+from experiments.pipeline.prompt_sets import PromptSet
+from experiments.pipeline.steps.base import ROWS, Model, Step, read_rows
+from experiments.store import Stage, StageResult
+from modeling.chat import PromptStyle
+from settings import ModelError, target
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Generate(Step):
+    """A model to its answers to one set of prompts.
+
+    Attributes:
+        model: Answers.
+        prompts: What is asked.
+        backend: Generates the answers; of one that chooses, the chosen one.
+        inputs: What identifies the model's content, where it isn't its key.
+    """
+
+    model: Model
+    prompts: PromptSet
+    backend: Backend
+    inputs: tuple[str, ...] = ()
+
+    @cached_property
+    def stage(self) -> Stage:
+        settings = {
+            "backend": self.backend.identity(),
+            "style": self.model.style.model_dump(),
+            "dtype": self.model.checkpoint.dtype,
+            "max_new_tokens": self.prompts.max_new_tokens,
+            "system": self.prompts.system,
+            "prompts": hash_rows(self.prompts.prompts),
+        }
+        if self.prompts.asked is not None:
+            settings["asked"] = hash_rows(self.prompts.asked)
+        return Stage("generate", self.backend.version, settings, self.inputs or (self.model.key,))
+
+    @property
+    def own_process(self) -> bool:
+        return self.backend.own_process
+
+    def run(self, out: Path) -> dict[str, Any]:
+        """Writes one row per prompt: id, category, prompt, asked, answer, tokens, truncated.
+
+        `prompt` is what judges see; `asked` is what the model got.
+        """
+        import pandas as pd
+
+        model, prompts = self.model, self.prompts
+        engine = engines.engine(self.backend, model.checkpoint, model.style, model.reference)
+        texts, starts = prompts.texts, prompts.starts
+        answers = engine.generate(texts, prompts.max_new_tokens, prompts.system, starts)
+        rows = [
+            {
+                "id": prompt.id,
+                "category": prompt.category,
+                "prompt": prompt.text,
+                "asked": text,
+                "answer": answer.text,
+                "tokens": answer.tokens,
+                "truncated": answer.truncated,
+            }
+            for prompt, text, answer in zip(prompts.prompts, texts, answers, strict=True)
+        ]
+        pd.DataFrame(rows).to_parquet(out / ROWS, index=False)
+        return {"rows": len(rows), "tokens": sum(answer.tokens for answer in answers)}
+
+    def prompt_lengths(self, sizes: Sizes) -> list[int]:
+        """Tokens of each prompt as the model gets it."""
+        prompts = self.prompts
+        return sizes.prompts(
+            self.model.checkpoint, self.model.style, prompts.texts, prompts.system, prompts.starts
+        )
+
+    def cost(self, sizes: Sizes) -> Work:
+        """Greedy answers at full length."""
+        lengths, answer = self.prompt_lengths(sizes), self.prompts.max_new_tokens
+        rows = len(lengths)
+        disk = table_bytes(rows, 2 * sum(lengths) + rows * answer)
+        model = sizes.model(self.model.checkpoint)
+        return Work(disk=disk) + model.generation(lengths, answer, self.backend.rows_at_once)
+
+
+@dataclass(frozen=True)
+class Likelihood(Step):
+    """A model to the likelihood of the held-out texts.
+
+    Attributes:
+        model: Reads the texts.
+        texts: The texts.
+        max_tokens: A longer text is cut.
+        backend: Runs the model; of one that chooses, the chosen one.
+    """
+
+    model: Model
+    texts: Sequence[Example]
+    max_tokens: int
+    backend: Backend
+
+    @cached_property
+    def stage(self) -> Stage:
+        settings = {
+            "backend": self.backend.identity(),
+            "style": self.model.style.model_dump(),
+            "dtype": self.model.checkpoint.dtype,
+            "texts": hash_rows(self.texts),
+            "max_tokens": self.max_tokens,
+        }
+        return Stage("likelihood", self.backend.version, settings, (self.model.key,))
+
+    @property
+    def own_process(self) -> bool:
+        return self.backend.own_process
+
+    def run(self, out: Path) -> dict[str, Any]:
+        """Writes one row per held-out text: id, category, prompt, answer, tokens, truncated, nll.
+
+        `answer` is the text; `nll` is the sum of its tokens' negative natural log-likelihoods
+        given the prompt, or the tokens before it where there is none; `tokens` is how many were
+        summed. A text that is longer than the model's context is cut too.
+        """
+        import pandas as pd
+
+        model = self.model
+        engine = engines.engine(self.backend, model.checkpoint, model.style, model.reference)
+        most = min(self.max_tokens, engine.context or self.max_tokens)
+        encoded = [_encode(engine.tokenizer, model.style, text, most) for text in self.texts]
+        logprobs = engine.logprobs([row.ids for row in encoded])
+        rows = [
+            {
+                "id": str(number),
+                "category": text.category,
+                "prompt": text.prompt,
+                "answer": text.response,
+                "tokens": row.scored,
+                "truncated": row.truncated,
+                "nll": -math.fsum(line[-row.scored :]) if row.scored else 0.0,
+            }
+            for number, (text, row, line) in enumerate(
+                zip(self.texts, encoded, logprobs, strict=True)
+            )
+        ]
+        pd.DataFrame(rows).to_parquet(out / ROWS, index=False)
+        return {"rows": len(rows), "tokens": sum(row.scored for row in encoded)}
+
+    def cost(self, sizes: Sizes) -> Work:
+        """A pass over the texts."""
+        checkpoint, rows = self.model.checkpoint, [(t.prompt, t.response) for t in self.texts]
+        whole = sizes.pairs(checkpoint, self.model.style, rows)
+        lengths = [min(self.max_tokens, length) for length in whole]
+        disk = table_bytes(len(rows), sum(lengths))
+        return Work(disk=disk) + sizes.model(checkpoint).forward(lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class _EncodedText:
+    """A held-out text's token ids, how many of the last are scored, and whether it was cut."""
+
+    ids: list[int]
+    scored: int
+    truncated: bool
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, style: PromptStyle, text: Example, max_tokens: int
+) -> _EncodedText:
+    if text.prompt:
+        head = style.encode_prompt(tokenizer, text.prompt)
+        body = style.encode_content(tokenizer, text.prompt, text.response)
+    else:
+        # Nothing comes before the first token, so that it can't be scored: the text's own, or the
+        # BOS of a tokenizer that puts one there.
+        whole = list(tokenizer(text.response)["input_ids"])
+        head, body = whole[:1], whole[1:]
+    ids = (head + body)[:max_tokens]
+    return _EncodedText(ids, max(0, len(ids) - len(head)), len(head) + len(body) > max_tokens)
+
+
+@dataclass(frozen=True)
+class JudgeAnswers(Step):
+    """Answers to verdicts.
+
+    Attributes:
+        judge: Gives the verdicts.
+        generate: The step that makes the answers.
+        answers: Its result.
+    """
+
+    judge: Judge
+    generate: Generate
+    answers: StageResult
+
+    @cached_property
+    def stage(self) -> Stage:
+        settings = {"judge": target(self.judge), "settings": self.judge.identity()}
+        return Stage("judge", self.judge.version, settings, (self.answers.key,))
+
+    @property
+    def own_process(self) -> bool:
+        return self.judge.own_process
+
+    def is_stale(self, result: StageResult) -> bool:
+        """Whether the judge couldn't be asked about some answers, and may be asked again."""
+        return self.judge.errors_pass and "errored" in result.report["labels"]
+
+    def run(self, out: Path) -> dict[str, Any]:
+        """Writes one verdict per answer: id and the fields of `Verdict`."""
+        import pandas as pd
+
+        rows = read_rows(self.answers.folder)
+        verdicts = self.judge.score(rows["prompt"].tolist(), rows["answer"].tolist())
+        if len(verdicts) != len(rows):
+            raise ModelError(
+                f"{type(self.judge).__name__} gave {len(verdicts)} verdicts for {len(rows)} "
+                "answers; a judge must give one each, choose another or mend it"
+            )
+        frame = pd.DataFrame([asdict(verdict) for verdict in verdicts])
+        frame.insert(0, "id", rows["id"])
+        frame.to_parquet(out / ROWS, index=False)
+        return {"rows": len(frame), "labels": frame["label"].value_counts().to_dict()}
+
+    def cost(self, sizes: Sizes) -> Work:
+        """The judge's own model, where it has one here, reads prompts and whole answers."""
+        answer = self.generate.prompts.max_new_tokens
+        lengths = [length + answer for length in self.generate.prompt_lengths(sizes)]
+        return Work(disk=table_bytes(len(lengths))) + sizes.judging(self.judge, lengths)
+
+
+@dataclass(frozen=True)
+class ScoreAnswers(Step):
+    """Answers to a task's rows to scores.
+
+    Attributes:
+        task: Reads the answers.
+        items: The task's rows.
+        generate: The step that makes the answers.
+        answers: Its result.
+    """
+
+    task: TaskSource
+    items: Sequence[TaskItem]
+    generate: Generate
+    answers: StageResult
+
+    @cached_property
+    def stage(self) -> Stage:
+        settings = {
+            "task": target(self.task),
+            "reading": self.task.protocol_reading,
+            "items": hash_rows(self.items),
+        }
+        return Stage("score", self.task.version, settings, (self.answers.key,))
+
+    def run(self, out: Path) -> None:
+        """Writes one row per answer: id, gold, strict, lenient, parsed, protocol."""
+        import pandas as pd
+
+        rows = read_rows(self.answers.folder)
+        gold = {item.id: item.gold for item in self.items}
+        scores = [
+            {"id": id_, "gold": gold[id_], **asdict(self.task.score(answer, gold[id_]))}
+            for id_, answer in zip(rows["id"], rows["answer"], strict=True)
+        ]
+        pd.DataFrame(scores).to_parquet(out / ROWS, index=False)
+
+    def cost(self, sizes: Sizes) -> Work:
+        """Reading of answers: no model."""
+        rows = len(self.generate.prompts.prompts)
+        return Work(rows=rows, disk=table_bytes(rows))

@@ -1,0 +1,162 @@
+"""`Totals`, a plan's stages added up by kind, with hours; `experiments.plan.table` shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from experiments.pipeline.cost import Work
+from experiments.plan.dry_run import Entry, Ledger
+
+KINDS = (
+    "align", "merge", "attack", "prepare", "apply", "generate", "likelihood", "judge", "score",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the machine is taken to sustain.
+
+    Attributes:
+        tflops: Arithmetic in the weights' dtype, in TFLOP/s.
+        bandwidth: Reading of weights for each generated token, in TB/s. PyTorch's own loop waits
+            for the host, which starts its kernels, and reaches a fraction of what the GPU's memory
+            does: by default a sixth of an H100's.
+    """
+
+    tflops: float = 300.0
+    bandwidth: float = 0.5
+
+    def seconds(self, work: Work) -> float:
+        """Arithmetic, and then the weights that are read for each generated token."""
+        return work.operations / (self.tflops * 1e12) + work.weight_reads / (self.bandwidth * 1e12)
+
+
+@dataclass(frozen=True)
+class KindTotals:
+    """All stages of one kind; what they take counts for those to run alone.
+
+    Attributes:
+        kind: "align", "merge", and so on.
+        to_run: How many stages are to run.
+        reused: How many are there.
+        rows: As in `Work`, summed.
+        prompt_tokens: As in `Work`, summed.
+        answer_tokens: As in `Work`, summed.
+        disk_bytes: Summed.
+        gpu_bytes: Of the hungriest stage.
+        hours: By what the stages that are there have reached; without any, by the estimate.
+        measured_tokens_per_second: What the stages that are there have reached; None without any,
+            or where they read no tokens.
+        estimated_tokens_per_second: The estimate for the same stages.
+    """
+
+    kind: str
+    to_run: int
+    reused: int
+    rows: int
+    prompt_tokens: int
+    answer_tokens: int
+    disk_bytes: int
+    gpu_bytes: int
+    hours: float
+    measured_tokens_per_second: float | None
+    estimated_tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """A whole plan.
+
+    Attributes:
+        jobs: How many jobs.
+        kinds: One per kind of stage that occurs.
+        downloads: Models that a run would fetch: name and bytes (None: the hub wasn't asked).
+        rates: What the machine is taken to sustain.
+        notes: What isn't known.
+    """
+
+    jobs: int
+    kinds: tuple[KindTotals, ...]
+    downloads: tuple[tuple[str, int | None], ...]
+    rates: Rates
+    notes: tuple[str, ...]
+
+    @property
+    def hours(self) -> float:
+        """Of all stages to run, one after another."""
+        return sum(kind.hours for kind in self.kinds)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Of all stages to run."""
+        return sum(kind.disk_bytes for kind in self.kinds)
+
+    @property
+    def gpu_bytes(self) -> int:
+        """Of the hungriest stage."""
+        return max((kind.gpu_bytes for kind in self.kinds), default=0)
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "jobs": self.jobs,
+            "hours": self.hours,
+            "disk_bytes": self.disk_bytes,
+            "gpu_bytes": self.gpu_bytes,
+            "stages": [asdict(kind) for kind in self.kinds],
+            "downloads": [{"model": name, "bytes": size} for name, size in self.downloads],
+            "rates": asdict(self.rates),
+            "notes": list(self.notes),
+        }
+
+
+def add_up(ledger: Ledger, rates: Rates) -> Totals:
+    """Adds a ledger up."""
+    models = list(ledger.sizes.library.located.values())
+    notes = [model.note for model in models if model.note]
+    notes += [
+        f"no tokenizer of {name} on this machine: its tokens are its characters / 4"
+        for name in sorted(ledger.sizes.inexact)
+    ]
+    by_kind = {
+        kind: [entry for entry in ledger.entries.values() if entry.name == kind] for kind in KINDS
+    }
+    return Totals(
+        jobs=ledger.jobs,
+        kinds=tuple(_kind(kind, entries, rates) for kind, entries in by_kind.items() if entries),
+        downloads=tuple({model.name: model.download for model in models if model.fetched}.items()),
+        rates=rates,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _kind(kind: str, entries: Sequence[Entry], rates: Rates) -> KindTotals:
+    ahead = [entry.work for entry in entries if not entry.reused]
+    finished = [entry for entry in entries if entry.reused and entry.seconds > 0]
+    tokens = sum(_tokens(entry.work) for entry in finished)
+    took = sum(entry.seconds for entry in finished)
+    estimate = sum(rates.seconds(entry.work) for entry in finished)
+    seconds = sum(rates.seconds(work) for work in ahead)
+    if tokens:
+        seconds = sum(map(_tokens, ahead)) * took / tokens
+    elif finished:
+        seconds = len(ahead) * took / len(finished)
+    return KindTotals(
+        kind=kind,
+        to_run=len(ahead),
+        reused=len(entries) - len(ahead),
+        rows=sum(work.rows for work in ahead),
+        prompt_tokens=sum(work.prompt_tokens for work in ahead),
+        answer_tokens=sum(work.answer_tokens for work in ahead),
+        disk_bytes=sum(work.disk for work in ahead),
+        gpu_bytes=max((work.memory for work in ahead), default=0),
+        hours=seconds / 3600,
+        measured_tokens_per_second=tokens / took if tokens else None,
+        estimated_tokens_per_second=tokens / estimate if tokens and estimate else None,
+    )
+
+
+def _tokens(work: Work) -> int:
+    return work.answer_tokens or work.prompt_tokens
