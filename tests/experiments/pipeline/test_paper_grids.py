@@ -21,8 +21,8 @@ LEFT_OUT = ("sources.benign=null", "sources.over_refusal=null", "sources.held_ou
 OF_AN_ENDPOINT = ":rubric@"
 
 
-# Of each grid the part that runs quickly: every paper's tables and kinds of attack, and every method
-# of the papers' own. The other ways to align and to prune, each with tests of its own, are slow.
+# Of each grid the part that is quick: every paper's tables and kinds of attack, and the papers' own
+# methods. The other ways to align and to prune, each with tests of its own, are slow.
 PARTS = {
     "fgsn_continual": (),
     "fgsn_table": ("attack.task=gsm8k", "defense=wanda_prune,fgsn"),
