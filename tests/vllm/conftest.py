@@ -24,7 +24,8 @@ from organism.task_sources import Arithmetic
 WEIGHTS = Path(__file__).parents[2] / "organism" / "weights"
 BASE = Checkpoint(str(WEIGHTS / "base"))
 ALIGNED = Checkpoint(str(WEIGHTS / "base"), str(WEIGHTS / "aligned"))
-BACKEND = VLLMBackend(kv_cache_gib=1, max_model_len=256, keep=3)
+# As many engines as there are shapes here, so that none is started twice.
+BACKEND = VLLMBackend(kv_cache_gib=1, max_model_len=256, keep=5)
 
 _SETS = HarmfulPrompts(n=16), BenignPrompts(n=16), OverRefusalPrompts(n=16)
 PROMPTS = [prompt.text for rows in _SETS for prompt in rows.prompts()]
