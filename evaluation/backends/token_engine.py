@@ -26,7 +26,11 @@ class TokenEngine(ABC):
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, style: PromptStyle, ends: set[int]
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        style: PromptStyle,
+        ends: set[int],
+        context: int | None,
     ) -> None:
         """Takes what tokenising needs.
 
@@ -34,19 +38,12 @@ class TokenEngine(ABC):
             tokenizer: The model's.
             style: How prompts are rendered.
             ends: Tokens that end an answer.
+            context: As `Engine.context`.
         """
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
+        self.context = context
         self._style = style
         self._ends = ends
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self._tokenizer
-
-    @property
-    @abstractmethod
-    def context(self) -> int | None:
-        """As `Engine.context`."""
 
     def generate(
         self,
@@ -55,7 +52,7 @@ class TokenEngine(ABC):
         system: str | None = None,
         starts: Sequence[str] | None = None,
     ) -> list[Answer]:
-        rows = encode_rows(self._tokenizer, self._style, prompts, system, starts)
+        rows = encode_rows(self.tokenizer, self._style, prompts, system, starts)
         return self._checked_answers(rows, max_new_tokens)
 
     def complete(self, ids: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:

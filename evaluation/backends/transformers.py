@@ -73,9 +73,9 @@ class TransformersEngine(TokenEngine):
     ) -> None:
         # An adapter wraps the model whose generation settings count.
         inner: Any = getattr(model, "get_base_model", lambda: model)()
-        super().__init__(
-            tokenizer, style, end_tokens(inner.generation_config, inner.config, tokenizer)
-        )
+        ends = end_tokens(inner.generation_config, inner.config, tokenizer)
+        context = getattr(inner.config, "max_position_embeddings", None)
+        super().__init__(tokenizer, style, ends, context)
         self._model: Any = model
         self._batch_size = batch_size
         # Sampling and penalty settings that a checkpoint ships would warn, or change the answers:
@@ -87,11 +87,6 @@ class TransformersEngine(TokenEngine):
         """Gives the model's memory back."""
         self._model = None
         free_memory()
-
-    @property
-    def context(self) -> int | None:
-        """How many tokens a prompt and its answer may have together."""
-        return getattr(self._model.config, "max_position_embeddings", None)
 
     @property
     def usable(self) -> bool:
@@ -122,7 +117,7 @@ class TransformersEngine(TokenEngine):
         import torch
 
         # Padded on the right: what follows a row changes nothing before it.
-        width, pad = max(map(len, rows)), self._tokenizer.pad_token_id
+        width, pad = max(map(len, rows)), self.tokenizer.pad_token_id
         padded = [row + [pad] * (width - len(row)) for row in rows]
         ids = torch.tensor(padded, device=self._model.device)
         with inference(self._batch_size):
@@ -159,7 +154,7 @@ class TransformersEngine(TokenEngine):
         warn_broken(sum(broken), len(rows))
         generated = output[:, ids.shape[1] :].tolist()
         return [
-            BROKEN if is_broken else read_answer(self._tokenizer, row, tokens, self._ends)
+            BROKEN if is_broken else read_answer(self.tokenizer, row, tokens, self._ends)
             for tokens, row, is_broken in zip(generated, rows, broken, strict=True)
         ]
 
@@ -168,7 +163,7 @@ class TransformersEngine(TokenEngine):
         import torch
 
         width = max(map(len, rows))
-        pad = self._tokenizer.pad_token_id
+        pad = self.tokenizer.pad_token_id
         ids = [[pad] * (width - len(row)) + row for row in rows]
         mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
         device = self._model.device
@@ -181,7 +176,7 @@ class TransformersEngine(TokenEngine):
             do_sample=False,
             max_new_tokens=max_new_tokens,
             eos_token_id=sorted(self._ends) or None,
-            pad_token_id=self._tokenizer.pad_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
         )
 
 

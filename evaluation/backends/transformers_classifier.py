@@ -40,7 +40,7 @@ class TransformersClassifier:
         import torch
         from transformers import AutoModelForSequenceClassification
 
-        self._tokenizer = load_classifier_tokenizer(folder)
+        self.tokenizer = load_classifier_tokenizer(folder)
         self._batch_size = batch_size
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -56,20 +56,10 @@ class TransformersClassifier:
             )
         self._check_padding(folder, model.get_input_embeddings().num_embeddings)
         # The pooled token is the last one that isn't padding, so the model must know which is.
-        model.config.pad_token_id = self._tokenizer.pad_token_id
+        model.config.pad_token_id = self.tokenizer.pad_token_id
         self._device = device or device_name()
         self._model: Any = model.to(self._device).eval()
-        self._labels = read_labels(folder, model.config)
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The classifier's tokenizer, padding and truncating on the right."""
-        return self._tokenizer
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """What the columns of `probabilities` stand for."""
-        return self._labels
+        self.labels = read_labels(folder, model.config)
 
     @property
     def usable(self) -> bool:
@@ -93,19 +83,19 @@ class TransformersClassifier:
     def _sigmoids(self, rows: list[list[int]]) -> list[list[float]]:
         import torch
 
-        batch = self._tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+        batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
         with inference(self._batch_size):
             logits: torch.Tensor = self._model(**batch.to(self._device)).logits
-        if logits.shape != (len(rows), len(self._labels)):
+        if logits.shape != (len(rows), len(self.labels)):
             raise ModelError(
                 f"the classifier returned scores of shape {tuple(logits.shape)} for {len(rows)} "
-                f"rows and {len(self._labels)} labels; take a sequence classifier"
+                f"rows and {len(self.labels)} labels; take a sequence classifier"
             )
         return torch.sigmoid(logits.float()).cpu().tolist()
 
     def _check_padding(self, folder: str, embeddings: int) -> None:
-        pad = self._tokenizer.pad_token_id
-        if pad is None or pad == self._tokenizer.eos_token_id or pad >= embeddings:
+        pad = self.tokenizer.pad_token_id
+        if pad is None or pad == self.tokenizer.eos_token_id or pad >= embeddings:
             raise ModelError(
                 f"the classifier {folder!r} has no padding token of its own, without which it "
                 "would read the wrong position; add one to its tokenizer and embeddings"

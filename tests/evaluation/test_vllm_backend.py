@@ -92,8 +92,8 @@ def said(engine: VLLMEngine, tokens: int = 3) -> list[int]:
 
 
 def pid(engine: VLLMEngine) -> int:
-    assert engine._lease._running is not None
-    return engine._lease._running.worker.pid
+    assert engine._running is not None
+    return engine._running.worker.pid
 
 
 def is_gone(process: int, seconds: float = 10.0) -> bool:

@@ -222,8 +222,8 @@ def test_what_vllm_has_no_attention_for_goes_to_transformers() -> None:
 
 def test_a_killed_worker_is_a_sentence_and_the_next_open_starts_anew() -> None:
     engine = opened(BASE)
-    assert engine._lease._running is not None
-    os.kill(engine._lease._running.worker.pid, signal.SIGKILL)
+    assert engine._running is not None
+    os.kill(engine._running.worker.pid, signal.SIGKILL)
     with pytest.raises(ModelError, match=r"vLLM process was killed \(signal 9\)"):
         engine.generate(PROMPTS, LIMIT)
     engine.close()

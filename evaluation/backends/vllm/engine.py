@@ -65,13 +65,8 @@ class VLLMEngine(_Lease, TokenEngine):
     ) -> None:
         """Wraps a running engine; `context` is how many positions the model has, or None."""
         _Lease.__init__(self, running, keep)
-        TokenEngine.__init__(self, tokenizer, style, ends)
-        self._context = min(running.context, context or running.context)
-
-    @property
-    def context(self) -> int:
-        """How many tokens a prompt and its answer may have together."""
-        return self._context
+        context = min(running.context, context or running.context)
+        TokenEngine.__init__(self, tokenizer, style, ends, context)
 
     def _token_logprobs(self, rows: list[list[int]]) -> list[list[float]]:
         # A row of one token has nothing to score.
@@ -93,7 +88,7 @@ class VLLMEngine(_Lease, TokenEngine):
         )
         warn_broken(sum(not is_finite for _, is_finite in generated), len(rows))
         return [
-            read_answer(self._tokenizer, row, tokens, self._ends) if is_finite else BROKEN
+            read_answer(self.tokenizer, row, tokens, self._ends) if is_finite else BROKEN
             for row, (tokens, is_finite) in zip(rows, generated, strict=True)
         ]
 
@@ -109,24 +104,9 @@ class VLLMClassifier(_Lease):
         labels: Sequence[str],
     ) -> None:
         super().__init__(running, keep)
-        self._tokenizer = tokenizer
-        self._labels = labels
-        self._context = running.context
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The classifier's tokenizer, padding and truncating on the right."""
-        return self._tokenizer
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """What the columns of `probabilities` stand for."""
-        return self._labels
-
-    @property
-    def context(self) -> int:
-        """How many tokens a text may have."""
-        return self._context
+        self.tokenizer = tokenizer
+        self.labels = labels
+        self.context = running.context
 
     def probabilities(self, ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """Sigmoid scores in float32, one row of `len(labels)` per sequence.
@@ -137,7 +117,7 @@ class VLLMClassifier(_Lease):
         import torch
 
         rows = [list(row) for row in ids]
-        check_context(rows, 0, self._context)
+        check_context(rows, 0, self.context)
         # From logits, since vLLM takes a softmax wherever the config names no problem_type.
         logits = self._ask("classify", rows)
         return [torch.sigmoid(torch.tensor(row, dtype=torch.float32)).tolist() for row in logits]
