@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.report import heatmaps, pareto, steps, sweeps
+from experiments.report.names import differing_labels
 from experiments.report.pool import Collected, Row
 from experiments.report.style import is_number, margins, plain, style
-from experiments.report.tables import cell, differing_labels, label
+from experiments.report.tables import cell, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
