@@ -35,7 +35,7 @@ def _best(choice: Choice) -> list[str]:
         return [f"best: none of {count} settings is feasible; allow more (objective.within)"]
     head = (
         f"best of {count} settings ({choice.feasible} feasible): "
-        f"{pareto.told(best, choice.defended)}: {_figures(choice, best)}"
+        f"{choice.name_of(best)}: {_figures(choice, best)}"
     )
     return [head, *_how_to_test(choice, best)]
 
@@ -44,7 +44,7 @@ def _front(choice: Choice) -> list[str]:
     found, count = choice.unbeaten, len(choice.defended)
     lines = [f"front of {count} settings: {len(found)} that none beats in all of these figures"]
     for row in found:
-        lines.append(f"- {pareto.told(row, choice.defended)}: {_figures(choice, row)}")
+        lines.append(f"- {choice.name_of(row)}: {_figures(choice, row)}")
         lines += _how_to_test(choice, row)
     return lines
 

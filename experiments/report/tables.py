@@ -118,8 +118,8 @@ def print_run(collected: Collected, record: Record) -> None:
             f"{name}, then {refine} against {name}: {_paired(record.paired_refined)}",
             highlight=False,
         )
-    for course in steps.courses([defended]):
-        console.print(steps.terminal_table(course))
+    for trajectory in steps.trajectories([defended]):
+        console.print(steps.terminal_table(trajectory))
 
 
 def _paired(tests: Mapping[str, Mapping[str, Any]]) -> str:

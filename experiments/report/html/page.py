@@ -13,7 +13,6 @@ from experiments.report import published
 from experiments.report.html import charts, grid, jobs, summary
 from experiments.report.pool import Collected, Row, Run
 from experiments.report.published import Comparison
-from experiments.report.style import PALETTE
 from settings import RelockError
 
 FILE = "report.html"
@@ -54,7 +53,6 @@ def write(
         "further": further,
         "commits": _commits(collected.runs),
         "versions": _versions(collected.runs),
-        "palette": PALETTE,
         # Ours, and free of what a user wrote.
         "style": Markup(_text("page.css")),
         "script": Markup(script),

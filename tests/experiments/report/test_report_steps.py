@@ -15,7 +15,7 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from experiments.report import figures, steps, tables
+from experiments.report import figures, step_figures, steps, tables
 from experiments.report.pool import collect
 from experiments.results.record import Record
 
@@ -101,9 +101,9 @@ STACK = (
 )
 
 
-def only(folder: Path) -> steps.Course:
-    (course,) = steps.courses(collect([folder]).rows)
-    return course
+def only(folder: Path) -> steps.Trajectory:
+    (trajectory,) = steps.trajectories(collect([folder]).rows)
+    return trajectory
 
 
 def drawn(axes: Axes, colour: str, line: str) -> list[tuple[float, float]]:
@@ -154,7 +154,7 @@ def test_steps_are_written_as_csv_and_shown_with_what_they_changed(tmp_path: Pat
 
 def test_categories_are_unseen_until_their_own_step(tmp_path: Path) -> None:
     write_run(tmp_path / "run", CONTINUAL, edited=(20, 4))
-    figure = steps.draw(only(tmp_path))
+    figure = step_figures.draw(only(tmp_path))
     left, _, accuracy = figure.axes
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names[:4] == ["theft", "fraud", "malware", "all categories"]
@@ -180,7 +180,7 @@ def test_categories_are_unseen_until_their_own_step(tmp_path: Path) -> None:
 
 def test_other_steps_are_drawn_by_their_overall_shares(tmp_path: Path) -> None:
     write_run(tmp_path / "run", STACK, defense="stack")
-    figure = steps.draw(only(tmp_path))
+    figure = step_figures.draw(only(tmp_path))
     left, edited = figure.axes
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["HS", "ASR", "accuracy"]
     assert [c[0].get_ydata().tolist() for c in left.containers] == [
@@ -208,14 +208,14 @@ def test_a_repair_in_one_step_gives_neither_table_nor_figure(tmp_path: Path) -> 
     write_run(tmp_path / "run", STACK[:2])
     collected = collect([tmp_path])
     assert steps.write(collected.rows, tmp_path / "report") == []
-    assert not list(steps.figures(collected.rows))
+    assert not list(step_figures.figures(collected.rows))
 
 
 def test_seeds_whose_steps_differ_are_not_pooled(tmp_path: Path) -> None:
     write_run(tmp_path / "0", CONTINUAL, seed=0)
     swapped = [CONTINUAL[0], *(replaced(CONTINUAL[i], name) for i, name in ((1, "a"), (2, "b")))]
     write_run(tmp_path / "1", swapped, seed=1)
-    courses = steps.courses(collect([tmp_path]).rows)
+    courses = steps.trajectories(collect([tmp_path]).rows)
     assert [course.points[1].name for course in courses] == ["theft", "a"]
     assert [course.points[1].metrics["hs"].n for course in courses] == [30, 30]
 
