@@ -345,17 +345,3 @@ def write(collected: Collected, folder: Path) -> list[Path]:
     frame(collected).to_csv(paths[0], index=False)
     paths[1].write_text(markdown(collected))
     return paths
-
-
-def label(row: Row) -> str:
-    """Its name."""
-    return row.name
-
-
-def cell(estimate: Estimate | None, separator: str, metric: str = "") -> str:
-    """Text of an estimate."""
-    if estimate is None:
-        return "-"
-    return separator.join(
-        filter(None, estimate.shown(MetricName.parse(metric).unit if metric else "%"))
-    )

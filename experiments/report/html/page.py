@@ -17,7 +17,6 @@ from experiments.report.columns import legend, main_columns, paired_columns, sec
 from experiments.report.html import charts, jobs, setup, summary
 from experiments.report.pool import Collected, Row, Run
 from experiments.report.published import Comparison
-from experiments.report.style import PALETTE
 from experiments.report.table import Table
 from settings import RelockError
 
@@ -67,7 +66,6 @@ def write(
         "further": further,
         "commits": _commits(runs),
         "versions": _versions(runs),
-        "palette": PALETTE,
         # Ours, and free of what a user wrote.
         "style": Markup(_text("page.css")),
         "script": Markup(script),
