@@ -49,7 +49,7 @@ def _plan(options: argparse.Namespace, library: Library) -> None:
     from experiments.plan.sweep import walk
     from experiments.plan.table import show
     from experiments.plan.totals import add_up
-    from experiments.report.tables import terminal
+    from experiments.report.table import terminal
 
     register_resolvers()
     rates = Rates(options.tflops, options.bandwidth)

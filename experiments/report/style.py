@@ -1,59 +1,64 @@
-"""What the report's figures share: palette, intervals in per cent, and how a value is written."""
+"""Colour and marker of everything that the report's figures show, by its name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from itertools import product
+from typing import Any
 
-if TYPE_CHECKING:
-    from evaluation.statistics import Estimate
+Look = dict[str, Any]
+"""Colour and marker, as matplotlib's keywords."""
 
-# Colours on white and, of the same series, on a dark page: at least 3:1 against either. The first
-# seven lean on Okabe and Ito's palette; no fourteen are told apart with every colour vision, which
-# is why each has a marker of its own too.
-PALETTE = (
-    ("#0072B2", "#4DA3E0"),
-    ("#D55E00", "#F0803C"),
-    ("#008F66", "#2FBF94"),
-    ("#C0609A", "#E58CC0"),
-    ("#9A8200", "#D9C026"),
-    ("#2F98DC", "#9AD6FF"),
-    ("#000000", "#FFFFFF"),
-    ("#5C2E0A", "#B5805A"),
-    ("#2A2A9C", "#6F7BFF"),
-    ("#7A3FD0", "#B99AFF"),
-    ("#7A0F5E", "#FF4FB0"),
-    ("#00585A", "#3FE0D8"),
-    ("#A5101E", "#FF7088"),
-    ("#777777", "#9A9A9A"),
-)
-MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*", "p", "h", "d", "8")
-# As many lines as one panel holds.
-COLOURS = tuple(light for light, _ in PALETTE[:7])
-# Coprime to the number of markers: so many variants of one colour have markers of their own.
-_STEP = 5
+# At least 3:1 against white; no two share a colour or a marker, since no dozen of colours are told
+# apart with every colour vision.
+LOOKS = {
+    "attacked": ("#A5101E", "X"),
+    "aligned": ("#008F66", "P"),
+    "base": ("#777777", "*"),
+    "nlsr": ("#0072B2", "o"),
+    "safetylock": ("#D55E00", "s"),
+    "fgsn": ("#C0609A", "D"),
+    "safelora": ("#9A8200", "^"),
+    "resta": ("#7A3FD0", "v"),
+    "wanda_prune": ("#5C2E0A", "<"),
+    "antidote": ("#2F98DC", ">"),
+    "stack": ("#00585A", "h"),
+    "reset": ("#000000", "p"),
+}
+# What isn't of this project: these colours first, then all of them with other markers.
+_FURTHER = ("#2A2A9C", "#7A0F5E")
+_FURTHER_MARKERS = ("d", "8", "H", "o", "s", "^", "v", "X")
+# Tints of one colour, from its mixture with black to the one with white, which is still seen.
+_DARK, _PALE = -0.6, 0.55
 
 
-def style(index: int, variant: int = 0) -> dict[str, Any]:
-    """Colour and marker of the series number `index`; the first 14 share neither with another.
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """Colour and marker of each name: its own in every report, for this project's and the roles.
 
-    The first colour, mostly that of what others are compared with, is never used again.
+    Other names, such as a plug-in's defenses, get the rest in their alphabetical order.
 
     Args:
-        index: Number of the series, or of what several series have in common.
-        variant: Which of these it is; it has the same colour and another marker.
+        names: All names of the report, so that every figure of it agrees.
     """
-    again, place = divmod(max(0, index - 1), len(PALETTE) - 1)
-    colour = min(index, place + 1)
-    marker = MARKERS[(colour + again + _STEP * variant) % len(MARKERS)]
-    return {"color": PALETTE[colour][0], "marker": marker}
+    known = {color for color, _ in LOOKS.values()}
+    pairs = [(c, m) for m, c in product(_FURTHER_MARKERS, (*_FURTHER, *sorted(known)))]
+    free = [pair for pair in pairs if pair not in LOOKS.values()]
+    others = sorted(set(names) - LOOKS.keys())
+    all_looks = LOOKS | {name: free[place % len(free)] for place, name in enumerate(others)}
+    return {name: {"color": c, "marker": m} for name, (c, m) in all_looks.items()}
 
 
-def margins(estimates: Sequence[Estimate]) -> list[list[float]]:
-    """Distances from the values to their intervals' ends in per cent: below, then above."""
-    below = [max(0.0, 100 * (e.value - e.low)) for e in estimates]
-    above = [max(0.0, 100 * (e.high - e.value)) for e in estimates]
-    return [below, above]
+def tints(look: Look, count: int) -> list[Look]:
+    """The look of `count` variants of one name: its marker in its colour, from dark to pale."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    if count == 1:
+        return [look]
+    shares = [_DARK + (_PALE - _DARK) * place / (count - 1) for place in range(count)]
+    red, green, blue = (
+        [(1 - abs(s)) * part + max(s, 0) for s in shares] for part in to_rgb(look["color"])
+    )
+    return [look | {"color": to_hex(rgb)} for rgb in zip(red, green, blue, strict=True)]
 
 
 def plain(value: Any) -> str:

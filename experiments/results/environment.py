@@ -31,7 +31,15 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": packages,
         "commit": _commit(),
+        "cuda": _cuda(),
     }
+
+
+def _cuda() -> str | None:
+    """CUDA's version where there is a GPU, whose allocator then counts a defense's memory."""
+    import torch
+
+    return torch.version.cuda if torch.cuda.is_available() else None
 
 
 def _vllm() -> str | None:

@@ -170,7 +170,14 @@ def _shareable(record: Record) -> Record:
     pairs = (override.partition("=") for override in record.overrides)
     # A place may stand within a list or mapping.
     shown = [f"{key}{sign}{public(_PLACE.sub(_last_name, value))}" for key, sign, value in pairs]
-    return replace(record, overrides=shown)
+    settings, judges, data = map(_shareable_tree, (record.settings, record.judges, record.data))
+    return replace(record, overrides=shown, settings=settings, judges=judges, data=data)
+
+
+def _shareable_tree(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _shareable_tree(value) for key, value in node.items()}
+    return [_shareable_tree(each) for each in node] if isinstance(node, list) else public(node)
 
 
 def _last_name(place: re.Match[str]) -> str:

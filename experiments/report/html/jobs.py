@@ -63,17 +63,19 @@ class Failure:
     line: str
 
 
-def commands(runs: Iterable[Run], page: Path) -> list[Command]:
+def commands(runs: Iterable[Run], page: Path, *, shared: bool = False) -> list[Command]:
     """The runs in the order of their folders, numbers as numbers.
 
     Args:
         runs: The report's.
         page: The folder that the page lies in.
+        shared: Whether the page leaves this machine: no configuration folder is then named.
     """
-    return [_command(run, page) for run in sorted(runs, key=lambda run: _order(run.folder))]
+    ordered = sorted(runs, key=lambda run: _order(run.folder))
+    return [_command(run, page, shared) for run in ordered]
 
 
-def _command(run: Run, page: Path) -> Command:
+def _command(run: Run, page: Path, shared: bool) -> Command:
     record = run.record
     made, reused = [], []
     for stage in record.stages:
@@ -84,7 +86,7 @@ def _command(run: Run, page: Path) -> Command:
     return Command(
         name=run.folder.name,
         what=_what(record.labels, record.seed),
-        line=command_line(record.overrides),
+        line=command_line(record.overrides, folder=None if shared else run.folder),
         commit=record.environment.get("commit") or "unknown",
         created=record.created,
         record=os.path.relpath(run.folder / RECORD, page),
@@ -128,7 +130,7 @@ def _failure(status: Path) -> Failure | None:
     state, reason = state_of(status.parent)
     if state == "done":
         return None
-    return Failure(name, _SAID.get(state, reason), command_line(overrides))
+    return Failure(name, _SAID.get(state, reason), command_line(overrides, folder=status.parent))
 
 
 def _order(folder: Path) -> tuple[str, int, str]:

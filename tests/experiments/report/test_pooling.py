@@ -14,7 +14,7 @@ import pytest
 from attacks.base import AttackData
 from experiments.pipeline.steps.base import Model
 from experiments.pipeline.steps.training import RunAttack
-from experiments.report import figures
+from experiments.report import harm
 from experiments.report.pool import Row, Run, collect
 from experiments.results.record import Record
 from modeling.checkpoint import Checkpoint
@@ -30,7 +30,7 @@ JUDGES = (
 def write_run(folder: Path, changes: dict[str, Any], labels: dict[str, str], seed: int) -> None:
     """A run whose attacked and defended models are its own; `changes` are whole sections."""
     settings = {**copy.deepcopy(PAPER), "tasks": {}, "sources": {}, **changes}
-    names = {"model": "toy", "align": "", "attack": "ft", "task": "sst2", "defense": "none"}
+    names = {"model": "toy", "align": "", "attack": "ft", "task": "sst2", "defense": "mend"}
     names |= {"protocol": "nlsr", "refine": "", **labels}
     keys = {"base": "b", "aligned": "a"} | {
         name: f"{name} {folder.name}" for name in ("attacked", "defended", "refined")
@@ -135,9 +135,8 @@ def test_parts_of_a_stack_are_told_by_its_order(tmp_path: Path) -> None:
 def test_figures_name_what_tells_rows_apart(tmp_path: Path) -> None:
     pooled(tmp_path, {}, {}, labels=({"attack": "ft", "align": "dpo"}, {"attack": "explicit"}))
     rows: list[Row] = collect([tmp_path]).rows
-    names = [line.name for line in figures.accuracy_lines(rows)]
-    assert "attacked (no defense) (dpo, ft)" in names
-    assert "attacked (no defense) (explicit)" in names
+    titles = [panel.title for panel in harm.trade_off_panels(rows)]
+    assert sorted(titles) == ["dpo, ft", "explicit"]
 
 
 def test_an_attack_is_trained_once_for_all_tasks_that_are_only_scored() -> None:

@@ -22,7 +22,7 @@ from experiments.report import published as comparing
 from experiments.report.__main__ import main as report
 from experiments.report.pool import Run, collect
 from experiments.results import published
-from experiments.results.published import Figure
+from experiments.results.published import PaperFigure
 from tests.records import PAPER, cost, paper_rows, record, write
 
 NAMES = published.names()
@@ -51,7 +51,7 @@ def _job(config: Any) -> Run:
     return Run(Path(), record(experiment.labels, experiment.resolved))
 
 
-def singles(figure: Figure) -> Iterator[dict[str, tuple[str, ...]]]:
+def singles(figure: PaperFigure) -> Iterator[dict[str, tuple[str, ...]]]:
     for values in product(*figure.where.values()):
         yield {key: (value,) for key, value in zip(figure.where, values, strict=True)}
 
@@ -190,7 +190,7 @@ def write_run(
     write(folder, run, {model: paper_rows(*given) for model, given in shares.items()})
 
 
-def lines(folder: Path) -> dict[tuple[str, str, str], comparing.Line]:
+def lines(folder: Path) -> dict[tuple[str, str, str], comparing.ComparedFigure]:
     """Lines of the only comparison by method, conditions and metric."""
     (comparison,) = comparing.comparisons(collect([folder]))
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from experiments.report import figures, steps, tables
+from experiments.report import figures, step_figures, steps, tables
 from experiments.report.pool import collect
 from tests.records import cost, harmful_rows, record, task_rows, write
 
@@ -75,9 +74,9 @@ STACK = (
 )
 
 
-def only(folder: Path) -> steps.Course:
-    (course,) = steps.courses(collect([folder]).rows)
-    return course
+def only(folder: Path) -> steps.Trajectory:
+    (trajectory,) = steps.trajectories(collect([folder]).rows)
+    return trajectory
 
 
 def drawn(axes: Axes, colour: str, line: str) -> list[tuple[float, float]]:
@@ -118,17 +117,17 @@ def test_steps_are_written_as_csv_and_shown_with_what_they_changed(tmp_path: Pat
     assert table["share"].tolist() == [0, 0.2, 0.04]
     assert table["hs_n"].tolist() == [30, 30, 30]
     assert set(table["defense"]) == {"relock"}
-    shown = steps.terminal_table(only(tmp_path))
-    cells = [list(column.cells) for column in shown.columns]
-    assert cells[0] == ["0: attacked", "1: theft", "2: fraud"]
-    assert cells[1] == ["", "20.000 %", "4.000 %"]
-    assert cells[2] == ["90.0", "53.3 (-36.7)", "23.3 (-30.0)"]
-    assert cells[4] == ["80.0", "80.0 (+0.0)", "70.0 (-10.0)"]
+    shown = steps.table(only(tmp_path).points)
+    cells = list(zip(*([cell.text for cell in row] for row in shown.rows), strict=True))
+    assert cells[0] == ("0: attacked", "1: theft", "2: fraud")
+    assert cells[1] == ("", "20.000 %", "4.000 %")
+    assert cells[2] == ("90.0", "53.3 (-36.7)", "23.3 (-30.0)")
+    assert cells[4] == ("80.0", "80.0 (+0.0)", "70.0 (-10.0)")
 
 
 def test_categories_are_unseen_until_their_own_step(tmp_path: Path) -> None:
     write_run(tmp_path / "run", CONTINUAL, edited=(20, 4))
-    figure = steps.draw(only(tmp_path))
+    figure = step_figures.draw(only(tmp_path))
     left, _, accuracy = figure.axes
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names[:4] == ["theft", "fraud", "malware", "all categories"]
@@ -154,7 +153,7 @@ def test_categories_are_unseen_until_their_own_step(tmp_path: Path) -> None:
 
 def test_other_steps_are_drawn_by_their_overall_shares(tmp_path: Path) -> None:
     write_run(tmp_path / "run", STACK, defense="stack")
-    figure = steps.draw(only(tmp_path))
+    figure = step_figures.draw(only(tmp_path))
     left, edited = figure.axes
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["HS", "ASR", "accuracy"]
     assert [c[0].get_ydata().tolist() for c in left.containers] == [
@@ -182,14 +181,14 @@ def test_a_repair_in_one_step_gives_neither_table_nor_figure(tmp_path: Path) -> 
     write_run(tmp_path / "run", STACK[:2])
     collected = collect([tmp_path])
     assert steps.write(collected.rows, tmp_path / "report") == []
-    assert not list(steps.figures(collected.rows))
+    assert not list(step_figures.figures(collected.rows))
 
 
 def test_seeds_whose_steps_differ_are_not_pooled(tmp_path: Path) -> None:
     write_run(tmp_path / "0", CONTINUAL, seed=0)
     swapped = [CONTINUAL[0], *(replaced(CONTINUAL[i], name) for i, name in ((1, "a"), (2, "b")))]
     write_run(tmp_path / "1", swapped, seed=1)
-    courses = steps.courses(collect([tmp_path]).rows)
+    courses = steps.trajectories(collect([tmp_path]).rows)
     assert [course.points[1].name for course in courses] == ["theft", "a"]
     assert [course.points[1].metrics["hs"].n for course in courses] == [30, 30]
 
@@ -242,14 +241,14 @@ def test_attacks_are_families_of_their_own_and_what_edits_nothing_is_in_none(
     course = (("attacked", {"x": 10}, 8), ("mend", {"x": 0}, 8))
     for number, ratio in enumerate((0.05, 0.1)):
         write_run(tmp_path / str(number), course, ratio=ratio)
-    write_run(tmp_path / "none", (course[0], ("none", {"x": 10}, 8)), defense="none", edited=[0])
+    write_run(tmp_path / "idle", (course[0], ("idle", {"x": 10}, 8)), defense="idle", edited=[0])
     by_name = {
-        (row.labels["defense"], row.settings["attack.poison_ratio"]): row.paired["hs"]
+        (row.labels["defense"], row.settings["attack.poison_ratio"]): row.paired.get("hs")
         for row in collect([tmp_path]).rows
         if row.role == "defended"
     }
-    assert math.isnan(by_name.pop(("none", 0.05)).p_holm)
-    assert [test.p_holm for test in by_name.values()] == pytest.approx([2 / 2**10] * 2)
+    assert by_name.pop(("idle", 0.05)) is None
+    assert [test.p_holm for test in by_name.values() if test] == pytest.approx([2 / 2**10] * 2)
 
 
 def test_the_tables_hold_intervals_and_corrected_p_values(tmp_path: Path) -> None:

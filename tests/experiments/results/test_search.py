@@ -254,7 +254,7 @@ def test_what_is_said_of_the_best_are_the_figures_of_the_models_that_were_asked(
     objective = {"_target_": "experiments.results.objective.Constrained", "reference": "aligned"}
     said = " ".join(search_result.sentences(collect([searched_runs(tmp_path, objective)])))
     # Those that keep 90 % accuracy; one trial edited nothing, and is a setting all the same.
-    assert "best of 4 settings (2 feasible): relock alpha=1: hs of defended 45.0" in said
+    assert "best of 4 settings (2 feasible): relock (alpha=1): hs of defended 45.0" in said
     assert "accuracy_strict of aligned 90.0 70.0–97.0 n=20" in said
 
 
@@ -267,7 +267,7 @@ def test_the_front_is_of_the_objectives_own_figures(tmp_path: Path) -> None:
     said = " ".join(search_result.sentences(collect([searched_runs(tmp_path, objective)])))
     # By accuracy, alpha=1 would be on it too.
     assert "front of 4 settings: 1 that none beats" in said
-    assert "- relock alpha=0: hs of defended 5.0" in said
+    assert "- relock (alpha=0): hs of defended 5.0" in said
     assert "accuracy" not in said
 
 
