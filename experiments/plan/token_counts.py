@@ -55,25 +55,22 @@ class TokenCounts:
 
     def _start(self, style: PromptStyle, prompt: str, start: str, system: str | None) -> int:
         if self._tokenizer is None:
-            return _guess(_rendered(style, prompt, system) + start)
+            return _guess(style, prompt, start, system)
         return len(style.encode_start(self._tokenizer, prompt, start, system))
 
     def _pair(self, style: PromptStyle, row: tuple[str, str], training: bool) -> int:
         prompt, answer = row
         if self._tokenizer is None:
-            return _guess(_rendered(style, prompt, None)) + _guess(answer) + 1
+            return _guess(style, prompt, answer, None) + 1
         head = style.encode_prompt(self._tokenizer, prompt, training=training)
         return len(head) + len(style.encode_answer(self._tokenizer, prompt, answer))
 
 
-def _rendered(style: PromptStyle, prompt: str, system: str | None) -> str:
-    """The prompt's text, with room for a chat template's marks."""
+def _guess(style: PromptStyle, prompt: str, answer: str, system: str | None) -> int:
+    """Tokens by the number of characters, with room for a chat template's marks."""
     if style.style == "alpaca":
-        return style.render_alpaca(prompt, system)
-    turns = style.messages(prompt, system=system)
-    marks = " " * (_TOKENS_PER_TURN * CHARACTERS_PER_TOKEN)
-    return "".join(turn["content"] + marks for turn in turns) + marks
-
-
-def _guess(text: str) -> int:
-    return -(-len(text) // CHARACTERS_PER_TOKEN)
+        texts, marks = [style.render_alpaca(prompt, system)], 0
+    else:
+        texts = [turn["content"] for turn in style.messages(prompt, system=system)]
+        marks = _TOKENS_PER_TURN * (len(texts) + 1)
+    return marks + sum(-(-len(text) // CHARACTERS_PER_TOKEN) for text in (*texts, answer))

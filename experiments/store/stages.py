@@ -29,7 +29,7 @@ class Stage:
     """What identifies a stage's output.
 
     Attributes:
-        name: Which arrow of the pipeline it is.
+        name: Which kind of step makes it, "attack" for example.
         version: Raised when the stage's code changes what it writes.
         settings: Resolved, JSON-serialisable settings that the output depends on.
         inputs: Keys of the stages and identities of the files it reads.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -14,15 +15,19 @@ from huggingface_hub import ModelInfo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.config.experiment import PROJECT
+from experiments.config.experiment import PROJECT, register_resolvers
+from experiments.config.jobs import expand
 from experiments.pipeline.cost import ModelSize, Work
+from experiments.pipeline.inputs import read_inputs
+from experiments.pipeline.pipeline import Pipeline
+from experiments.pipeline.steps.base import Step
 from experiments.plan.__main__ import main
-from experiments.plan.dry_run import Entry, Ledger
+from experiments.plan.dry_run import DryRun, Entry, Ledger
 from experiments.plan.models import Library, _Hub
 from experiments.plan.shapes import read_shape
 from experiments.plan.sizes import PlannedSizes, model_size
 from experiments.plan.totals import Rates, add_up
-from experiments.store import Store
+from experiments.store import StageResult, Store
 from modeling.training import LoraSettings, TrainSettings
 from tests.experiments.conftest import TOY, Command
 
@@ -114,6 +119,29 @@ def test_a_judge_that_writes_is_counted_with_its_question_and_its_reply(
     # The instruction around each pair, besides what the classifier reads too.
     more = asked["prompt_tokens"] - plain["prompt_tokens"]
     assert more > rows * 300
+
+
+def test_every_step_keeps_its_key_on_the_way_to_a_child_process(tmp_path: Path) -> None:
+    class Pickling(DryRun):
+        def __call__(self, step: Step) -> StageResult:
+            copy = pickle.loads(pickle.dumps(step))
+            seen.add(type(step))
+            assert copy.stage == step.stage
+            return super().__call__(copy)
+
+    register_resolvers()
+    seen: set[type[Step]] = set()
+    ledger = Ledger(PlannedSizes(Library(tmp_path / "scratch")))
+    line = ["defense=fgsn", "model.alignment=own", "refine.adapter=fresh", *REFINE, *TOY]
+    (job,) = expand([*line, f"store.root={tmp_path / 'store'}"], multirun=False)
+    base, published = ledger.sizes.library.find_models(job.experiment.model)
+    runner = Pickling(Store(job.experiment.store), ledger)
+    pipeline = Pipeline(job.experiment, read_inputs(job.experiment), base, published, runner)
+    pipeline.measure(pipeline.train().models)
+    assert {step.__name__ for step in seen} == {
+        "Align", "Merge", "RunAttack", "Prepare", "Apply",
+        "Generate", "Likelihood", "JudgeAnswers", "ScoreAnswers",
+    }  # fmt: skip
 
 
 def test_a_papers_grid_is_counted(plan: Callable[..., Planned]) -> None:
