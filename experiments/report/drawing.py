@@ -132,6 +132,7 @@ def legend_entry(name: str, look: Look, joined: bool = True) -> Line2D:
 def legend(figure: Figure, keys: Mapping[str, Any]) -> None:
     """The legend under the panels, in as many columns as fit."""
     width = _CHARACTER * max(map(len, keys), default=1) + _KEY
-    columns = max(1, min(len(keys), int(figure.get_figwidth() // width)))
+    rows = -(-len(keys) // max(1, int(figure.get_figwidth() // width)))
+    columns = -(-len(keys) // max(1, rows))
     place: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 9}
     figure.legend(handles=list(keys.values()), ncols=columns, **place)

@@ -33,7 +33,7 @@ TRADE_OFF = "Harmfulness against task accuracy"
 NARROW = (4.2, 3.3)
 """Inches of a panel that is read on a phone."""
 
-_WIDE = (6.4, 4.4)
+_WIDE, _NARROWEST = (5.0, 3.9), 7.0
 _COLUMNS = 3
 _LEGEND_ROW = 0.22
 _FEASIBLE = "#2FBF94"
@@ -98,7 +98,9 @@ def _drawing(
     draw: Callable[[Axes, Panel], dict[str, Any]],
     shown: Sequence[Panel],
 ) -> Drawing:
-    figure = draw_panels(draw, shown, _WIDE)
+    columns = min(len(shown), _COLUMNS)
+    size = (max(_WIDE[0], _NARROWEST / columns), _WIDE[1])
+    figure = draw_panels(draw, shown, size)
     return Drawing(stem, title, figure, asked(row for panel in shown for row in panel.rows))
 
 
@@ -164,7 +166,7 @@ def draw_trade_off(axes: Axes, panel: Panel) -> dict[str, Any]:
         (drawn,) = axes.step(
             [100 * row.metrics[ACCURACY].value for row in best],
             [100 * row.worst_hs.value for row in best],
-            where="pre", color=GREY, linestyle="--", linewidth=1.2, zorder=1.5, label=_FRONT,
+            where="pre", color="black", linestyle="--", linewidth=1.2, zorder=4, label=_FRONT,
         )  # fmt: skip
         keys[_FRONT] = drawn
     axes.set_xlabel("task accuracy, strict (%)")
