@@ -34,8 +34,7 @@ def run_and_record(
     from experiments.launch.progress.listener import listening
     from experiments.pipeline.pipeline import Pipeline, find_models
     from experiments.pipeline.recording import recorded
-    from experiments.report.pool import collect
-    from experiments.report.tables import one_line, print_run
+    from experiments.report.run_table import one_line, print_run
     from experiments.results.events import append
 
     start = time.perf_counter()
@@ -51,7 +50,7 @@ def run_and_record(
     record.write(folder, outcome.rows)
     where = experiment.tracker.track(record, outcome.rows, folder, group)
     if group is None:
-        print_run(collect([folder]), record)
+        print_run(record, folder)
     else:
         result = one_line(record)
         append(folder, "job", "measured", result=result)

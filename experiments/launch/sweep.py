@@ -140,7 +140,8 @@ def _print(folder: Path, unstarted: int, *, lost: bool) -> None:
         lost: Whether a job that was killed still says that it runs, on another machine.
     """
     from experiments.report.pool import collect
-    from experiments.report.tables import show, terminal
+    from experiments.report.table import terminal
+    from experiments.report.tables import show
 
     console = terminal()
     collected = collect([folder])

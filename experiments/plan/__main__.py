@@ -48,7 +48,7 @@ def _plan(given: argparse.Namespace, library: Library) -> None:
     from experiments.config.jobs import expand
     from experiments.plan.sweep import foresee
     from experiments.plan.table import show
-    from experiments.report.tables import terminal
+    from experiments.report.table import terminal
 
     register_resolvers()
     rates = Rates(given.tflops, given.bandwidth, given.disk)

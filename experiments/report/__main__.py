@@ -80,38 +80,39 @@ def report(
         steps,
         tables,
     )
-    from experiments.report.examples import MAIN
-    from experiments.report.examples import comparisons as side_by_side
+    from experiments.report.examples import MAIN, side_by_side
     from experiments.report.pool import collect
+    from experiments.report.table import terminal
 
     for path in paths:
         if not path.is_dir():
             raise RelockError(f"{path} is not a folder; give a run's or a sweep's folder")
-    collected = collect(paths)
-    console = tables.terminal()
-    if not collected.runs:
+    collected, screen = collect(paths), terminal()
+    written: list[Path] = []
+    if collected.runs:
+        tables.show(collected, screen)
+        for sentence in search_result.sentences(collected):
+            screen.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        comparisons = published.comparisons(collected)
+        published.show(comparisons, screen)
+        compared = side_by_side(collected, max(examples, MAIN))
+        examples_markdown.show(compared, screen, examples, show_text)
+        written += [*tables.write(collected, output), latex.write(collected, output)]
+        written += steps.write(collected.rows, output)
+        written += published.write(comparisons, output)
+        written += examples_markdown.write(compared, output, show_text)
+    else:
         names = ", ".join(str(path) for path in paths)
         if not (as_page and html.failures(paths)):
             raise RelockError(f"no record.json under {names}; give a folder of finished runs")
-        console.print(f"no run under {names} has ended with a result", highlight=False)
-        page = html.write(collected, (), paths, output)
-        console.print(str(page), soft_wrap=True, highlight=False)
-        return
-    tables.show(collected, console)
-    for sentence in search_result.sentences(collected):
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-    comparisons = published.comparisons(collected)
-    published.show(comparisons, console)
-    compared = side_by_side(collected, max(examples, MAIN))
-    examples_markdown.show(compared, console, examples, show_text)
-    written = [*tables.write(collected, output), latex.write(collected, output)]
-    written += steps.write(collected.rows, output)
-    written += published.write(comparisons, output)
-    written += examples_markdown.write(compared, output, show_text)
+        screen.print(f"no run under {names} has ended with a result", highlight=False)
+        comparisons = []
     if as_page:
         written.append(html.write(collected, comparisons, paths, output))
-    for path in [*written, *figures.write(collected, output)]:
-        console.print(str(path), soft_wrap=True, highlight=False)
+    if collected.runs:
+        written += figures.write(collected, output)
+    for path in written:
+        screen.print(str(path), soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,8 @@ from typing import Any
 
 from data.refusals import REFUSALS, fold, phrase_pattern
 from evaluation.degenerate import degeneracy
-from experiments.report import tables
-from experiments.report.names import differing_labels
-from experiments.report.pool import Collected, Row, Run
-from experiments.report.style import plain, short
+from experiments.report.names import names, titles
+from experiments.report.pool import ROLES, Collected, Row, Run
 
 MAIN, FEW = 10, 3
 """How many of the harmful prompts, and of every further set, are shown by default."""
@@ -30,7 +28,7 @@ Cells = Mapping[Any, Any]
 
 
 @dataclass(frozen=True)
-class Model:
+class ShownModel:
     """One model of a comparison.
 
     Attributes:
@@ -112,7 +110,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownSet:
     """What is shown of one prompt set.
 
     Attributes:
@@ -128,18 +126,18 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SideBySide:
     """The models that go with one attacked model, and what they answered.
 
     Attributes:
-        title: Model, attack, task and the settings that tell it from the others.
+        title: ShownModel, attack, task and the settings that tell it from the others.
         models: Base, aligned, attacked, then the repaired ones.
         sets: The harmful prompts first.
     """
 
     title: str
-    models: tuple[Model, ...]
-    sets: tuple[Shown, ...]
+    models: tuple[ShownModel, ...]
+    sets: tuple[ShownSet, ...]
 
     @property
     def examples(self) -> list[Example]:
@@ -147,7 +145,7 @@ class Comparison:
         return [example for shown in self.sets for example in shown.examples]
 
 
-def comparisons(collected: Collected, main: int = MAIN) -> list[Comparison]:
+def side_by_side(collected: Collected, main: int = MAIN) -> list[SideBySide]:
     """One comparison per attacked model of the table, by its run of the lowest seed.
 
     Args:
@@ -156,45 +154,34 @@ def comparisons(collected: Collected, main: int = MAIN) -> list[Comparison]:
     """
     attacked = [row for row in collected.rows if row.role == "attacked"]
     found = []
-    labels = dict.fromkeys(("model", "attack", "task", *differing_labels(attacked)))
-    for row, told in zip(attacked, _told_apart(attacked), strict=True):
+    for row, title in zip(attacked, titles(attacked), strict=True):
         models = _models(row, collected.rows)
         sets = sorted(
             dict.fromkeys(name for model in models for name in model.rows),
             key=lambda name: (name != _HARMFUL, _kind(name) in _HARMLESS),
         )
         shown = (_shown(models, name, main if name == _HARMFUL else FEW) for name in sets)
-        title = ", ".join(filter(None, [*map(row.labels.get, labels), told]))
-        found.append(Comparison(title, models, tuple(shown)))
+        found.append(SideBySide(title, models, tuple(shown)))
     return found
 
 
-def _models(attacked: Row, rows: Iterable[Row]) -> tuple[Model, ...]:
+def _models(attacked: Row, rows: Iterable[Row]) -> tuple[ShownModel, ...]:
     """The models of one attacked model's comparison; equal ones share a place and its names."""
     first = min(attacked.runs, key=lambda run: run.record.seed)
     key = first.record.models["attacked"]
-    repaired = [row for row in rows if row.role in ("defended", "refined")]
-    later = [row for row in repaired if _goes_with(row, attacked)]
-    roles = ("base", "aligned", "attacked")
-    found = [Model(role, role, first) for role in roles if role in first.record.models]
+    repaired = [row for row in rows if row.family == attacked.family and row.role != "attacked"]
+    found = [ShownModel(role, role, first) for role in ROLES[:3] if role in first.record.models]
     found += [
-        Model(name, row.role, _run(row, key))
-        for name, row in zip(_names(later), later, strict=True)
+        ShownModel(name, row.role, _run(row, key))
+        for name, row in zip(names(repaired), repaired, strict=True)
     ]
-    distinct: dict[str, Model] = {}
+    distinct: dict[str, ShownModel] = {}
     for model in found:
         content = model.run.record.models[model.role]
         same = distinct.get(content)
         name = model.name if same is None else f"{same.name} = {model.name}"
-        distinct[content] = Model(name, (same or model).role, (same or model).run)
+        distinct[content] = ShownModel(name, (same or model).role, (same or model).run)
     return tuple(distinct.values())
-
-
-def _goes_with(row: Row, attacked: Row) -> bool:
-    """Whether a repaired model's row has the attacked one's names and settings."""
-    return all(row.labels.get(name) == value for name, value in attacked.labels.items()) and all(
-        row.settings.get(name) == value for name, value in attacked.settings.items()
-    )
 
 
 def _run(row: Row, attacked: str) -> Run:
@@ -203,43 +190,12 @@ def _run(row: Row, attacked: str) -> Run:
     return min(same or row.runs, key=lambda run: run.record.seed)
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
-    """What repaired models are called; settings tell apart those of one defense."""
-    names = [tables.label(row) for row in rows]
-    alike = {
-        name: [row for row in rows if tables.label(row) == name] for name in dict.fromkeys(names)
-    }
-    told = {
-        id(row): settings
-        for members in alike.values()
-        for row, settings in zip(members, _told_apart(members), strict=True)
-    }
-    return [
-        f"{name} ({told[id(row)]})" if told[id(row)] else name
-        for name, row in zip(names, rows, strict=True)
-    ]
-
-
-def _told_apart(rows: Sequence[Row]) -> list[str]:
-    """The settings in which rows differ, as they are in each."""
-    keys = dict.fromkeys(key for row in rows for key in row.settings)
-    differing = [key for key in keys if len({repr(row.settings.get(key)) for row in rows}) > 1]
-    return [
-        ", ".join(
-            f"{short(key, differing)}={plain(row.settings[key])}"
-            for key in differing
-            if key in row.settings
-        )
-        for row in rows
-    ]
-
-
 def _kind(name: str) -> str:
     return name.partition(":")[0]
 
 
-def _shown(models: Sequence[Model], name: str, n: int) -> Shown:
-    """The prompts of one set that are shown; the page tells the rule (`pages`)."""
+def _shown(models: Sequence[ShownModel], name: str, n: int) -> ShownSet:
+    """The prompts of one set that are shown; `examples_markdown` says by which rule."""
     outcomes = {model.name: _outcomes(model, name) for model in models}
     ids = list(dict.fromkeys(id_ for each in outcomes.values() for id_ in each))
     patterns: dict[tuple[str, ...], list[str]] = {}
@@ -253,14 +209,14 @@ def _shown(models: Sequence[Model], name: str, n: int) -> Shown:
         for id_, row in model.rows.get(name, {}).items()
     }
     chosen = _choose([patterns[pattern] for pattern in ordered], categories, n)
-    return Shown(
+    return ShownSet(
         name,
         {pattern: len(patterns[pattern]) for pattern in ordered},
         tuple(_example(models, name, id_) for id_ in chosen),
     )
 
 
-def _outcomes(model: Model, name: str) -> dict[str, str]:
+def _outcomes(model: ShownModel, name: str) -> dict[str, str]:
     """By prompt, what came out in a word: the harm judge's label, refused or not, right or not."""
     column, words = "harm_label", {}
     if _kind(name) == _TASK:
@@ -290,7 +246,7 @@ def _choose(patterns: Sequence[Sequence[str]], categories: Mapping[str, str], n:
     return chosen[:n]
 
 
-def _example(models: Sequence[Model], name: str, id_: str) -> Example:
+def _example(models: Sequence[ShownModel], name: str, id_: str) -> Example:
     asked = {model.name: model.rows.get(name, {}).get(id_) for model in models}
     rows = {model: row for model, row in asked.items() if row is not None}
     first = next(iter(rows.values()))
@@ -346,8 +302,8 @@ def _verdict(row: Cells, judge: str) -> str:
     details = [f"{float(score):.2f}" if score else "", category, response]
     if _text(row, f"{judge}_truncated") == "True":
         details.append("judged a part")
-    told = ", ".join(filter(None, details))
-    return f"{label} ({told})" if told else label
+    in_brackets = ", ".join(filter(None, details))
+    return f"{label} ({in_brackets})" if in_brackets else label
 
 
 def _reading(row: Cells) -> dict[str, str]:

@@ -11,20 +11,19 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.report.examples import FEW, MAIN, Comparison, Example, Model, Shown
-from experiments.report.pool import Run
+from experiments.report.examples import FEW, MAIN, Example, ShownModel, ShownSet, SideBySide
+from experiments.report.table import Cell, Table, as_markdown, as_terminal
 from experiments.report.untrusted_text import LONGEST, WIDTH, block, inline, shortened, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 FILE = "examples.md"
 
 _MOST_PATTERNS = 8
 
 
-def write(found: Sequence[Comparison], folder: Path, show_text: bool = False) -> list[Path]:
+def write(found: Sequence[SideBySide], folder: Path, show_text: bool = False) -> list[Path]:
     """Writes `examples.md` to `folder`.
 
     Args:
@@ -37,7 +36,7 @@ def write(found: Sequence[Comparison], folder: Path, show_text: bool = False) ->
     return [folder / FILE]
 
 
-def markdown(found: Sequence[Comparison], show_text: bool = False) -> str:
+def markdown(found: Sequence[SideBySide], show_text: bool = False) -> str:
     """All comparisons as one page; no text in it can act as Markdown or HTML."""
     parts = ["# Examples", _WITH_TEXT if show_text else _WITHOUT_TEXT, _RULE, _LEGEND]
     for comparison in found:
@@ -51,24 +50,31 @@ def markdown(found: Sequence[Comparison], show_text: bool = False) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _models_table(models: Sequence[Model]) -> str:
-    rows = [[model.name, str(model.run.record.seed), _place(model.run)] for model in models]
-    return _table(["model", "seed", "run"], rows)
+def _models_table(models: Sequence[ShownModel]) -> str:
+    rows = [
+        [model.name, str(model.run.record.seed), "/".join(model.run.folder.parts[-2:])]
+        for model in models
+    ]
+    return _markdown(["model", "seed", "run"], rows)
 
 
-def _place(run: Run) -> str:
-    return "/".join(run.folder.parts[-2:])
-
-
-def _patterns_table(models: Sequence[Model], shown: Shown) -> str:
+def _patterns_table(models: Sequence[ShownModel], shown: ShownSet) -> str:
     patterns = list(shown.patterns.items())
     rows = [[str(count), *pattern] for pattern, count in patterns[:_MOST_PATTERNS]]
-    table = _table(["prompts", *(model.name for model in models)], rows)
+    table = _markdown(["prompts", *(model.name for model in models)], rows)
     rest = patterns[_MOST_PATTERNS:]
     if not rest:
         return table
     count = sum(count for _, count in rest)
     return f"{table}\n\nBesides: {count} prompts in {len(rest)} other combinations."
+
+
+def _markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return as_markdown(_table(headings, rows), escape=inline).rstrip("\n")
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    return Table("", "", headings, [[Cell(text) for text in row] for row in rows])
 
 
 def _page(example: Example, number: int, show_text: bool) -> list[str]:
@@ -80,7 +86,7 @@ def _page(example: Example, number: int, show_text: bool) -> list[str]:
     if visible_text:
         parts += ["Prompt:", block(example.prompt)]
         parts += ["Asked as:", block(example.asked)] if example.asked else []
-    parts.append(_table(*_replies(example)))
+    parts.append(_markdown(*_replies(example)))
     for (fingerprint, text), names in example.texts.items() if visible_text else ():
         parts += [f"{inline(fingerprint)}: {', '.join(map(inline, names))}", block(text)]
     return parts
@@ -102,14 +108,7 @@ def _replies(example: Example) -> tuple[list[str], list[list[str]]]:
     return ["model", *judges, "tokens", "answer", "notes"], rows
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table of one line each."""
-    lines = [head, *rows]
-    cells = ["| " + " | ".join(map(inline, line)) + " |" for line in lines]
-    return "\n".join([cells[0], "|" + " --- |" * len(head), *cells[1:]])
-
-
-def show(found: Sequence[Comparison], console: Console, n: int, show_text: bool = False) -> None:
+def show(found: Sequence[SideBySide], console: Console, n: int, show_text: bool = False) -> None:
     """Prints `n` examples, the comparisons in turn.
 
     Args:
@@ -124,7 +123,7 @@ def show(found: Sequence[Comparison], console: Console, n: int, show_text: bool 
         _print(comparison, example, console, show_text or example.is_harmless)
 
 
-def _print(comparison: Comparison, example: Example, console: Console, with_text: bool) -> None:
+def _print(comparison: SideBySide, example: Example, console: Console, with_text: bool) -> None:
     from rich.text import Text
 
     named = [comparison.title, example.set, example.category, example.id]
@@ -135,7 +134,9 @@ def _print(comparison: Comparison, example: Example, console: Console, with_text
             console.print(Text(_written("asked as", example.asked)))
         if example.gold:
             console.print(Text(_written("right answer", example.gold)))
-    console.print(_terminal_table(example))
+    head, rows = _replies(example)
+    seen = [[visible(text) for text in row] for row in rows]
+    console.print(as_terminal(_table([visible(name) for name in head], seen)))
     for (fingerprint, text), names in example.texts.items() if with_text else ():
         console.print(Text(_written(f"{fingerprint} ({', '.join(names)})", text)))
     console.print()
@@ -143,19 +144,6 @@ def _print(comparison: Comparison, example: Example, console: Console, with_text
 
 def _written(name: str, text: str) -> str:
     return f"{name}: {shortened(visible(text))}"
-
-
-def _terminal_table(example: Example) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    head, rows = _replies(example)
-    table = Table(header_style="bold")
-    for name in head:
-        table.add_column(Text(name), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(visible(cell)) for cell in row))
-    return table
 
 
 _WITHOUT_TEXT = """Of harmful prompts neither the prompt nor an answer is shown as text, only what \

@@ -6,18 +6,15 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from experiments.report.columns import is_number, main_columns
+from evaluation.metric_names import MetricName
+from experiments.report.columns import main_columns
 from experiments.report.pool import Collected, Row
-from experiments.report.tables import label, setting, setting_names
-
-if TYPE_CHECKING:
-    from evaluation.statistics import Estimate
+from experiments.report.table import Cell, Table
+from experiments.report.tables import model_table
 
 FILE = "table.tex"
 
-_SIGNIFICANT = 0.05
 _STAR = "$^{*}$"
 # Left out: the CSV has them, and no page is wide enough.
 _LEFT_OUT = ("degenerate",)
@@ -51,34 +48,42 @@ def table(rows: Sequence[Row], note: str = "") -> str:
         rows: The report's.
         note: What the caption says besides.
     """
-    # A defense that edited nothing is the attacked model again.
-    rows = [row for row in rows if row.role != "defended" or row.cost["parameters_edited"]]
-    names = setting_names(rows)
+    rows = [row for row in rows if not row.is_attacked_again]
     columns = {
         name: head
         for name, head in main_columns(rows, wide=True).items()
-        if name not in _LEFT_OUT and any(_known(row, name) for row in rows)
+        if name not in _LEFT_OUT and _counts(rows, name)
     }
-    head = ["model", *names, *columns.values()]
+    shown = model_table(rows, columns, name=_label(rows), seeds=False)
+    return as_latex(shown, len(columns), _caption(shown, rows, columns, note))
+
+
+def as_latex(shown: Table, figures: int, caption: str) -> str:
+    """A table in LaTeX; a rule stands between roles.
+
+    Args:
+        shown: The table; its name is the label.
+        figures: How many of the last columns hold figures.
+        caption: LaTeX.
+    """
     body, before = [], ""
-    for row in rows:
-        if before and row.role != before:
+    for role, row in zip(shown.roles, shown.rows, strict=True):
+        if before and role != before:
             body.append(r"\midrule")
-        before = row.role
-        cells = [label(row), *(setting(row, key) for key in names.values())]
-        body.append(_line([*map(escape, cells), *(_cell(row, name) for name in columns)]))
+        before = role
+        body.append(_line(map(_cell, row)))
     lines = [
         r"% \usepackage{booktabs, graphicx}",
         r"\begin{table*}",
         r"\centering",
-        rf"\caption{{{_caption(rows, columns, note)}}}",
-        rf"\label{{{_label(rows)}}}",
+        rf"\caption{{{caption}}}",
+        rf"\label{{{shown.name}}}",
         r"\footnotesize",
         # As wide as the text at most.
         r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{{'l' * (1 + len(names))}{'r' * len(columns)}}}",
+        rf"\begin{{tabular}}{{{'l' * (len(shown.headings) - figures)}{'r' * figures}}}",
         r"\toprule",
-        _line(map(escape, head)),
+        _line(map(escape, shown.headings)),
         r"\midrule",
         *body,
         r"\bottomrule",
@@ -93,41 +98,29 @@ def escape(text: str) -> str:
     return "".join(_SPECIAL.get(character, character) for character in " ".join(text.split()))
 
 
-def _known(row: Row, name: str) -> Estimate | None:
-    """The row's estimate of a metric; None where there is nothing to show."""
-    estimate = row.metrics.get(name)
-    shown = estimate is not None and estimate.n and not math.isnan(estimate.value)
-    return estimate if shown else None
-
-
-def _cell(row: Row, name: str) -> str:
-    estimate = _known(row, name)
-    if estimate is None:
+def _cell(cell: Cell) -> str:
+    """A cell with its star and its interval, the first of what stands under it, if there is one."""
+    if cell.text == "-" or (cell.more and cell.sort is None):
         return "--"
-    scale, digits = (1, 2) if is_number(name) else (100, 1)
-    value, low, high = (
-        f"{scale * end:.{digits}f}" for end in (estimate.value, estimate.low, estimate.high)
-    )
-    test = row.paired.get(name)
-    star = _STAR if test is not None and test.p_holm < _SIGNIFICANT else ""
-    interval = "" if math.isnan(estimate.low) else rf" {{\scriptsize [{low}, {high}]}}"
-    return f"{value}{star}{interval}"
+    interval = cell.more[0].replace("–", ", ") if len(cell.more) > 1 else ""
+    said = rf" {{\scriptsize [{interval}]}}" if interval else ""
+    return f"{escape(cell.text)}{_STAR if cell.starred else ''}{said}"
 
 
 def _line(cells: Iterable[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-def _caption(rows: Sequence[Row], columns: Mapping[str, str], note: str) -> str:
+def _caption(shown: Table, rows: Sequence[Row], columns: Mapping[str, str], note: str) -> str:
     counts = [f"{escape(head)} {_counts(rows, name)}" for name, head in columns.items()]
     shares = "Shares in \\%"
-    if any(is_number(name) for name in columns):
+    if any(not MetricName.parse(name).unit for name in columns):
         shares += ", other figures as they are"
     caption = (
         f"{shares}, with 95 \\% intervals: Wilson's for shares, a bootstrap's for means; over "
         f"several seeds, clustered by seed and prompt. $n$: {'; '.join(counts)}."
     )
-    if any(_STAR in _cell(row, name) for row in rows for name in columns):
+    if any(cell.starred for row in shown.rows for cell in row):
         caption += (
             f" {_STAR}: differs from the attacked model (after a further fine-tuning: from the "
             "model before it), $p < 0.05$ after Holm's correction."
@@ -136,9 +129,10 @@ def _caption(rows: Sequence[Row], columns: Mapping[str, str], note: str) -> str:
 
 
 def _counts(rows: Sequence[Row], name: str) -> str:
-    counts = {estimate.n for row in rows if (estimate := _known(row, name))}
-    low, high = min(counts), max(counts)
-    return str(low) if low == high else f"{low}--{high}"
+    """How many rows a metric's estimates are of; "" where none has a value."""
+    estimates = [row.metrics[name] for row in rows if name in row.metrics]
+    counts = {each.n for each in estimates if each.n and not math.isnan(each.value)}
+    return "--".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else ""
 
 
 def _label(rows: Iterable[Row]) -> str:

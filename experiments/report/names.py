@@ -53,6 +53,16 @@ def distinguishing_labels(rows: Sequence[Row], without: Collection[str] = ()) ->
     ]
 
 
+def titles(rows: Sequence[Row]) -> list[str]:
+    """Model, attack and task of attacked rows, and what else tells each from the others."""
+    labels = dict.fromkeys(("model", "attack", "task", *differing_labels(rows)))
+    apart = distinguishing_labels(rows, without=labels)
+    return [
+        ", ".join(filter(None, [*map(row.labels.get, labels), settings]))
+        for row, settings in zip(rows, apart, strict=True)
+    ]
+
+
 def _differs(rows: Sequence[Row], key: str) -> bool:
     if len({repr(row.settings[key]) for row in rows if key in row.settings}) > 1:
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -47,6 +48,9 @@ _OWN_SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "refined": ("refine",),
 }
+ROLES = tuple(_OWN_SECTIONS)
+"""The models of a run, each made of the one before it."""
+
 _SECTIONS = dict(zip(_OWN_SECTIONS, accumulate(_OWN_SECTIONS.values()), strict=True))
 # Labels tell these apart.
 _NAMES = ("model.name", "model.alignment", "attack.task", "protocol.name")
@@ -199,21 +203,26 @@ def collect(paths: Iterable[Path]) -> Collected:
     runs = [Run(folder, Record.read(folder)) for folder in folders]
     varying = _varying(runs)
     groups: dict[Identity, list[Run]] = {}
-    for role in _SECTIONS:
+    for role in ROLES:
         for run in runs:
-            if role in run.record.models:
+            if role in run.record.models and not _repeats_attacked(run, role):
                 groups.setdefault(_group(run, role, varying), []).append(run)
     ordered = sorted(groups.items(), key=lambda item: _place(item[0]))
     rows = [_row(group, members, varying) for group, members in ordered]
     families: dict[tuple[str, Identity | None], list[int]] = {}
     for place, row in enumerate(rows):
-        # A defense that edited nothing left the attacked model: there is nothing to test.
-        if row.paired and row.edited:
+        if row.paired:
             families.setdefault((row.role, row.family), []).append(place)
     for places in families.values():
         for place, row in zip(places, _corrected([rows[i] for i in places]), strict=True):
             rows[place] = row
     return Collected(runs, rows)
+
+
+def _repeats_attacked(run: Run, role: str) -> bool:
+    """Whether it is the model of no defense, which is the attacked one; a search's trial counts."""
+    record = run.record
+    return role == "defended" and record.labels["defense"] == "none" and not record.objective
 
 
 def _corrected(family: Sequence[Row]) -> list[Row]:
@@ -235,7 +244,7 @@ def _place(group: Identity) -> tuple[Any, ...]:
         (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))
         for _, value in settings
     ]
-    return list(_SECTIONS).index(role), names, values
+    return ROLES.index(role), names, values
 
 
 def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -294,7 +303,6 @@ def _group(run: Run, role: str, varying: Sequence[str]) -> Identity:
 
 def _row(group: Identity, members: Sequence[Run], varying: Sequence[str]) -> Row:
     role, labels, settings = group
-    roles = list(_SECTIONS)
     # Of runs that share the model, the one whose attack had a further prompt that it was asked.
     most_asked = sorted(members, key=lambda run: len(run.record.metrics.get(role, ())))
     shared = {run.record.models[role]: run for run in most_asked}
@@ -307,8 +315,8 @@ def _row(group: Identity, members: Sequence[Run], varying: Sequence[str]) -> Row
         seeds=tuple(sorted({run.record.seed for run in runs})),
         runs=runs,
         cost=_mean_cost(members) if role == "defended" else {},
-        paired=_paired(runs, role, _AGAINST[role]) if role in _AGAINST else {},
-        lineage={each: _group(runs[0], each, varying) for each in roles[: roles.index(role) + 1]},
+        paired=_paired(runs, role, members) if role in _AGAINST else {},
+        lineage={each: _group(runs[0], each, varying) for each in ROLES[: ROLES.index(role) + 1]},
     )
 
 
@@ -324,10 +332,16 @@ def pooled(runs: Sequence[Run], model: str) -> pd.DataFrame:
     return pd.concat(numbered, ignore_index=True)
 
 
-def _paired(runs: Sequence[Run], role: str, other: str) -> dict[str, PairedTest]:
-    return compare(pooled(runs, role), pooled(runs, other))
+def _paired(runs: Sequence[Run], role: str, members: Sequence[Run]) -> dict[str, PairedTest]:
+    """The tests against the model before; none of a model against itself."""
+    if role == "defended" and not any(run.record.cost["parameters_edited"] for run in members):
+        return {}
+    return compare(pooled(runs, role), pooled(runs, _AGAINST[role]))
 
 
 def _mean_cost(members: Sequence[Run]) -> dict[str, float]:
     names = members[0].record.cost
-    return {name: sum(run.record.cost[name] for run in members) / len(members) for name in names}
+    values = {name: [run.record.cost[name] for run in members] for name in names}
+    return {
+        name: math.nan if None in each else sum(each) / len(each) for name, each in values.items()
+    }

@@ -15,22 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.statistics import Estimate
 from experiments.report.pool import Collected, Row, Run, collect
+from experiments.report.table import Table, as_markdown, as_terminal, text_cell
 from experiments.results import published
-from experiments.results.published import Figure, Published, conditions
+from experiments.results.published import PaperFigure, PaperTable, conditions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 FILES = ("published.md", "published.csv")
 
-HEAD = ("method", "where", "figure", "paper", "ours", "95 %", "n", "difference", "remark")
+_HEADINGS = ("method", "where", "figure", "paper", "ours", "95 %", "n", "difference", "remark")
 # What a share, a time and a mean score are multiplied with to be in a figure's unit.
 _SCALE = {"%": 100.0, "s": 1.0, "min": 1 / 60, "score": 1.0}
 _ABSENT = "not there"
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ComparedFigure:
     """One figure of a paper with our counterpart.
 
     Attributes:
@@ -39,7 +40,7 @@ class Line:
         remark: Why there is none, or what else to know of it.
     """
 
-    figure: Figure
+    figure: PaperFigure
     ours: Estimate | None
     remark: str
 
@@ -78,8 +79,8 @@ class Comparison:
         stated: How many settings the paper states of such runs.
     """
 
-    published: Published
-    lines: tuple[Line, ...]
+    published: PaperTable
+    lines: tuple[ComparedFigure, ...]
     differences: tuple[Difference, ...]
     stated: int
 
@@ -105,7 +106,7 @@ def comparisons(collected: Collected) -> list[Comparison]:
     return found
 
 
-def differences(paper: Published, runs: Sequence[Run]) -> tuple[tuple[Difference, ...], int]:
+def differences(paper: PaperTable, runs: Sequence[Run]) -> tuple[tuple[Difference, ...], int]:
     """What the runs' resolved settings have otherwise than the paper states.
 
     Returns:
@@ -123,28 +124,30 @@ def differences(paper: Published, runs: Sequence[Run]) -> tuple[tuple[Difference
     return tuple(differing), stated
 
 
-def _line(figure: Figure, rows: Sequence[Row]) -> Line:
+def _line(figure: PaperFigure, rows: Sequence[Row]) -> ComparedFigure:
     if not figure.defense or not figure.metric:
-        return Line(figure, None, figure.note)
+        return ComparedFigure(figure, None, figure.note)
     estimates, missing = [], []
     for condition in _single(figure.where):
         fitting = [row for row in rows if _fits(figure, row, condition)]
         if len(fitting) > 1:
-            return Line(figure, None, _ambiguous(fitting))
+            return ComparedFigure(figure, None, _ambiguous(fitting))
         estimate = _measured(fitting[0], figure.metric) if fitting else None
         if fitting and estimate is None:
             note = f"; {figure.note}" if figure.note else ""
-            return Line(figure, None, f"{figure.metric} wasn't measured{note}")
+            return ComparedFigure(figure, None, f"{figure.metric} wasn't measured{note}")
         if estimate is None:
             apart = {name: condition[name] for name in condition if len(figure.where[name]) > 1}
             missing.append(_written(apart))
         else:
             estimates.append(estimate)
     if not estimates:
-        return Line(figure, None, f"no run of defense={figure.defense} {_written(figure.where)}")
+        return ComparedFigure(
+            figure, None, f"no run of defense={figure.defense} {_written(figure.where)}"
+        )
     without = f"without {', '.join(missing)}, of which there is no run" if missing else ""
     remark = "; ".join(filter(None, (figure.note, without)))
-    return Line(figure, _mean(estimates, figure.unit), remark)
+    return ComparedFigure(figure, _mean(estimates, figure.unit), remark)
 
 
 def _single(where: Mapping[str, Sequence[str]]) -> Iterator[dict[str, tuple[str, ...]]]:
@@ -153,7 +156,7 @@ def _single(where: Mapping[str, Sequence[str]]) -> Iterator[dict[str, tuple[str,
         yield {name: (value,) for name, value in zip(where, values, strict=True)}
 
 
-def _fits(figure: Figure, row: Row, condition: Mapping[str, Sequence[str]]) -> bool:
+def _fits(figure: PaperFigure, row: Row, condition: Mapping[str, Sequence[str]]) -> bool:
     # No repair leaves the attacked model, whichever defenses the runs went on to.
     if figure.defense == "none":
         found = row.role == "attacked"
@@ -236,16 +239,8 @@ def _mean(estimates: Sequence[Estimate], unit: str) -> Estimate:
 
 def show(found: Iterable[Comparison], console: Console) -> None:
     """Prints every comparison: figures, what differs, what isn't known."""
-    from rich.table import Table
-    from rich.text import Text
-
     for comparison in found:
-        printed = Table(title=title(comparison), title_justify="left", header_style="bold")
-        for head in HEAD:
-            printed.add_column(head)
-        for cells in table(comparison):
-            printed.add_row(*map(Text, cells))
-        console.print(printed)
+        console.print(as_terminal(table(comparison)))
         for sentence in sentences(comparison):
             console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
@@ -257,30 +252,27 @@ def write(found: Sequence[Comparison], folder: Path) -> list[Path]:
     if not found:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    markdown, figures = (folder / name for name in FILES)
-    markdown.write_text("\n".join(map(_markdown, found)))
+    document, figures = (folder / name for name in FILES)
+    document.write_text("\n".join(map(_markdown, found)))
     frame = pd.DataFrame([_record(each, line) for each in found for line in each.lines])
     # Whole numbers, although a dash's n is missing.
     frame.astype({"n": "Int64"}).to_csv(figures, index=False)
-    return [markdown, figures]
+    return [document, figures]
 
 
-def title(comparison: Comparison) -> str:
-    """Which table it is, of which paper."""
+def table(comparison: Comparison) -> Table:
+    """The papers' figures with ours; a remark that the line above has too isn't repeated."""
     paper = comparison.published
-    return f"{paper.name}: {paper.table} of {paper.paper} (arXiv {paper.arxiv})"
-
-
-def table(comparison: Comparison) -> list[list[str]]:
-    """The lines' cells; a remark that the line above has too isn't repeated."""
     rows = [_cells(comparison, line) for line in comparison.lines]
     for above, row in reversed(list(pairwise(rows))):
         if (row[0], row[-1]) == (above[0], above[-1]):
             row[-1] = ""
-    return rows
+    title = f"{paper.name}: {paper.table} of {paper.paper} (arXiv {paper.arxiv})"
+    body = [[text_cell(text) for text in row] for row in rows]
+    return Table(f"published-{paper.name}", title, _HEADINGS, body)
 
 
-def _cells(comparison: Comparison, line: Line) -> list[str]:
+def _cells(comparison: Comparison, line: ComparedFigure) -> list[str]:
     figure, ours = line.figure, line.ours
     where = _short(_apart(comparison, figure))
     start = [figure.method, where, _figure_name(figure), f"{figure.value} {figure.unit}"]
@@ -292,7 +284,7 @@ def _cells(comparison: Comparison, line: Line) -> list[str]:
     return [*start, f"{ours.value:.{digits}f}", interval, str(ours.n), change, line.remark]
 
 
-def _apart(comparison: Comparison, figure: Figure) -> dict[str, tuple[str, ...]]:
+def _apart(comparison: Comparison, figure: PaperFigure) -> dict[str, tuple[str, ...]]:
     """A figure's conditions but for those that all figures of the table share."""
     every = [line.figure.where for line in comparison.lines]
     return {
@@ -312,7 +304,7 @@ def _short(where: Mapping[str, Sequence[str]]) -> str:
     return " ".join(parts)
 
 
-def _figure_name(figure: Figure) -> str:
+def _figure_name(figure: PaperFigure) -> str:
     """Our metric's name, or the paper's table where we have none."""
     return figure.metric or f"({figure.table})"
 
@@ -336,24 +328,21 @@ def sentences(comparison: Comparison) -> list[str]:
 
 
 def _markdown(comparison: Comparison) -> str:
-    rows = [HEAD, ["---"] * len(HEAD), *table(comparison)]
-    lines = "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows
+    shown = table(comparison)
+    text = "\n".join(
+        sentence if sentence.startswith("- ") else f"\n{sentence}\n"
+        for sentence in sentences(comparison)
     )
-    blocks: list[str] = []
-    for sentence in sentences(comparison):
-        blocks.append(sentence if sentence.startswith("- ") else f"\n{sentence}\n")
-    text = "\n".join(blocks)
-    return f"## {title(comparison)}\n\n{lines}\n\n{_LEGEND}{text}\n"
+    return f"## {shown.title}\n\n{as_markdown(shown)}\n{LEGEND}{text}\n"
 
 
-_LEGEND = """Ours with its 95 % interval and n, in the paper's unit; differences are ours minus \
+LEGEND = """Ours with its 95 % interval and n, in the paper's unit; differences are ours minus \
 the paper's, in points for shares. The interval of a mean is the mean of its parts' intervals, n \
-is their sum. The paper gives no intervals.
+is their sum. The papers give no intervals.
 """
 
 
-def _record(comparison: Comparison, line: Line) -> dict[str, Any]:
+def _record(comparison: Comparison, line: ComparedFigure) -> dict[str, Any]:
     figure, ours = line.figure, line.ours
     return {
         "experiment": comparison.published.name,
@@ -364,10 +353,10 @@ def _record(comparison: Comparison, line: Line) -> dict[str, Any]:
         "metric": figure.metric,
         "unit": figure.unit,
         "paper": figure.value,
-        "ours": None if ours is None else ours.value,
-        "low": None if ours is None else ours.low,
-        "high": None if ours is None else ours.high,
-        "n": None if ours is None else ours.n,
+        "ours": ours and ours.value,
+        "low": ours and ours.low,
+        "high": ours and ours.high,
+        "n": ours and ours.n,
         "difference": line.difference,
         "remark": line.remark,
     }

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
+from evaluation.metric_names import MetricName
 from evaluation.statistics import Estimate
 from experiments.report import pareto
 from experiments.report.pareto import Choice
 from experiments.report.pool import Collected, Row
-from experiments.report.tables import cell
 from experiments.results.command_line import command_line
 
 # What the run of the chosen settings has in place of the search's.
@@ -33,11 +30,8 @@ def _best(choice: Choice) -> list[str]:
     count, best = len(choice.defended), choice.best
     if best is None:
         return [f"best: none of {count} settings is feasible; allow more (objective.within)"]
-    head = (
-        f"best of {count} settings ({choice.feasible} feasible): "
-        f"{choice.name_of(best)}: {_figures(choice, best)}"
-    )
-    return [head, *_how_to_test(choice, best)]
+    head = f"best of {count} settings ({choice.feasible} feasible)"
+    return [f"{head}: {choice.name_of(best)}: {_figures(choice, best)}", *_how_to_test(best)]
 
 
 def _front(choice: Choice) -> list[str]:
@@ -45,7 +39,7 @@ def _front(choice: Choice) -> list[str]:
     lines = [f"front of {count} settings: {len(found)} that none beats in all of these figures"]
     for row in found:
         lines.append(f"- {choice.name_of(row)}: {_figures(choice, row)}")
-        lines += _how_to_test(choice, row)
+        lines += _how_to_test(row)
     return lines
 
 
@@ -53,22 +47,15 @@ def _figures(choice: Choice, row: Row) -> str:
     metrics = pareto.measured(choice.attacked, row)
     shown = []
     for model, metric in dict.fromkeys(choice.objective.read):
-        figure = cell(_estimate(metrics[model].get(metric)), " ", metric)
-        shown.append(f"{metric} of {model} {figure}")
+        figures = metrics[model].get(metric)
+        unit = MetricName.parse(metric).unit
+        text = " ".join(filter(None, Estimate.of(figures).shown(unit))) if figures else "-"
+        shown.append(f"{metric} of {model} {text}")
     return ", ".join(shown)
 
 
-def _estimate(found: dict[str, Any] | None) -> Estimate | None:
-    """A record's figure, in which None is no number."""
-    if found is None:
-        return None
-    value, low, high = (
-        math.nan if found[end] is None else found[end] for end in ("value", "low", "high")
-    )
-    return Estimate(value, low, high, found["n"])
-
-
-def _how_to_test(choice: Choice, row: Row) -> list[str]:
-    if not row.runs[0].validates:
+def _how_to_test(row: Row) -> list[str]:
+    run = row.runs[0]
+    if not run.validates:
         return ["chosen on the test split, so that these figures flatter it"]
-    return [f"test it once: {command_line(row.runs[0].record.overrides, _TEST_SPLIT)}"]
+    return [f"test it once: {command_line(run.record.overrides, _TEST_SPLIT, folder=run.folder)}"]

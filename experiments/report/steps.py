@@ -1,24 +1,23 @@
-"""Trajectories of repairs in several steps: a table of what each step brought."""
+"""Repairs in several steps: the models from the attacked to the defended one, as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from evaluation.metric_names import KINDS
 from evaluation.metrics import summarise
+from evaluation.statistics import Estimate
 from experiments.report.pool import Row, Run, pooled
-from experiments.report.tables import columns_of
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from evaluation.statistics import Estimate
+from experiments.report.table import Cell, Table
+from experiments.report.tables import metric_columns
+from experiments.results.record import Record
 
 FILE = "steps.csv"
 START = "attacked"
-SHOWN = {"hs": "HS", "asr": "ASR", "accuracy_strict": "accuracy"}
+SHOWN = {name: KINDS[name].heading for name in ("hs", "asr", "accuracy_strict")}
+"""Metrics of the table and of the figure of steps that aren't categories."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def trajectories(rows: Iterable[Row]) -> list[Trajectory]:
 
 
 def _points(runs: Sequence[Run]) -> list[Point]:
-    points = [Point(START, summarise(pooled(runs, "attacked")), 0, 0)]
+    points = [Point(START, summarise(pooled(runs, START)), 0, 0)]
     for index, step in enumerate(runs[0].record.steps):
         taken = [run.record.steps[index] for run in runs]
         edited, share = (
@@ -78,33 +77,33 @@ def _points(runs: Sequence[Run]) -> list[Point]:
     return points
 
 
-def terminal_table(trajectory: Trajectory) -> Table:
-    """The trajectory as `rich` prints it: shares in %, and in brackets what the step changed."""
-    from rich.table import Table
+def recorded_points(record: Record) -> list[Point]:
+    """The points of a single run, as its record has them."""
+    taken = [
+        Point(s["name"], record.estimates(s["model"]), s["parameters_edited"], s["share"])
+        for s in record.steps
+    ]
+    return [Point(START, record.estimates(START), 0, 0), *taken]
 
+
+def table(points: Sequence[Point]) -> Table:
+    """The points as a table: shares in %, and in brackets what the step changed."""
+    rows = []
+    for number, point in enumerate(points):
+        before = points[number - 1] if number else None
+        cells = [_cell(point, before, metric) for metric in SHOWN]
+        edited = f"{100 * point.share:.3f} %" if number else ""
+        rows.append([Cell(f"{number}: {point.name}"), Cell(edited), *cells])
     title = "steps: share in %, change by the step in points"
-    table = Table(title=title, title_justify="left", header_style="bold")
-    table.add_column("step")
-    for head in ("newly edited", *SHOWN.values()):
-        table.add_column(head, justify="right")
-    for number, point in enumerate(trajectory.points):
-        before = trajectory.points[number - 1] if number else None
-        table.add_row(
-            f"{number}: {point.name}",
-            f"{100 * point.share:.3f} %" if number else "",
-            *(_cell(point, before, metric) for metric in SHOWN),
-        )
-    return table
+    return Table("steps", title, ["step", "newly edited", *SHOWN.values()], rows)
 
 
-def _cell(point: Point, before: Point | None, metric: str) -> str:
+def _cell(point: Point, before: Point | None, metric: str) -> Cell:
     estimate = point.metrics[metric]
-    if estimate.n == 0:
-        return "-"
-    value = f"{100 * estimate.value:.1f}"
-    if before is None:
-        return value
-    return f"{value} ({100 * (estimate.value - before.metrics[metric].value):+.1f})"
+    value = estimate.shown()[0]
+    if before is None or not estimate.n:
+        return Cell(value)
+    return Cell(f"{value} ({100 * (estimate.value - before.metrics[metric].value):+.1f})")
 
 
 def write(rows: Iterable[Row], folder: Path) -> list[Path]:
@@ -120,7 +119,7 @@ def write(rows: Iterable[Row], folder: Path) -> list[Path]:
             "name": point.name,
             "parameters_edited": point.parameters_edited,
             "share": point.share,
-            **columns_of(point.metrics),
+            **metric_columns(point.metrics),
         }
         for trajectory in trajectories(rows)
         for number, point in enumerate(trajectory.points)

@@ -1,33 +1,31 @@
-"""The side-by-side table: for the terminal, as CSV and as Markdown."""
+"""The report's tables of models: side by side, tests, categories, costs; CSV and Markdown files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.statistics import PairedTest
+from evaluation.metric_names import MetricName
+from evaluation.statistics import Estimate, PairedTest
 from experiments.report.columns import (
-    ALWAYS,
-    COLUMNS,
-    LEGEND,
-    PAIRED,
+    MAIN,
     TESTS_LEGEND,
-    heading,
-    is_number,
+    Section,
+    legend,
     main_columns,
+    paired_columns,
     sections,
 )
-from experiments.report.names import differing_labels as differing_labels
+from experiments.report.names import differing_labels, distinguishing_labels
 from experiments.report.pool import Collected, Row
-from experiments.results.record import Record
+from experiments.report.style import is_number, short
+from experiments.report.table import Cell, Table, as_markdown, as_terminal
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
-    from rich.table import Table
-
-    from evaluation.statistics import Estimate
 
 COST = {
     "prepare_seconds": "prepare",
@@ -36,124 +34,255 @@ COST = {
     "share_edited": "edited",
 }
 _UNBOUNDED = 10_000
+_SIGNIFICANT = 0.05
+_CATEGORY_LEGEND = (
+    "HS of each category of harmful prompts in %, with the 95 % interval and n. As everywhere, "
+    "degenerate, unparsed and errored answers are not safe. The colour goes from 0 to 100 %."
+)
+_COST_LEGEND = (
+    "prepare: made once per aligned model. apply: made for each fine-tuned one. Peaks are of "
+    "memory above that at the stage's start. All are means over the row's runs."
+)
+
+
+def model_table(
+    rows: Sequence[Row],
+    columns: Mapping[str, str],
+    name: str = "main",
+    title: str = "",
+    legend: str = "",
+    costs: bool = False,
+    seeds: bool = True,
+    notes: Callable[[Row, str], tuple[str, ...]] = lambda row, metric: (),
+) -> Table:
+    """Models side by side: of each metric value, interval and n.
+
+    Args:
+        rows: The models.
+        columns: Metric names and their headings.
+        name: The table's.
+        title: What it is of.
+        legend: What the headings mean.
+        costs: Whether what the defense cost stands behind the metrics.
+        seeds: Whether the last column says how many seeds are pooled.
+        notes: What else the page says of a row's metric.
+    """
+    cells = [[_metric_cell(row, metric, notes(row, metric)) for metric in columns] for row in rows]
+    headings = list(columns.values())
+    if costs:
+        cells = [
+            [*line, *(Cell(cost_text(row, cost)) for cost in COST)]
+            for row, line in zip(rows, cells, strict=True)
+        ]
+        headings += COST.values()
+    return _table(rows, headings, cells, name, title, legend, seeds=seeds)
+
+
+def _table(
+    rows: Sequence[Row],
+    headings: Sequence[str],
+    cells: Sequence[Sequence[Cell]],
+    name: str,
+    title: str,
+    legend: str,
+    head: str = "model",
+    seeds: bool = True,
+) -> Table:
+    """A table of models: each one's name and settings, then the given cells."""
+    settings = setting_names(rows)
+    apart = distinguishing_labels(rows)
+    body = []
+    for row, what, line in zip(rows, apart, cells, strict=True):
+        named = Cell(row.name, notes=(what,) if what else (), sort=row.name)
+        count = [Cell(str(len(row.seeds)), sort=len(row.seeds))] if seeds else []
+        body.append([named, *(_setting(row, key) for key in settings.values()), *line, *count])
+    all_headings = [head, *settings, *headings, *(["seeds"] if seeds else [])]
+    return Table(name, title, all_headings, body, legend, [row.role for row in rows])
+
+
+def settings_last(table: Table, rows: Sequence[Row]) -> Table:
+    """The same table with the settings behind the figures, so that a phone shows HS at once."""
+    count = len(setting_names(rows))
+
+    def turned(line: Sequence[Any]) -> list[Any]:
+        return [line[0], *line[1 + count :], *line[1 : 1 + count]]
+
+    return Table(
+        table.name,
+        table.title,
+        turned(table.headings),
+        [turned(line) for line in table.rows],
+        table.legend,
+        table.roles,
+    )
+
+
+def section_table(
+    rows: Sequence[Row], section: Section, name: str = "", seeds: bool = True
+) -> Table:
+    """The table of a section beside the main one."""
+    title = (
+        section.title[0].upper() + section.title[1:]
+        if seeds
+        else _title(section.columns, section.title)
+    )
+    return model_table(rows, section.columns, name, title, section.legend, seeds=seeds)
+
+
+def difference_tables(rows: Sequence[Row]) -> list[Table]:
+    """Repaired against attacked models, refined against repaired ones, with Holm's p."""
+    groups = (
+        ("against-attacked", "Against the attacked model", "defended"),
+        ("against-repaired", "Against the model before it was fine-tuned again", "refined"),
+    )
+    tables = []
+    for name, title, role in groups:
+        shown = [row for row in rows if row.role == role and row.edited]
+        columns = paired_columns(shown)
+        cells = [[paired_cell(row.paired.get(metric)) for metric in columns] for row in shown]
+        if shown:
+            headings = list(columns.values())
+            tables.append(_table(shown, headings, cells, name, title, TESTS_LEGEND, "defense"))
+    return tables
+
+
+def category_table(rows: Sequence[Row]) -> Table | None:
+    """HS of every category of harm as a heat map; None where there are no categories."""
+    names = sorted({name for row in rows for name in row.metrics if name.startswith("hs/")})
+    if not names:
+        return None
+    shown = [row for row in rows if not row.is_attacked_again]
+    columns = {"hs": "all", **{name: MetricName.parse(name).part for name in names}}
+    cells = [[_metric_cell(row, metric, hot=True) for metric in columns] for row in shown]
+    title = "HS by category of harm"
+    return _table(
+        shown, list(columns.values()), cells, "categories", title, _CATEGORY_LEGEND, seeds=False
+    )
+
+
+def cost_table(rows: Sequence[Row]) -> Table | None:
+    """What every defense cost; None where no defense edited anything."""
+    shown = [row for row in rows if row.role == "defended" and row.edited]
+    if not shown:
+        return None
+    columns = {
+        "prepare": ("prepare_seconds", 1.0, " s", 2),
+        "apply": ("apply_seconds", 1.0, " s", 2),
+        "peak, prepare": ("prepare_peak_bytes", 1e-6, " MB", 0),
+        "peak, apply": ("apply_peak_bytes", 1e-6, " MB", 0),
+        "edited": ("share_edited", 100.0, " %", 2),
+        "parameters edited": ("parameters_edited", 1.0, "", 0),
+    }
+    cells = [
+        [_number_cell(scale * row.cost[cost], unit, n) for cost, scale, unit, n in columns.values()]
+        for row in shown
+    ]
+    return _table(
+        shown, list(columns), cells, "cost", "Cost of every repair", _COST_LEGEND, "defense"
+    )
+
+
+def _number_cell(value: float, unit: str, digits: int) -> Cell:
+    return Cell("-") if math.isnan(value) else Cell(f"{value:,.{digits}f}{unit}", sort=value)
+
+
+def cost_text(row: Row, name: str) -> str:
+    """One of the defense's costs with its unit; empty for models that no defense made."""
+    if not row.cost:
+        return ""
+    if name == "share_edited":
+        return f"{100 * row.cost[name]:.2f} %"
+    if name == "peak":
+        peak = max(row.cost["prepare_peak_bytes"], row.cost["apply_peak_bytes"])
+        return "-" if math.isnan(peak) else f"{peak / 1e6:.0f} MB"
+    return f"{row.cost[name]:.2f} s"
+
+
+def estimate_cell(
+    estimate: Estimate | None, unit: str, notes: tuple[str, ...] = (), **marks: Any
+) -> Cell:
+    """An estimate with its interval and n; a dash where there were no rows."""
+    if estimate is None or not estimate.n:
+        return Cell("-")
+    value, *more = estimate.shown(unit)
+    known = not math.isnan(estimate.value)
+    sort = estimate.value if known else None
+    return Cell(value, tuple(filter(None, more)), notes, sort, **marks if known else {})
+
+
+def _metric_cell(row: Row, metric: str, notes: tuple[str, ...] = (), hot: bool = False) -> Cell:
+    estimate, test = row.metrics.get(metric), row.paired.get(metric)
+    starred = test is not None and test.p_holm < _SIGNIFICANT
+    heat = estimate.value if hot and estimate is not None else None
+    unit = MetricName.parse(metric).unit
+    return estimate_cell(estimate, unit, notes, heat=heat, starred=starred)
+
+
+def paired_cell(test: PairedTest | None) -> Cell:
+    """A difference in points with its interval and p-value; a dash where there were no rows."""
+    if test is None or not test.n:
+        return Cell("-")
+    difference, interval, p_value = test.shown()
+    return Cell(difference, (f"{interval} ({p_value})".strip(),), sort=test.difference)
+
+
+def setting_names(rows: Sequence[Row]) -> dict[str, str]:
+    """Headings of the varying settings, shortened where that is unambiguous, and of labels."""
+    keys = dict.fromkeys(key for row in rows for key in row.settings)
+    names = {short(key, keys): key for key in keys}
+    return names | {name: name for name in differing_labels(rows)}
+
+
+def _setting(row: Row, key: str) -> Cell:
+    """What a row has of a column of `setting_names`; empty where it doesn't depend on it."""
+    value = row.labels.get(key, row.settings.get(key, ""))
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return Cell(text, sort=value if is_number(value) else text or None)
+
+
+def _title(columns: Mapping[str, str], title: str = "", note: str = "") -> str:
+    """A table's title in the terminal: what it is of, and what its cells hold."""
+    unit = "share in %, its 95 % interval, n"
+    if any(not MetricName.parse(name).unit for name in columns):
+        unit = "shares in %, other figures as they are, 95 % interval, n"
+    heading = ": ".join(filter(None, (title, unit if columns else "")))
+    return f"{heading} ({note})" if note else heading
 
 
 def show(collected: Collected, console: Console) -> None:
     """Prints the table, in parts where the terminal is too narrow, and those of further figures."""
-    whole = terminal_table(collected)
+    rows, note = collected.rows, collected.note
+    columns = main_columns(rows, wide=True)
+    whole = as_terminal(
+        model_table(rows, columns, title=_title(columns, "", note), costs=True, seeds=False)
+    )
     unbounded = console.options.update(max_width=_UNBOUNDED)
     if console.measure(whole, options=unbounded).maximum <= console.width:
         console.print(whole)
     else:
-        _show_parts(collected, console)
-        if any(row.cost for row in collected.rows):
-            console.print(terminal_table(collected, columns={}, title="cost"))
-    for section in sections(collected.rows):
-        console.print(terminal_table(collected, False, section.columns, section.title))
+        show_parts(rows, console, note)
+        if any(row.cost for row in rows):
+            title = _title({}, "cost", note)
+            console.print(as_terminal(model_table(rows, {}, title=title, costs=True, seeds=False)))
+    show_sections(rows, console)
 
 
-def _show_parts(collected: Collected, console: Console, left_out: Sequence[str] = ()) -> None:
+def show_parts(
+    rows: Sequence[Row], console: Console, note: str = "", left_out: Sequence[str] = ()
+) -> None:
     """Prints the metrics of every report, then those of this one in a table of their own."""
-    console.print(terminal_table(collected, costs=False))
-    columns = main_columns(collected.rows, wide=True)
-    asked = {name: head for name, head in columns.items() if name not in (*COLUMNS, *left_out)}
-    if asked:
-        console.print(terminal_table(collected, costs=False, columns=asked))
+    columns = main_columns(rows, wide=True)
+    asked = {name: head for name, head in columns.items() if name not in (*MAIN, *left_out)}
+    for part in (main_columns(rows, wide=False), asked):
+        if part:
+            title = _title(part, "", note)
+            console.print(as_terminal(model_table(rows, part, title=title, seeds=False)))
 
 
-def terminal_table(
-    collected: Collected,
-    costs: bool = True,
-    columns: Mapping[str, str] | None = None,
-    title: str = "",
-) -> Table:
-    """A table as `rich` prints it: per cell the share in %, its 95 % interval, and n."""
-    from rich.table import Table
-
-    names = setting_names(collected.rows)
-    columns = main_columns(collected.rows, wide=costs) if columns is None else columns
-    unit = "share in %, its 95 % interval, n"
-    if any(is_number(name) for name in columns):
-        unit = "shares in %, other figures as they are, 95 % interval, n"
-    heading = ": ".join(part for part in (title, unit if columns else "") if part)
-    if collected.note:
-        heading += f" ({collected.note})"
-    table = Table(title=heading, title_justify="left", header_style="bold")
-    for head in ["model", *names, *columns.values()]:
-        table.add_column(head, overflow="fold")
-    shown = COST if costs else {}
-    for head in shown.values():
-        table.add_column(head, justify="right")
-    for row in collected.rows:
-        table.add_row(
-            label(row),
-            *(setting(row, name) for name in names.values()),
-            *(_cell(row, name, "\n") for name in columns),
-            *(cost_cell(row, name) for name in shown),
-        )
-    return table
-
-
-def print_run(collected: Collected, record: Record) -> None:
-    """What a single run shows at its end: the models, the steps, and what the defense cost."""
-    from experiments.report import steps
-
-    console = terminal()
-    _show_parts(collected, console, left_out=ALWAYS)
-    for section in sections(collected.rows):
-        console.print(terminal_table(collected, False, section.columns, section.title))
-    (defended,) = (row for row in collected.rows if row.role == "defended")
-    console.print(
-        f"{record.labels['defense']}: prepare {cost_cell(defended, 'prepare_seconds')}, "
-        f"apply {cost_cell(defended, 'apply_seconds')}, "
-        f"peak memory {cost_cell(defended, 'peak')}, "
-        f"parameters edited {cost_cell(defended, 'share_edited')} "
-        f"({record.cost['parameters_edited']:,} of {record.cost['parameters_total']:,})",
-        highlight=False,
-    )
-    name, refine = record.labels["defense"], record.labels["refine"]
-    console.print(f"{name} against attacked: {_paired(record.paired)}", highlight=False)
-    if record.paired_refined:
-        console.print(
-            f"{name}, then {refine} against {name}: {_paired(record.paired_refined)}",
-            highlight=False,
-        )
-    for trajectory in steps.trajectories([defended]):
-        console.print(steps.terminal_table(trajectory))
-
-
-def _paired(tests: Mapping[str, Mapping[str, Any]]) -> str:
-    """Differences in points with their intervals and p-values."""
-    parts = []
-    for metric, head in COLUMNS.items():
-        test = PairedTest.of(tests[metric])
-        if test.n:
-            parts.append(f"{head} {paired_cell(test)}")
-    return ", ".join(parts)
-
-
-def one_line(record: Record) -> str:
-    """What one job of a multirun says: HS and accuracy before and after the defense."""
-    shown = {"hs": "HS", "accuracy_strict": "accuracy"}
-    changes = (
-        f"{name} {_per_cent(record, 'attacked', metric)} -> {_per_cent(record, 'defended', metric)}"
-        for metric, name in shown.items()
-    )
-    return f"attacked -> {record.labels['defense']}: {', '.join(changes)}"
-
-
-def _per_cent(record: Record, model: str, metric: str) -> str:
-    value = record.metrics[model][metric]["value"]
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def terminal() -> Console:
-    """A console that fits the terminal, or is wide enough for any table where there is none."""
-    from rich.console import Console
-
-    # Brackets are a user's lists, and no markup.
-    console = Console(markup=False)
-    return console if console.is_terminal else Console(width=200, soft_wrap=True, markup=False)
+def show_sections(rows: Sequence[Row], console: Console) -> None:
+    """Prints the tables beside the main one."""
+    for section in sections(rows):
+        console.print(as_terminal(section_table(rows, section, seeds=False)))
 
 
 def frame(collected: Collected) -> pd.DataFrame:
@@ -164,20 +293,22 @@ def frame(collected: Collected) -> pd.DataFrame:
     for row in collected.rows:
         record: dict[str, Any] = {"role": row.role, **row.labels, **row.settings}
         record["seeds"] = " ".join(str(seed) for seed in row.seeds)
-        record |= columns_of(row.metrics)
+        record |= metric_columns(row.metrics)
         for name, test in row.paired.items():
-            record[f"{name}_difference"] = test.difference
-            record[f"{name}_difference_low"] = test.low
-            record[f"{name}_difference_high"] = test.high
-            record[f"{name}_difference_n"] = test.n
-            record[f"{name}_p_value"] = test.p_value
-            record[f"{name}_p_holm"] = test.p_holm
-            record[f"{name}_test"] = test.test
+            record |= {
+                f"{name}_difference": test.difference,
+                f"{name}_difference_low": test.low,
+                f"{name}_difference_high": test.high,
+                f"{name}_difference_n": test.n,
+                f"{name}_p_value": test.p_value,
+                f"{name}_p_holm": test.p_holm,
+                f"{name}_test": test.test,
+            }
         records.append({**record, **row.cost})
     return pd.DataFrame(records)
 
 
-def columns_of(metrics: Mapping[str, Estimate]) -> dict[str, float]:
+def metric_columns(metrics: Mapping[str, Estimate]) -> dict[str, float]:
     """Metrics as columns of a CSV: value, interval and n of each."""
     columns: dict[str, float] = {}
     for name, estimate in metrics.items():
@@ -191,57 +322,20 @@ def columns_of(metrics: Mapping[str, Estimate]) -> dict[str, float]:
 def markdown(collected: Collected) -> str:
     """The tables and the paired tests as Markdown, with what their columns mean under them."""
     rows = collected.rows
-    names = setting_names(rows)
-    text = _markdown_table(rows, names, main_columns(rows, wide=True), costs=True) + "\n" + LEGEND
-    for section in sections(rows):
-        table = _markdown_table(rows, names, section.columns, costs=False)
-        text += f"\n{section.title[0].upper()}{section.title[1:]}:\n\n{table}\n{section.legend}"
+    columns = main_columns(rows, wide=True)
+    text = as_markdown(model_table(rows, columns, costs=True)) + "\n" + legend(columns)
     note = f"{collected.note[0].upper()}{collected.note[1:]}.\n\n" if collected.note else ""
-    return note + text + _tests(rows, names)
+    beside = [section_table(rows, section) for section in sections(rows)]
+    return (
+        note
+        + text
+        + "".join(map(_under_title, beside))
+        + "".join(_under_title(table, "\n") for table in difference_tables(rows))
+    )
 
 
-def _markdown_table(
-    rows: Sequence[Row], names: Mapping[str, str], columns: Mapping[str, str], costs: bool
-) -> str:
-    shown = COST if costs else {}
-    head = ["model", *names, *columns.values(), *shown.values(), "seeds"]
-    lines = [_line(head), _line(["---"] * len(head))]
-    for row in rows:
-        cells = [label(row), *(setting(row, name) for name in names.values())]
-        cells += [_cell(row, name, " ") for name in columns]
-        cells += [cost_cell(row, name) for name in shown]
-        lines.append(_line([*cells, str(len(row.seeds))]))
-    return "\n".join(lines) + "\n"
-
-
-def _tests(rows: Sequence[Row], names: Mapping[str, str]) -> str:
-    """Defended models compared with the attacked ones, refined with defended, as Markdown."""
-    edited = [row for row in rows if row.cost.get("parameters_edited")]
-    refined = [row for row in rows if row.role == "refined"]
-    tested = _tested(edited, names, "Against the attacked model:")
-    return tested + _tested(refined, names, "Against the model before it was fine-tuned again:")
-
-
-def _tested(rows: Sequence[Row], names: Mapping[str, str], title: str) -> str:
-    if not rows:
-        return ""
-    further = dict.fromkeys(m for row in rows for m in row.paired if m.startswith("hs:"))
-    shown = PAIRED | {metric: heading(metric) for metric in further}
-    head = ["defense", *names, *shown.values(), "seeds"]
-    lines = [_line(head), _line(["---"] * len(head))]
-    for row in rows:
-        cells = [label(row), *(setting(row, name) for name in names.values())]
-        cells += [paired_cell(row.paired.get(metric)) for metric in shown]
-        lines.append(_line([*cells, str(len(row.seeds))]))
-    return f"\n{title}\n\n" + "\n".join(lines) + "\n\n" + TESTS_LEGEND
-
-
-def paired_cell(test: PairedTest | None) -> str:
-    """A difference in points with its interval and p-value; a dash where there were no rows."""
-    if test is None or test.n == 0:
-        return "-"
-    difference, interval, p_value = test.shown()
-    return " ".join(filter(None, (difference, interval, f"({p_value})")))
+def _under_title(table: Table, gap: str = "") -> str:
+    return f"\n{table.title}:\n\n{as_markdown(table)}\n{table.legend}"
 
 
 def write(collected: Collected, folder: Path) -> list[Path]:
@@ -251,55 +345,3 @@ def write(collected: Collected, folder: Path) -> list[Path]:
     frame(collected).to_csv(paths[0], index=False)
     paths[1].write_text(markdown(collected))
     return paths
-
-
-def label(row: Row) -> str:
-    """What a row is called."""
-    return row.name
-
-
-def _cell(row: Row, metric: str, separator: str) -> str:
-    return cell(row.metrics.get(metric), separator, metric)
-
-
-def cell(estimate: Estimate | None, separator: str, metric: str = "") -> str:
-    """An estimate with its interval and n; a dash where there were no rows.
-
-    Shares are in per cent; scores, kappas and perplexities as they are.
-    """
-    if estimate is None:
-        return "-"
-    return separator.join(filter(None, estimate.shown("" if is_number(metric) else "%")))
-
-
-def cost_cell(row: Row, name: str) -> str:
-    """One of the defense's costs with its unit; empty for models that no defense made."""
-    if not row.cost:
-        return ""
-    if name == "share_edited":
-        return f"{100 * row.cost[name]:.2f} %"
-    if name == "peak":
-        peak = max(row.cost["prepare_peak_bytes"], row.cost["apply_peak_bytes"])
-        return f"{peak / 1e6:.0f} MB"
-    return f"{row.cost[name]:.2f} s"
-
-
-def setting_names(rows: Sequence[Row]) -> dict[str, str]:
-    """Column heads of the varying settings: the last part of a key where that is unambiguous."""
-    keys = dict.fromkeys(key for row in rows for key in row.settings)
-    names: dict[str, str] = {}
-    for key in keys:
-        short = key.rpartition(".")[2]
-        ambiguous = sum(other.rpartition(".")[2] == short for other in keys) > 1
-        names[key if ambiguous else short] = key
-    return names | {name: name for name in differing_labels(rows)}
-
-
-def setting(row: Row, key: str) -> str:
-    """What a row has of a column of `setting_names`; empty where it doesn't depend on it."""
-    value = row.labels.get(key, row.settings.get(key, ""))
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -7,7 +7,6 @@ Shares are in points (per cent), as tables print them; other figures are as they
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, field_validator, model_validator
 
+from evaluation.metric_names import KINDS, MetricName
 from evaluation.metrics import HARMFUL, HELD_OUT, METRICS, TASK
 from settings import DataError, SettingError, Settings, build
 from settings.base import closest
@@ -25,21 +25,11 @@ from settings.base import closest
 Goal = Literal["minimize", "maximize"]
 Role = Literal["base", "aligned", "attacked", "defended", "refined"]
 
-# A metric may have a suffix that says of what it is: a category or task, a judge, a set, an attack
-# prompt. These have one of a judge always.
+# Of these the judge is always named.
 _OF_JUDGES = ("unparsed", "errored", "score")
-_SHARES = (*METRICS, *_OF_JUDGES[:2])
-_NUMBERS = ("harm_score", "score", "perplexity")
-# Of these, an answer that is degenerate or has no verdict makes less; of the next ones more.
-_LESS_IF_BROKEN = (
-    "hs_flagged", "harm_score", "score", "over_refusal", "partial_refusal", "full_refusal",
-    "safe", "benign_compliance",
-)  # fmt: skip
-_MORE_IF_BROKEN = ("hs", "hs_upper", "hs_safe_system", "asr", "asr_safe_system", "degenerate")
+_NO_OBJECTIVE = ("kappa", "left_out", "nll")
 # What the figures are of that are no shares.
 _SETS_OF = {"perplexity": (HELD_OUT,), "harm_score": (HARMFUL,)}
-# What a metric's suffix names, by the sign before it.
-_NAMED_BY = {":": "judges", "+": "attack_prompts", "@": "prompt_sets"}
 _POINTS = 100.0
 # Of two shares of the same rows, the difference errs by less.
 _ROUNDING = 1e-9
@@ -113,22 +103,29 @@ class Objective(Settings):
             SettingError: One sentence.
         """
         for model, metric in self.read:
-            base, sign, of = _parts(metric)
-            sets = METRICS[base].sets if base in METRICS else _SETS_OF.get(base, ())
+            name = MetricName.parse(metric)
+            kind, of = name.kind, name.part
+            sets = METRICS[kind].sets if kind in METRICS else _SETS_OF.get(kind, ())
             needed = f"the objective needs {metric} of the {model} model"
             if sets == (TASK,) and not tasks:
                 raise SettingError(f"{needed}, but no task is scored; name one in evaluation.tasks")
-            if sets == (TASK,) and sign == "/" and (of not in tasks or len(tasks) < 2):
+            if sets == (TASK,) and of and (of not in tasks or len(tasks) < 2):
                 raise SettingError(
-                    f"{needed}, but the tasks scored are {', '.join(tasks)}; write {base}, or name "
+                    f"{needed}, but the tasks scored are {', '.join(tasks)}; write {kind}, or name "
                     f"several with {of} in evaluation.tasks"
                 )
             for part in (model, *(sets if len(sets) == 1 else ())):
-                if part in missing and not sign:
+                if part in missing and metric == kind:
                     raise SettingError(f"{needed}, and there is none of {part}; {missing[part]}")
-            setting = _NAMED_BY.get(sign)
-            if setting is not None and of not in further[setting]:
-                raise SettingError(f"{needed}; add {of} to evaluation.{setting}")
+            named = {
+                "judges": name.judges[:1],
+                "prompt_sets": (name.prompt_set,),
+                "attack_prompts": (name.attack_prompt,),
+            }
+            for setting, given in named.items():
+                for each in filter(None, given):
+                    if each not in further[setting]:
+                        raise SettingError(f"{needed}; add {each} to evaluation.{setting}")
 
 
 class Constrained(Objective):
@@ -163,7 +160,7 @@ class Constrained(Objective):
     @field_validator("metric", "constraint")
     @classmethod
     def _is_share(cls, metric: str) -> str:
-        if _parts(_known(metric))[0] not in _SHARES:
+        if not MetricName.parse(_known(metric)).unit:
             raise ValueError(f"{metric} is no share, and has no points to count; write e.g. hs")
         return metric
 
@@ -316,19 +313,13 @@ def _written(directions: Sequence[str]) -> str:
     return directions[0] if len(directions) == 1 else f"[{','.join(directions)}]"
 
 
-def _parts(metric: str) -> tuple[str, str, str]:
-    """A metric's name without what it is of, the sign between, and what it is of."""
-    base, sign, of = re.fullmatch(r"([^/:+@]*)([/:+@]?)(.*)", metric).groups()  # type: ignore[union-attr]
-    return base, sign, of
-
-
 def _known(metric: str) -> str:
-    base, sign, of = _parts(metric)
-    known = list(dict.fromkeys([*_SHARES, *_NUMBERS]))
-    if base not in known or bool(sign) != bool(of):
-        raise ValueError(f"{metric!r} is no metric; {closest(base, known)}")
-    if base in _OF_JUDGES and sign != ":":
-        raise ValueError(f"{metric!r} is no metric; name the judge, as in {base}:NAME")
+    name = MetricName.parse(metric)
+    known = [kind for kind in KINDS if kind not in _NO_OBJECTIVE]
+    if name.kind not in known:
+        raise ValueError(f"{metric!r} is no metric; {closest(name.kind, known)}")
+    if name.kind in _OF_JUDGES and not name.judges:
+        raise ValueError(f"{metric!r} is no metric; name the judge, as in {name.kind}:NAME")
     return metric
 
 
@@ -345,12 +336,12 @@ def _refuse_broken(asked: Sequence[tuple[str, Goal]], instead: str) -> None:
 
 def _tells(metric: str, goal: Goal, *, of_broken: bool) -> bool:
     """Whether the goal is nearer for a broken model, or else for a whole one."""
-    nearer = (goal == "minimize") == of_broken
-    return _parts(metric)[0] in (_LESS_IF_BROKEN if nearer else _MORE_IF_BROKEN)
+    nearer = "lower" if (goal == "minimize") == of_broken else "higher"
+    return MetricName.parse(metric).about.if_broken == nearer
 
 
 def _scaled(metric: str, value: float) -> float:
-    return _POINTS * value if _parts(metric)[0] in _SHARES else value
+    return _POINTS * value if MetricName.parse(metric).unit == "%" else value
 
 
 def _figure(metrics: Metrics, model: str, metric: str) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from experiments.report.columns import COLUMNS
+from experiments.report.names import differing_labels
 from experiments.report.pareto import front
 from experiments.report.pool import Collected, Row
 from experiments.report.style import plain, short
-from experiments.report.tables import differing_labels, label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,7 +88,7 @@ def given(row: Row, rows: Sequence[Row], left_out: Iterable[str] = ()) -> str:
 
 def name(row: Row, rows: Sequence[Row]) -> str:
     """What a model is called, with those of its defense's settings that differ."""
-    return ", ".join([label(row), *_settings(row, rows, True)])
+    return ", ".join([row.name, *_settings(row, rows, True)])
 
 
 def _settings(

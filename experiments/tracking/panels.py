@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.report.columns import COLUMNS, LEGEND
+from experiments.report.columns import COLUMNS, legend
 from experiments.tracking.charts import Chart
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _sections(content: Content) -> dict[str, list[PanelTypes]]:
 
     found: dict[str, list[Any]] = {
         "Pooled over seeds": [
-            wr.MarkdownPanel(f"{LEGEND}\nThese charts show the rows of the sweep's summary run."),
+            wr.MarkdownPanel(f"{legend(COLUMNS)}\nThese charts show the rows of the sweep's summary run."),
             *(_chart(chart, content.presets) for chart in content.charts),
         ],
         "Single runs": [*_bars(), *_scatters(content.swept_ratio)],

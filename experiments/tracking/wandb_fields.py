@@ -158,12 +158,10 @@ def by_category(collected: Collected) -> pd.DataFrame:
     """HS by category of the harmful prompts: a row per model and category, shares from 0 to 1."""
     import pandas as pd
 
-    from experiments.report.tables import label
-
     return pd.DataFrame(
         {
             "role": row.role,
-            "name": label(row),
+            "name": row.name,
             **row.labels,
             **row.settings,
             "category": metric.removeprefix("hs/"),

@@ -38,7 +38,7 @@ def test_what_is_read_is_written_again(kind: str, sign: str, of: str) -> None:
     assert str(MetricName.parse(f"{kind}{sign}{of}")) == f"{kind}{sign}{of}"
 
 
-@pytest.mark.parametrize("text", ("hs:", "hs+", "asr@", "hs/"))
+@pytest.mark.parametrize("text", ["hs:", "hs+", "asr@", "hs/"])
 def test_a_sign_alone_is_no_name(text: str) -> None:
     with pytest.raises(ValueError, match="comes what it is of"):
         MetricName.parse(text)

@@ -84,7 +84,7 @@ def _command(run: Run, page: Path) -> Command:
     return Command(
         name=run.folder.name,
         what=_what(record.labels, record.seed),
-        line=command_line(record.overrides),
+        line=command_line(record.overrides, folder=run.folder),
         commit=record.environment.get("commit") or "unknown",
         created=record.created,
         record=os.path.relpath(run.folder / RECORD, page),
@@ -128,7 +128,7 @@ def _failure(status: Path) -> Failure | None:
     state, reason = state_of(status.parent)
     if state == "done":
         return None
-    return Failure(name, _SAID.get(state, reason), command_line(overrides))
+    return Failure(name, _SAID.get(state, reason), command_line(overrides, folder=status.parent))
 
 
 def _order(folder: Path) -> tuple[str, int, str]:

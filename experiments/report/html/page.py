@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from experiments.report import published
-from experiments.report.html import charts, grid, jobs, summary
+from experiments.report import published, tables
+from experiments.report.columns import legend, main_columns, paired_columns, sections
+from experiments.report.html import charts, jobs, setup, summary
 from experiments.report.pool import Collected, Row, Run
 from experiments.report.published import Comparison
+from experiments.report.table import Table
 from settings import RelockError
 
 FILE = "report.html"
 
 _CHANGES = "+changes"
+_DELTA = (
+    "Δ: difference to the attacked model in points (of a model that was fine-tuned again: to the "
+    "one before), with Holm's p. "
+)
+_PAPER = "paper: the paper's figure for just this row; its HS counts flagged answers only. "
+# What papers report in a metric's place.
+_PAPERS = {"hs": "hs_flagged"}
 
 
 def write(
@@ -37,22 +49,23 @@ def write(
     from markupsafe import Markup
 
     further, malformed = _further(collected)
-    rows = collected.rows
+    rows, runs = collected.rows, collected.runs
     script = _text("page.js")
     context = {
         **_tables(rows, comparisons),
-        "title": _title(collected.runs, paths),
+        "title": setup.title(runs) or ", ".join(path.resolve().name for path in paths),
+        "setup": setup.setup(runs),
         "sources": [str(path) for path in paths],
-        "runs": jobs.commands(collected.runs, folder),
+        "runs": jobs.commands(runs, folder),
         "failures": jobs.failures(paths),
-        "span": _span(collected.runs),
-        "notes": _notes(collected.runs),
+        "span": _span(runs),
+        "notes": _notes(runs),
         "findings": summary.findings(rows),
         "charts": charts.main_charts(rows),
         "cost_charts": charts.cost_charts(rows),
         "further": further,
-        "commits": _commits(collected.runs),
-        "versions": _versions(collected.runs),
+        "commits": _commits(runs),
+        "versions": _versions(runs),
         # Ours, and free of what a user wrote.
         "style": Markup(_text("page.css")),
         "script": Markup(script),
@@ -68,17 +81,67 @@ def write(
 
 
 def _tables(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    return {
-        "main": grid.main_grid(rows, comparisons) if rows else None,
-        "differences": grid.difference_grids(rows),
-        "sections": grid.section_grids(rows),
-        "categories": grid.category_grid(rows),
-        "cost": grid.cost_grid(rows),
-        "published": [
-            (grid.published_grid(comparison, number), published.sentences(comparison))
-            for number, comparison in enumerate(comparisons)
+    if not rows:
+        return dict.fromkeys(
+            ("main", "differences", "sections", "categories", "cost", "published", "papers")
+        )
+    shown = {
+        "differences": tables.difference_tables(rows),
+        "sections": [
+            tables.section_table(rows, section, f"section-{number}")
+            for number, section in enumerate(sections(rows))
         ],
+        "categories": tables.category_table(rows),
+        "cost": tables.cost_table(rows),
     }
+    return {
+        **shown,
+        "main": _main_table(rows, comparisons),
+        "published": [(published.table(each), published.sentences(each)) for each in comparisons],
+        "papers": published.LEGEND,
+    }
+
+
+def _main_table(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Table:
+    """The side-by-side table with differences and the papers' figures, settings behind figures."""
+    columns = main_columns(rows, wide=True)
+    table = tables.model_table(
+        rows,
+        columns,
+        title="Shares in %, under them the 95 % interval and n",
+        notes=lambda row, metric: tuple(
+            filter(None, (_against(row, metric), _paper(row, metric, comparisons)))
+        ),
+    )
+    notes = [note for row in table.rows for cell in row[1:] for note in cell.notes]
+    said = legend(columns)
+    for start, meaning in (("Δ", _DELTA), ("paper", _PAPER)):
+        if any(note.startswith(start) for note in notes):
+            said += meaning
+    return tables.settings_last(replace(table, legend=said), rows)
+
+
+def _against(row: Row, metric: str) -> str:
+    """The difference to the attacked or, for a refined one, to the repaired model, and its p."""
+    test = row.paired.get(metric)
+    if test is None or not test.n or math.isnan(test.p_holm) or metric not in paired_columns([row]):
+        return ""
+    difference, _, p_value = test.shown()
+    return f"Δ {difference}, {p_value.removesuffix(', Holm')}"
+
+
+def _paper(row: Row, metric: str, comparisons: Sequence[Comparison]) -> str:
+    """The paper's figure of the row's metric, where the paper gives one for just this row."""
+    if row.role not in ("attacked", "defended") or row.runs[0].validates:
+        return ""
+    defense = "none" if row.role == "attacked" else row.labels["defense"]
+    for comparison in comparisons:
+        for figure in (line.figure for line in comparison.lines if line.ours):
+            single = all(len(values) == 1 for values in figure.where.values())
+            same = figure.metric in (metric, _PAPERS.get(metric)) and figure.defense == defense
+            if single and same and published.holds(row.runs[0], figure.where):
+                return f"paper {figure.value}"
+    return ""
 
 
 def _further(collected: Collected) -> tuple[list[charts.Chart], RelockError | None]:
@@ -105,7 +168,13 @@ def _template() -> Any:
     )
     # An SVG's text was escaped when it was written.
     environment.filters["markup"] = Markup
+    environment.filters["signed"] = _signed
     return environment.get_template("page.html.jinja")
+
+
+def _signed(text: str) -> str:
+    """The text with minus signs in place of the hyphens before numbers."""
+    return re.sub(r"(?<!\w)-(?=\d)", "−", text)
 
 
 def _text(name: str) -> str:
@@ -121,33 +190,16 @@ def _policy(script: str) -> str:
     )
 
 
-def _title(runs: Sequence[Run], paths: Sequence[Path]) -> str:
-    experiments = {run.record.labels.get("experiment", "") for run in runs} - {""}
-    if len(experiments) == 1:
-        return experiments.pop()
-    return ", ".join(path.resolve().name for path in paths)
-
-
 def _span(runs: Sequence[Run]) -> str:
     """When the first and the last run ended."""
-    times = sorted(run.record.created for run in runs)
-    if not times:
-        return ""
-    first, last = (_time(time) for time in (times[0], times[-1]))
-    return first if first == last else f"{first} to {last}"
-
-
-def _time(created: str) -> str:
-    return f"{created.removesuffix('Z').replace('T', ' ')[:16]} UTC"
+    times = sorted(run.record.created.removesuffix("Z").replace("T", " ")[:16] for run in runs)
+    return " to ".join(f"{time} UTC" for time in dict.fromkeys(times[:1] + times[-1:]))
 
 
 def _commits(runs: Sequence[Run]) -> dict[str, int]:
     """How many runs each commit made."""
-    counts: dict[str, int] = {}
-    for run in runs:
-        commit = run.record.environment.get("commit") or "unknown"
-        counts[commit] = counts.get(commit, 0) + 1
-    return counts
+    commits = [run.record.environment.get("commit") or "unknown" for run in runs]
+    return {commit: commits.count(commit) for commit in commits}
 
 
 def _versions(runs: Sequence[Run]) -> dict[str, list[str]]:

@@ -1,18 +1,15 @@
-"""One paragraph on what the runs show, computed from the report's rows."""
+"""The page's summary: what became of every attacked model, computed from the report's rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from evaluation.statistics import Estimate, PairedTest
-from experiments.report.html.families import Family, families
-from experiments.report.html.grid import signed
+from evaluation.metric_names import MetricName, harm_questions
+from evaluation.statistics import Estimate
+from experiments.report.names import names, titles
 from experiments.report.pool import Row
-from experiments.report.style import plain
-from experiments.report.tables import label, paired_cell
 
-_MOST = 4
 _ACCURACY = "accuracy_strict"
 
 
@@ -21,83 +18,106 @@ class Finding:
     """What became of one attacked model.
 
     Attributes:
+        title: The attacked model's attack, and what tells it from others.
         text: The attacked model beside the aligned one.
         restored: Repairs whose HS interval reaches down to the aligned model's, with their cost.
         others: The other repairs.
     """
 
+    title: str
     text: str
     restored: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
 
 
 def findings(rows: Sequence[Row]) -> list[Finding]:
-    """One finding per model, attack and task: of its attacked model with the highest HS."""
-    hardest: dict[tuple[str, ...], Family] = {}
-    for family in families(rows):
-        names = tuple(family.attacked.labels.values())
-        known = hardest.get(names)
-        if known is None or _hs(family.attacked).value > _hs(known.attacked).value:
-            hardest[names] = family
-    found = [_finding(family) for family in list(hardest.values())[:_MOST]]
-    if len(hardest) > _MOST:
-        found.append(Finding(f"{len(hardest) - _MOST} more attacked models stand in the table."))
-    return found
-
-
-def _finding(family: Family) -> Finding:
-    before, after = _hs(family.aligned), _hs(family.attacked)
-    text = (
-        f"The attacked model with the highest HS ({family.name}) has HS {_share(after)} where the "
-        f"aligned model has {_share(before)}, and task accuracy "
-        f"{_share(family.attacked.metrics[_ACCURACY])}."
-    )
-    if not before.n:
-        return Finding(text)
-    if after.low <= before.high:
-        text += " The two intervals overlap: there is no measured loss of safety to repair."
-        return Finding(text)
-    if not family.repaired:
-        return Finding(f"{text} No repair was tried on it.")
-    good = [row for row in family.repaired if _hs(row).low <= before.high]
-    bad = [row for row in family.repaired if row not in good]
-    text += (
-        f" Of {len(family.repaired)} {'repair' if len(family.repaired) == 1 else 'repairs'}, "
-        f"{len(good)} {'brings' if len(good) == 1 else 'bring'} HS down to an interval that "
-        "overlaps the aligned model's. The change of accuracy is in points, against the attacked "
-        "model."
-    )
-    return Finding(text, _lines(good), _lines(bad))
-
-
-def _hs(row: Row) -> Estimate:
-    return row.metrics["hs"]
-
-
-def _lines(rows: Iterable[Row]) -> tuple[str, ...]:
-    ordered = sorted(rows, key=lambda row: _hs(row).value)
-    return tuple(
-        f"{_name(row)}: HS {_share(_hs(row))}, accuracy {_change(row.paired[_ACCURACY])}"
-        for row in ordered
-    )
-
-
-def _name(row: Row) -> str:
-    settings = [
-        f"{key.rpartition('.')[2]}={plain(value)}"
-        for key, value in row.settings.items()
-        if key.startswith("defense.")
+    """One finding per attacked model on which HS was measured."""
+    attacked = [row for row in rows if row.role == "attacked"]
+    return [
+        _finding(title, row, rows)
+        for title, row in zip(titles(attacked), attacked, strict=True)
+        if row.worst_hs.n
     ]
-    return f"{label(row)} ({', '.join(settings)})" if settings else label(row)
+
+
+def _finding(title: str, attacked: Row, rows: Sequence[Row]) -> Finding:
+    aligned = next(
+        row
+        for row in rows
+        if row.role == "aligned" and row.lineage["aligned"] == attacked.lineage["aligned"]
+    )
+    text = (
+        f"The attacked model has HS {_harm(attacked)} where the aligned model has "
+        f"{_harm(aligned, like=attacked)}, and task accuracy {_share(attacked.metrics[_ACCURACY])}."
+    )
+    repaired = [
+        r for r in rows if r.role == "defended" and r.family == attacked.family and r.edited
+    ]
+    if not aligned.metrics["hs"].n:
+        return Finding(title, text)
+    if _reaches(attacked, aligned):
+        text += " The intervals overlap: there is no measured loss of safety to repair."
+        return Finding(title, text)
+    if not repaired:
+        return Finding(title, f"{text} No repair was tried on it.")
+    called = dict(zip(map(id, repaired), names(repaired), strict=True))
+    good = [row for row in repaired if _reaches(row, aligned)]
+    bad = [row for row in repaired if not _reaches(row, aligned)]
+    however = ", however it is asked," if len(harm_questions(attacked.metrics)) > 1 else ""
+    text += (
+        f" Of {len(repaired)} {'repair' if len(repaired) == 1 else 'repairs'}, "
+        f"{len(good)} {'brings' if len(good) == 1 else 'bring'} HS down{however} to an interval "
+        "that overlaps the aligned model's. The change of accuracy is in points, against the "
+        "attacked model."
+    )
+    return Finding(title, text, _lines(good, called), _lines(bad, called))
+
+
+def _reaches(row: Row, aligned: Row) -> bool:
+    """Whether HS overlaps the aligned model's, asked plainly and under every trigger and prompt."""
+    return all(
+        row.metrics[str(name)].low <= _at(aligned, name).high
+        for name in harm_questions(row.metrics)
+    )
+
+
+def _at(row: Row, question: MetricName) -> Estimate:
+    """HS under a question; asked plainly, where the row was not asked so."""
+    estimate = row.metrics.get(str(question))
+    return estimate if estimate is not None and estimate.n else row.metrics["hs"]
+
+
+def _harm(row: Row, like: Row | None = None) -> str:
+    """HS under what the row (or `like`) is worst under, then under everything else it was asked."""
+    asked = like or row
+    questions = harm_questions(asked.metrics)
+    questions.sort(key=lambda name: -asked.metrics[str(name)].value)
+    if len(questions) < 2:
+        return _share(row.metrics["hs"])
+    worst, *others = (
+        f"{_share(_at(row, name))} "
+        + (f"under {name.attack_prompt}" if name.attack_prompt else "asked plainly")
+        for name in questions
+    )
+    return f"{worst} ({', '.join(others)})"
+
+
+def _lines(rows: Iterable[Row], called: dict[int, str]) -> tuple[str, ...]:
+    ordered = sorted(rows, key=lambda row: row.worst_hs.value)
+    return tuple(f"{called[id(row)]}: HS {_harm(row)}, accuracy {_change(row)}" for row in ordered)
 
 
 def _share(estimate: Estimate) -> str:
     if not estimate.n:
         return "not measured"
-    value, low, high = (100 * end for end in (estimate.value, estimate.low, estimate.high))
-    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+    value, interval, _ = estimate.shown()
+    return f"{value} % [{interval.replace('–', ', ')}]"
 
 
-def _change(test: PairedTest) -> str:
+def _change(row: Row) -> str:
+    test = row.paired[_ACCURACY]
+    if not test.n:
+        return "not measured"
+    difference, interval, p_value = test.shown()
     # Below all of them stands whose p-values these are.
-    return signed(paired_cell(test)).replace(", Holm", "") if test.n else "not measured"
+    return f"{difference} {interval} ({p_value.removesuffix(', Holm')})"

@@ -32,7 +32,7 @@ UNITS = ("%", "s", "min", "score")
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class PaperFigure:
     """One figure of a paper; the fields are the columns that the module's docstring lists.
 
     Attributes:
@@ -58,7 +58,7 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PaperTable:
     """A paper's table and set-up.
 
     Attributes:
@@ -81,7 +81,7 @@ class Published:
     cases: dict[str, dict[str, Any]]
     unknown: tuple[str, ...]
     notes: tuple[str, ...]
-    figures: tuple[Figure, ...]
+    figures: tuple[PaperFigure, ...]
 
 
 def names() -> list[str]:
@@ -89,12 +89,12 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.csv"))
 
 
-def load(name: str) -> Published:
+def load(name: str) -> PaperTable:
     """Reads the figures and the set-up that an experiment is held against."""
     setup: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml"))
     with (FOLDER / f"{name}.csv").open(newline="", encoding="utf-8") as file:
         figures = tuple(_figure(line) for line in csv.DictReader(file, strict=True))
-    return Published(
+    return PaperTable(
         name=name,
         paper=setup["paper"],
         arxiv=setup["arxiv"],
@@ -113,5 +113,5 @@ def conditions(text: str) -> dict[str, tuple[str, ...]]:
     return {name: tuple(values.split("|")) for name, _, values in pairs}
 
 
-def _figure(line: dict[str, str]) -> Figure:
-    return Figure(**{**line, "where": conditions(line["where"])})  # type: ignore[arg-type]
+def _figure(line: dict[str, str]) -> PaperFigure:
+    return PaperFigure(**{**line, "where": conditions(line["where"])})  # type: ignore[arg-type]

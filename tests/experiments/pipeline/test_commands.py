@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from experiments.config.jobs import expand
 from experiments.results.command_line import command_line
@@ -22,6 +24,19 @@ from experiments.results.command_line import command_line
 )
 def test_the_line(overrides: list[str], more: list[str], line: str) -> None:
     assert command_line(overrides, *more) == f"python -m experiments.run {line}".strip()
+
+
+def test_the_configuration_folder_is_named_again(tmp_path: Path) -> None:
+    sources = [
+        {"path": "hydra.conf", "schema": "pkg", "provider": "hydra"},
+        {"path": "/my conf", "schema": "file", "provider": "command-line"},
+    ]
+    (tmp_path / ".hydra").mkdir()
+    kept = OmegaConf.create({"hydra": {"runtime": {"config_sources": sources}}})
+    OmegaConf.save(kept, tmp_path / ".hydra" / "hydra.yaml")
+    line = command_line(["defense=clip", "plugins=['a b']"], folder=tmp_path)
+    words = ["--config-dir=/my conf", "defense=clip", "plugins=['a b']"]
+    assert shlex.split(line) == ["python", "-m", "experiments.run", *words]
 
 
 def test_a_job_of_an_experiment_is_one_job_again() -> None:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from experiments.report import examples_markdown
 from experiments.report.__main__ import main as report
-from experiments.report.examples import FEW, Comparison, comparisons
+from experiments.report.examples import FEW, SideBySide, side_by_side
 from experiments.report.pool import collect
 from experiments.report.untrusted_text import LONGEST, block, inline, visible
 from tests.experiments.report.test_published import bare_record
@@ -118,12 +118,12 @@ def models(defended: Iterable[dict[str, Any]], **others: Iterable[dict[str, Any]
 MENDED = [harmful("safe"), probe(), sums(True)]
 
 
-def only(folder: Path) -> Comparison:
-    (comparison,) = comparisons(collect([folder]))
+def only(folder: Path) -> SideBySide:
+    (comparison,) = side_by_side(collect([folder]))
     return comparison
 
 
-def printed(found: list[Comparison], n: int = 10, show_text: bool = False) -> str:
+def printed(found: list[SideBySide], n: int = 10, show_text: bool = False) -> str:
     out = io.StringIO()
     console = Console(file=out, width=200, force_terminal=False)
     examples_markdown.show(found, console, n, show_text)
@@ -278,7 +278,7 @@ def test_the_models_disagree_most_on_what_is_shown_first(tmp_path: Path) -> None
     chosen = [example.id for example in shown.examples]
     # One of each combination; of one, the category that was shown least comes first.
     assert chosen == ["a/3", "b/5", "b/6", "a/1", "c/7", "a/2", "a/4"]
-    few = comparisons(collect([tmp_path]), main=2)[0]
+    few = side_by_side(collect([tmp_path]), main=2)[0]
     assert [example.id for example in few.examples] == ["a/3", "b/5"]
     assert "| 4 | unsafe | safe | unsafe | safe | safe |" in examples_markdown.markdown(
         [comparison]
@@ -306,12 +306,12 @@ def test_every_attack_has_its_own_models(tmp_path: Path) -> None:
     for ratio in (0.05, 0.1):
         for defense in ("none", "mend", "lock"):
             write_run(tmp_path / f"{ratio}{defense}", models(MENDED), defense, ratio=ratio)
-    first, second = comparisons(collect([tmp_path]))
+    first, second = side_by_side(collect([tmp_path]))
     assert first.title == "toy, ft, sums, poison_ratio=0.05"
     assert second.title == "toy, ft, sums, poison_ratio=0.1"
     for comparison in (first, second):
         names = [model.name for model in comparison.models]
-        assert names == ["base", "aligned", "attacked = none", "lock", "mend"]
+        assert names == ["base", "aligned", "attacked", "lock", "mend"]
     ratios = {model.run.record.settings["attack"]["poison_ratio"] for model in second.models[2:]}
     assert ratios == {0.1}
 
@@ -370,7 +370,7 @@ NASTY = (
 )
 
 
-def hostile(folder: Path, answers: Iterable[str]) -> list[Comparison]:
+def hostile(folder: Path, answers: Iterable[str]) -> list[SideBySide]:
     """One prompt per answer, which is also its id, its category and the judge's."""
     rows = [
         harmful("unsafe", answer or " ", id_=f"{number}{answer}", category=answer)
@@ -378,7 +378,7 @@ def hostile(folder: Path, answers: Iterable[str]) -> list[Comparison]:
         for number, answer in enumerate(answers)
     ]
     write_run(folder, dict.fromkeys(models(()), rows))
-    return comparisons(collect([folder]), main=len(rows))
+    return side_by_side(collect([folder]), main=len(rows))
 
 
 def test_an_answer_is_nothing_but_text(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ JUDGES = (
 def write_run(folder: Path, changes: dict[str, Any], labels: dict[str, str], seed: int) -> None:
     """A run whose attacked and defended models are its own; `changes` are whole sections."""
     settings = {**copy.deepcopy(SETTINGS), "tasks": {}, "sources": {}, **changes}
-    names = {"model": "toy", "align": "", "attack": "ft", "task": "sst2", "defense": "none"}
+    names = {"model": "toy", "align": "", "attack": "ft", "task": "sst2", "defense": "mend"}
     names |= {"protocol": "nlsr", "refine": "", **labels}
     keys = {"base": "b", "aligned": "a"} | {
         name: f"{name} {folder.name}" for name in ("attacked", "defended", "refined")

@@ -24,7 +24,7 @@ from experiments.report import published as comparing
 from experiments.report.__main__ import main as report
 from experiments.report.pool import Run, collect
 from experiments.results import published
-from experiments.results.published import Figure
+from experiments.results.published import PaperFigure
 from experiments.results.record import Record
 
 NAMES = published.names()
@@ -74,7 +74,7 @@ def bare_record(labels: dict[str, str], settings: dict[str, Any]) -> Record:
     )
 
 
-def singles(figure: Figure) -> Iterator[dict[str, tuple[str, ...]]]:
+def singles(figure: PaperFigure) -> Iterator[dict[str, tuple[str, ...]]]:
     for values in product(*figure.where.values()):
         yield {key: (value,) for key, value in zip(figure.where, values, strict=True)}
 
@@ -238,7 +238,7 @@ def write_run(
     record.write(folder, frame)
 
 
-def lines(folder: Path) -> dict[tuple[str, str, str], comparing.Line]:
+def lines(folder: Path) -> dict[tuple[str, str, str], comparing.ComparedFigure]:
     """Lines of the only comparison by method, conditions and metric."""
     (comparison,) = comparing.comparisons(collect([folder]))
     return {

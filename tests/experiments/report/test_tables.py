@@ -13,10 +13,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from evaluation.metric_names import MetricName
 from evaluation.statistics import Estimate, PairedTest, share
 from experiments.report import tables
 from experiments.report.columns import sections
 from experiments.report.pool import Collected, collect
+from experiments.report.table import Cell, terminal
 from experiments.results.environment import environment
 from experiments.results.record import Record
 from settings import DataError
@@ -89,6 +91,10 @@ def test_seeds_of_one_row_are_clusters(tmp_path: Path) -> None:
     assert base.metrics["hs"] == share(1, 20)
 
 
+def said(cell: Cell) -> str:
+    return " ".join((cell.text, *cell.more))
+
+
 @pytest.mark.parametrize(
     ("estimate", "metric", "text"),
     [
@@ -101,14 +107,18 @@ def test_seeds_of_one_row_are_clusters(tmp_path: Path) -> None:
     ],
 )
 def test_cells(estimate: Estimate | None, metric: str, text: str) -> None:
-    assert tables.cell(estimate, " ", metric) == text.replace("12.35", f"{12.345:.2f}")
+    cell = tables.estimate_cell(estimate, MetricName.parse(metric).unit)
+    assert said(cell) == text.replace("12.35", f"{12.345:.2f}")
 
 
 def test_a_corrected_p_value_is_told_from_a_plain_one() -> None:
     test: Any = (-0.957, 1e-6, 1, 20, 100, -0.976, -0.931, "McNemar, exact")
-    assert tables.paired_cell(PairedTest(*test)) == "-95.7 [-97.6, -93.1] (p < 0.001)"
-    assert tables.paired_cell(PairedTest(*test, 0.02)) == "-95.7 [-97.6, -93.1] (p = 0.020, Holm)"
-    assert tables.paired_cell(None) == "-"
+    assert said(tables.paired_cell(PairedTest(*test))) == "-95.7 [-97.6, -93.1] (p < 0.001)"
+    assert (
+        said(tables.paired_cell(PairedTest(*test, 0.02)))
+        == "-95.7 [-97.6, -93.1] (p = 0.020, Holm)"
+    )
+    assert said(tables.paired_cell(None)) == "-"
 
 
 def test_records_older_than_a_field_are_read(tmp_path: Path) -> None:
@@ -139,7 +149,7 @@ def test_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) ->
 
     table = Table("tasks")
     table.add_row("[sst2,gsm8k]")
-    console = tables.terminal()
+    console = terminal()
     console.print(table)
     console.print("plugins=[my_repairs]")
     said = capsys.readouterr().out

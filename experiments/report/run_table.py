@@ -1,0 +1,86 @@
+"""A run's own table, which it prints at its end, and its one line in a sweep's progress."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evaluation.metric_names import HS, MetricName, worst_hs
+from evaluation.statistics import PairedTest
+from experiments.report import steps
+from experiments.report.columns import ALWAYS, COLUMNS
+from experiments.report.pool import ROLES, Row, Run
+from experiments.report.table import as_terminal, terminal
+from experiments.report.tables import cost_text, show_parts, show_sections
+from experiments.results.record import Record
+
+
+def print_run(record: Record, folder: Path) -> None:
+    """Prints what a single run shows at its end: models, steps, and what the defense cost.
+
+    Args:
+        record: The run's.
+        folder: Where it lies.
+    """
+    screen = terminal()
+    run = Run(folder, record)
+    rows = [_row(run, role) for role in ROLES if role in record.models]
+    # No repair leaves the attacked model.
+    shown = [row for row in rows if row.labels["defense"] != "none" or row.role != "defended"]
+    show_parts(shown, screen, left_out=ALWAYS)
+    show_sections(shown, screen)
+    (defended,) = (row for row in rows if row.role == "defended")
+    name, refine = record.labels["defense"], record.labels["refine"]
+    lines = [
+        f"{name}: prepare {cost_text(defended, 'prepare_seconds')}, "
+        f"apply {cost_text(defended, 'apply_seconds')}, "
+        f"peak memory {cost_text(defended, 'peak')}, "
+        f"parameters edited {cost_text(defended, 'share_edited')} "
+        f"({record.cost['parameters_edited']:,} of {record.cost['parameters_total']:,})"
+    ]
+    if defended.edited:
+        lines.append(f"{name} against attacked: {_differences(record.paired)}")
+    if record.paired_refined:
+        lines.append(f"{name}, then {refine} against {name}: {_differences(record.paired_refined)}")
+    for line in lines:
+        screen.print(line, highlight=False)
+    if record.steps:
+        points = steps.recorded_points(record)
+        screen.print(as_terminal(steps.table(points)))
+
+
+def _row(run: Run, role: str) -> Row:
+    record = run.record
+    cost = record.cost if role == "defended" else {}
+    estimates = record.estimates(role)
+    return Row(role, record.labels, {}, estimates, (record.seed,), runs=(run,), cost=cost)
+
+
+def _differences(tests: Mapping[str, Mapping[str, Any]]) -> str:
+    """Differences in points with their intervals and p-values."""
+    triggers = [name for name in tests if MetricName.parse(name).attack_prompt]
+    parts = []
+    for metric in (*COLUMNS, *triggers):
+        test = PairedTest.of(tests[metric])
+        if test.n:
+            difference, interval, p_value = test.shown()
+            parts.append(f"{MetricName.parse(metric).heading} {difference} {interval} ({p_value})")
+    return ", ".join(parts)
+
+
+def one_line(record: Record) -> str:
+    """What one job of a multirun says: HS and accuracy before and after the defense.
+
+    Where the repaired model is worse under a trigger or attack prompt than asked plainly, that is
+    said besides.
+    """
+    before, after = record.estimates("attacked"), record.estimates("defended")
+    changes = [f"HS {before['hs'].shown()[0]} -> {after['hs'].shown()[0]}"]
+    worst = worst_hs(after) or HS
+    if worst != HS and str(worst) in before:
+        old, new = before[str(worst)].shown()[0], after[str(worst)].shown()[0]
+        changes.append(f"under {worst.attack_prompt} {old} -> {new}")
+    old, new = (each["accuracy_strict"].shown()[0] for each in (before, after))
+    changes.append(f"accuracy {old} -> {new}")
+    return f"attacked -> {record.labels['defense']}: {', '.join(changes)}"
