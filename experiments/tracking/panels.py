@@ -114,7 +114,9 @@ def _sections(content: Content) -> dict[str, list[PanelTypes]]:
 
     found: dict[str, list[Any]] = {
         "Pooled over seeds": [
-            wr.MarkdownPanel(f"{legend(COLUMNS)}\nThese charts show the rows of the sweep's summary run."),
+            wr.MarkdownPanel(
+                f"{legend(COLUMNS)}\nThese charts show the rows of the sweep's summary run."
+            ),
             *(_chart(chart, content.presets) for chart in content.charts),
         ],
         "Single runs": [*_bars(), *_scatters(content.swept_ratio)],
