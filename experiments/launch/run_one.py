@@ -33,7 +33,7 @@ def run_and_record(
     """
     from experiments.launch.progress.listener import listening
     from experiments.pipeline.pipeline import Pipeline, find_models
-    from experiments.pipeline.recording import recorded
+    from experiments.pipeline.recording import build_record
     from experiments.pipeline.runner import Runner
     from experiments.report.run_table import one_line, print_run
     from experiments.results.events import append
@@ -47,7 +47,7 @@ def run_and_record(
         isolate = experiment.runtime.isolate
         runner = Runner(Store(experiment.store), listener, isolate=isolate)
         outcome = Pipeline(experiment, inputs, base, aligned, runner).run()
-    record = recorded(
+    record = build_record(
         experiment, inputs, outcome, overrides, environment(), time.perf_counter() - start
     )
     record.write(folder, outcome.rows)

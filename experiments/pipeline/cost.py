@@ -152,18 +152,18 @@ class ModelSize:
         """
         if not lengths:
             return Work()
-        kept = [min(settings.max_length, length) for length in lengths]
+        lengths = [min(settings.max_length, length) for length in lengths]
         epochs = settings.epochs
         if settings.max_steps is not None:
-            epochs = settings.max_steps * settings.batch_size * answers / len(kept)
-        tokens = round(sum(kept) * epochs)
-        at_once = min(settings.rows_per_pass * answers, len(kept)) * max(kept)
+            epochs = settings.max_steps * settings.batch_size * answers / len(lengths)
+        tokens = round(sum(lengths) * epochs)
+        at_once = min(settings.rows_per_pass * answers, len(lengths)) * max(lengths)
         optimiser = 3 * (self.adapter_bytes or self.weight_bytes)
         reference = self.adapter_bytes if copies else 0
         backward = 1 if self.lora_parameters else 2
         passes = 1 + backward + settings.gradient_checkpointing + copies
         return Work(
-            rows=len(kept),
+            rows=len(lengths),
             prompt_tokens=tokens,
             memory=self.bytes
             + optimiser

@@ -10,7 +10,7 @@ from attacks.base import Attack, AttackData
 from data.local import hash_rows, take
 from data.rows import Example, PreferencePair, Prompt, TaskItem
 from experiments.config.experiment import Experiment
-from experiments.pipeline.prompt_sets import PromptSet, limited, prompt_sets
+from experiments.pipeline.prompt_sets import PromptSet, first_rows, prompt_sets
 from experiments.pipeline.splits import (
     HELD_OUT,
     TASK,
@@ -120,7 +120,7 @@ def read_inputs(experiment: Experiment) -> Inputs:
         utility_prompts=prompts.get("utility_prompts", ()),
         sets=prompt_sets(experiment, asked),
         items=asked.items,
-        held_out=limited(asked.held_out, experiment.evaluation.limits.held_out, _HELD_OUT_LIMIT),
+        held_out=first_rows(asked.held_out, experiment.evaluation.limits.held_out, _HELD_OUT_LIMIT),
         provenance={
             "sources": _provenance(experiment, asked.items),
             "leaked_rows_dropped": leaks.dropped,
@@ -136,8 +136,8 @@ def _attack_data(
     task = experiment.tasks[attack.task].train() if attack.needs_task else ()
     poison = _examples(experiment, "poison") if attack.needs_poison else ()
     names = [f"{prefix}{kind}" for kind in ("task", "poison")]
-    kept = AttackData(leaks(names[0], task), leaks(names[1], poison))
-    return replace(kept, leaked=sum(leaks.dropped[name] for name in names))
+    rows = AttackData(leaks(names[0], task), leaks(names[1], poison))
+    return replace(rows, leaked=sum(leaks.dropped[name] for name in names))
 
 
 def _source(

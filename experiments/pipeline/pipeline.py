@@ -98,7 +98,15 @@ def find_models(settings: ModelSettings) -> tuple[Model, Model | None]:
 
 
 class Pipeline:
-    """One experiment's steps, in order."""
+    """One experiment's steps, in order.
+
+    Args:
+        experiment: Its settings.
+        inputs: What was read for it.
+        base: The model before alignment.
+        published: The aligned model; None where the align stage makes it.
+        runner: Returns each step's result: `runner.Runner`, or a plan's dry run.
+    """
 
     def __init__(
         self,
@@ -108,13 +116,6 @@ class Pipeline:
         published: Model | None,
         runner: Callable[[Step], StageResult],
     ) -> None:
-        """Args:
-        experiment: Its settings.
-        inputs: What was read for it.
-        base: The model before alignment.
-        published: The aligned model; None where the align stage makes it.
-        runner: Returns each step's result: `runner.Runner`, or a plan's dry run.
-        """
         self.experiment = experiment
         self.inputs = inputs
         self.base = base
@@ -235,7 +236,7 @@ class Pipeline:
             for prompts in self.inputs.sets
         ]
         for name in models if self.inputs.held_out else ():
-            frames.append(_labelled(measurements[name, HELD_OUT], name, HELD_OUT))
+            frames.append(_rows_of(measurements[name, HELD_OUT], name, HELD_OUT))
         return pd.concat(frames, ignore_index=True)
 
     def _answers(
@@ -262,7 +263,7 @@ class Pipeline:
     def _set_rows(self, measurements: Measurements, model: str, prompts: PromptSet) -> pd.DataFrame:
         """One set's answers of one model, with its verdicts or its task scores beside them."""
         at = model, prompts.name
-        rows = _labelled(measurements[at], *at)
+        rows = _rows_of(measurements[at], *at)
         if prompts.task is not None:
             scores = read_rows(measurements[*at, SCORE].folder)
             return rows.merge(scores, on="id", validate="one_to_one")
@@ -282,7 +283,7 @@ class Pipeline:
         return result
 
 
-def _labelled(answers: StageResult, model: str, name: str) -> pd.DataFrame:
+def _rows_of(answers: StageResult, model: str, name: str) -> pd.DataFrame:
     rows = read_rows(answers.folder)
     rows.insert(0, "set", name)
     rows.insert(0, "model", model)

@@ -71,8 +71,8 @@ def prompt_sets(experiment: Experiment, rows: SplitRows) -> tuple[PromptSet, ...
         kind, _, further = name.partition(":")
         limit, setting = getattr(limits, kind), f"evaluation.limits.{kind}"
         # The limits are meant for the main sets; a further one may well be smaller.
-        kept = prompts[:limit] if further else limited(prompts, limit, setting)
-        sets.append(PromptSet(name, kept, length))
+        asked = prompts[:limit] if further else first_rows(prompts, limit, setting)
+        sets.append(PromptSet(name, asked, length))
     harmful = sets[0].prompts
     system = experiment.evaluation.safe_system
     if system is not None:
@@ -80,8 +80,8 @@ def prompt_sets(experiment: Experiment, rows: SplitRows) -> tuple[PromptSet, ...
     sets += [_under(prompt, harmful, length) for prompt in attack_prompts(experiment)]
     for name, items in rows.items.items():
         prompts = tuple(Prompt(item.id, item.prompt) for item in items)
-        kept = limited(prompts, limits.task, "evaluation.limits.task")
-        sets.append(PromptSet(f"{TASK}:{name}", kept, experiment.tasks[name].max_new_tokens))
+        prompts = first_rows(prompts, limits.task, "evaluation.limits.task")
+        sets.append(PromptSet(f"{TASK}:{name}", prompts, experiment.tasks[name].max_new_tokens))
     return tuple(sets)
 
 
@@ -93,18 +93,18 @@ def attack_prompts(experiment: Experiment) -> tuple[AttackPrompt, ...]:
     """
     attacks = [attack for attack in (experiment.attack, experiment.refine) if attack]
     own = [attack.trigger for attack in attacks if attack.trigger]
-    named: dict[str, AttackPrompt] = {}
+    by_name: dict[str, AttackPrompt] = {}
     for prompt in (*experiment.evaluation.attack_prompts, *own):
-        if named.setdefault(prompt.name, prompt) != prompt:
+        if by_name.setdefault(prompt.name, prompt) != prompt:
             raise SettingError(
                 f"two attack prompts that differ are called {prompt.name!r}, which their figures "
                 "(asr+NAME) couldn't tell apart; rename a file of evaluation.attack_prompts, or "
                 "give attack and refine the same one"
             )
-    return tuple(named.values())
+    return tuple(by_name.values())
 
 
-def limited(rows: Sequence[_Row], limit: int | None, setting: str) -> tuple[_Row, ...]:
+def first_rows(rows: Sequence[_Row], limit: int | None, setting: str) -> tuple[_Row, ...]:
     """The first rows, as many as a setting allows.
 
     Raises:
@@ -117,6 +117,6 @@ def limited(rows: Sequence[_Row], limit: int | None, setting: str) -> tuple[_Row
 
 def _under(prompt: AttackPrompt, harmful: tuple[Prompt, ...], length: int) -> PromptSet:
     by_id = {entry.id: entry for entry in prompt.render(harmful)}
-    kept = tuple(entry for entry in harmful if entry.id in by_id)
-    in_order = tuple(by_id[entry.id] for entry in kept)
-    return PromptSet(f"{HARMFUL}+{prompt.name}", kept, length, prompt.system, in_order)
+    prompts = tuple(entry for entry in harmful if entry.id in by_id)
+    in_order = tuple(by_id[entry.id] for entry in prompts)
+    return PromptSet(f"{HARMFUL}+{prompt.name}", prompts, length, prompt.system, in_order)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from evaluation.statistics import Estimate, PairedTest
 
 
-def recorded(
+def build_record(
     experiment: Experiment,
     inputs: Inputs,
     outcome: Outcome,

@@ -25,14 +25,15 @@ class Listener:
 
 
 class Runner:
-    """Makes what the store doesn't hold."""
+    """Makes what the store doesn't hold.
 
-    def __init__(self, store: Store, listener: Listener, *, isolate: bool) -> None:
-        """Args:
+    Args:
         store: Holds the results.
         listener: Is told of them.
         isolate: Whether each step that has no process of its own runs in a child process.
-        """
+    """
+
+    def __init__(self, store: Store, listener: Listener, *, isolate: bool) -> None:
         self._store = store
         self._listener = listener
         self._isolate = isolate

@@ -48,7 +48,9 @@ class SplitRows:
         """
         unwanted, dropped = {normalise(text) for text in texts}, dict[str, int]()
 
-        def kept(name: str, rows: Sequence[_Row], text: Callable[[_Row], str]) -> tuple[_Row, ...]:
+        def rows_without(
+            name: str, rows: Sequence[_Row], text: Callable[[_Row], str]
+        ) -> tuple[_Row, ...]:
             remaining = tuple(row for row in rows if normalise(text(row)) not in unwanted)
             dropped[name] = len(rows) - len(remaining)
             if rows and not remaining:
@@ -59,12 +61,15 @@ class SplitRows:
             return remaining
 
         split = SplitRows(
-            {name: kept(name, rows, lambda row: row.text) for name, rows in self.prompts.items()},
             {
-                name: kept(f"{TASK}:{name}", rows, lambda row: row.prompt)
+                name: rows_without(name, rows, lambda row: row.text)
+                for name, rows in self.prompts.items()
+            },
+            {
+                name: rows_without(f"{TASK}:{name}", rows, lambda row: row.prompt)
                 for name, rows in self.items.items()
             },
-            kept(HELD_OUT, self.held_out, _held_out_text),
+            rows_without(HELD_OUT, self.held_out, _held_out_text),
         )
         return split, dropped
 
@@ -77,8 +82,8 @@ class LeakFilter:
         self.dropped: dict[str, int] = {}
 
     def __call__(self, name: str, rows: Iterable[Any]) -> tuple[Any, ...]:
-        kept, self.dropped[name] = drop_leaked(list(rows), self.asked)
-        return tuple(kept)
+        clean, self.dropped[name] = drop_leaked(list(rows), self.asked)
+        return tuple(clean)
 
 
 def read_test_split(experiment: Experiment) -> SplitRows:

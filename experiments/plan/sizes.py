@@ -69,13 +69,12 @@ class PlannedSizes:
             limit = (
                 real.max_length if isinstance(real, ModerationJudge) else max(lengths, default=0)
             )
-            seen = [min(limit, length) for length in lengths]
-            return model_size(shape, real.dtype, None).forward(seen)
+            return model_size(shape, real.dtype, None).forward([min(limit, n) for n in lengths])
         size = model_size(self.library.shape(folder), real.dtype, None)
         backend = real.backend or TransformersBackend()
         at_once = backend.chosen(Checkpoint(str(folder), dtype=real.dtype)).rows_at_once
-        seen = [length + _QUESTION_TOKENS for length in lengths]
-        return size.generation(seen, real.new_tokens, at_once)
+        questions = [length + _QUESTION_TOKENS for length in lengths]
+        return size.generation(questions, real.new_tokens, at_once)
 
     def prompts(
         self,

@@ -133,25 +133,25 @@ def add_up(ledger: Ledger, rates: Rates) -> Totals:
 
 
 def _kind(kind: str, entries: Sequence[Entry], rates: Rates) -> KindTotals:
-    ahead = [entry.work for entry in entries if not entry.reused]
-    finished = [entry for entry in entries if entry.reused and entry.seconds > 0]
-    tokens = sum(_tokens(entry.work) for entry in finished)
-    took = sum(entry.seconds for entry in finished)
-    estimate = sum(rates.seconds(entry.work) for entry in finished)
-    seconds = sum(rates.seconds(work) for work in ahead)
+    to_run = [entry.work for entry in entries if not entry.reused]
+    reused = [entry for entry in entries if entry.reused and entry.seconds > 0]
+    tokens = sum(_tokens(entry.work) for entry in reused)
+    took = sum(entry.seconds for entry in reused)
+    estimate = sum(rates.seconds(entry.work) for entry in reused)
+    seconds = sum(rates.seconds(work) for work in to_run)
     if tokens:
-        seconds = sum(map(_tokens, ahead)) * took / tokens
-    elif finished:
-        seconds = len(ahead) * took / len(finished)
+        seconds = sum(map(_tokens, to_run)) * took / tokens
+    elif reused:
+        seconds = len(to_run) * took / len(reused)
     return KindTotals(
         kind=kind,
-        to_run=len(ahead),
-        reused=len(entries) - len(ahead),
-        rows=sum(work.rows for work in ahead),
-        prompt_tokens=sum(work.prompt_tokens for work in ahead),
-        answer_tokens=sum(work.answer_tokens for work in ahead),
-        disk_bytes=sum(work.disk for work in ahead),
-        gpu_bytes=max((work.memory for work in ahead), default=0),
+        to_run=len(to_run),
+        reused=len(entries) - len(to_run),
+        rows=sum(work.rows for work in to_run),
+        prompt_tokens=sum(work.prompt_tokens for work in to_run),
+        answer_tokens=sum(work.answer_tokens for work in to_run),
+        disk_bytes=sum(work.disk for work in to_run),
+        gpu_bytes=max((work.memory for work in to_run), default=0),
         hours=seconds / 3600,
         measured_tokens_per_second=tokens / took if tokens else None,
         estimated_tokens_per_second=tokens / estimate if tokens and estimate else None,

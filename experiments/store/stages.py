@@ -90,7 +90,7 @@ class Store:
         self,
         stage: Stage,
         make: Callable[[Path], dict[str, Any] | None],
-        stale: Callable[[StageResult], bool] = lambda found: False,
+        stale: Callable[[StageResult], bool] = lambda result: False,
         waiting: Callable[[], None] = lambda: None,
     ) -> StageResult:
         """Returns the stage's output, making it only if it isn't there, or is `stale`.
@@ -105,17 +105,17 @@ class Store:
         """
         self._check_writable()
         with resource_errors.named(stage.name, self.root), self._locked(stage, waiting):
-            found = self._read(self.folder(stage), stage.name, stage.key)
-            if found is not None and not stale(found):
-                return found
+            result = self._read(self.folder(stage), stage.name, stage.key)
+            if result is not None and not stale(result):
+                return result
             return self._make(stage, make)
 
     def entries(self) -> Iterator[StageResult]:
         """Every finished stage, by name and key; damaged ones are left out."""
         for folder in self._folders():
-            found = self._read(folder, folder.parent.name, folder.name, discard=False)
-            if found is not None:
-                yield found
+            result = self._read(folder, folder.parent.name, folder.name, discard=False)
+            if result is not None:
+                yield result
 
     def damaged(self) -> Iterator[tuple[Path, str]]:
         """Folders whose files aren't what was written, each with the file at fault.
