@@ -140,4 +140,7 @@ def legend(figure: Figure) -> None:
     figure.set_figheight(figure.get_figheight() + rows * _LEGEND_ROW)
     place: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 9}
     columns = -(-len(names) // max(1, rows))
-    figure.legend([keys[name] for name in names], names, ncols=columns, **place)
+    # Bars would cover the marker.
+    points = [keys[name] for name in names]
+    points = [point[0] if isinstance(point, ErrorbarContainer) else point for point in points]
+    figure.legend(points, names, ncols=columns, **place)
