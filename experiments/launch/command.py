@@ -30,11 +30,13 @@ def run_command(start: Callable[[], int]) -> int:
         print(sweep.interrupt(), file=sys.stderr)
         return 130
     except Exception as error:
-        sentence = launchers.missing(error)
+        sentence = launchers.missing_plugin(error)
         if sentence is None and sweep.wait_for_outcome():
-            if not launchers.broke(error) and not is_users(error):
+            if not launchers.is_breakdown(error) and not is_users(error):
                 traceback.print_exception(error)
-            sentence = launchers.breakdown(error) if launchers.broke(error) else explain(error)
+            sentence = (
+                launchers.breakdown(error) if launchers.is_breakdown(error) else explain(error)
+            )
         sweep.stop_progress()
         if sentence is None and not is_users(error):
             raise

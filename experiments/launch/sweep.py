@@ -77,7 +77,7 @@ def stop_progress(*, ended: bool = True) -> None:
 
 def interrupt() -> str:
     """Ends the view of what the user has interrupted; returns what to say of it."""
-    array = None if _unfinished is None else launchers.array_left(_unfinished)
+    array = None if _unfinished is None else launchers.running_array(_unfinished)
     stop_progress(ended=array is None)
     if _unfinished is None or array is None:
         return "interrupted; what is finished is in the store, run the same command again to go on"

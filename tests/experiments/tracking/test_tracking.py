@@ -141,7 +141,7 @@ def test_the_headline_is_what_the_defended_model_is_worst_under(command: Command
     plain = summary(record)
     assert plain["worst_hs_under"] == "plain prompts"
     assert plain["defended/worst_hs"] == plain["defended/hs"]
-    trigger = {"value": 1.0, "low": 0.9, "high": 1.0, "n": 9}
+    trigger: dict[str, float | None] = {"value": 1.0, "low": 0.9, "high": 1.0, "n": 9}
     metrics = {
         model: {**of_model, "hs": {**of_model["hs"], "value": 0.02}}
         for model, of_model in record.metrics.items()
