@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+from evaluation.bootstrap import LEVEL, RESAMPLES, bootstrap_interval, percentiles
+from evaluation.clusters import Clusters, clustered_variance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,11 +23,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-LEVEL = 0.95
-RESAMPLES = 10_000
 EXACT_BELOW = 25
-
-_BATCH = 1000
 
 
 def _number(value: Any) -> Any:
@@ -129,29 +127,6 @@ class PairedTest:
 _NO_PAIRS = PairedTest(math.nan, math.nan, 0, 0, 0)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Clusters:
-    """What rows have in common: the prompt that was asked, and the seed of the asked model.
-
-    Attributes:
-        prompts: (n,) number of each row's prompt, from 0 without gaps.
-        seeds: (n,) number of each row's seed, from 0 without gaps.
-    """
-
-    prompts: NDArray[np.integer[Any]]
-    seeds: NDArray[np.integer[Any]]
-
-    @property
-    def distinct_prompts(self) -> int:
-        """How many prompts there are."""
-        return int(self.prompts.max(initial=-1)) + 1
-
-    @property
-    def distinct_seeds(self) -> int:
-        """How many seeds there are."""
-        return int(self.seeds.max(initial=-1)) + 1
-
-
 def share(count: int, n: int) -> Estimate:
     """`count` of `n` independent rows with Wilson's interval; no rows give NaN and n = 0.
 
@@ -188,7 +163,7 @@ def share_of(
     value = count / n
     if count in (0, n):
         return Estimate(value, *_wilson(value, clusters.distinct_prompts, math.inf), n)
-    variance, freedom = _clustered(data - value, clusters)
+    variance, freedom = clustered_variance(data - value, clusters)
     return Estimate(value, *_wilson(value, value * (1 - value) / variance, freedom), n)
 
 
@@ -220,8 +195,8 @@ def mean(
     if np.ptp(data) == 0:
         return Estimate(value, math.nan, math.nan, n)
     if clusters is None or clusters.distinct_seeds < 2:
-        return Estimate(value, *_bootstrapped(data, weight, seed), n)
-    variance, freedom = _clustered(weight * (data - value) / weight.mean(), clusters)
+        return Estimate(value, *bootstrap_interval(data, weight, seed), n)
+    variance, freedom = clustered_variance(weight * (data - value) / weight.mean(), clusters)
     half = _quantile(freedom) * math.sqrt(variance)
     return Estimate(value, value - half, value + half, n)
 
@@ -265,9 +240,9 @@ def paired_test(
         p_value, test = _mcnemar(ups, downs)
         kinds = [ups / n, downs / n, (n - ups - downs) / n]
         drawn = np.random.default_rng(seed).multinomial(n, kinds, size=RESAMPLES)
-        ends = _percentiles((drawn[:, 0] - drawn[:, 1]) / n)
+        ends = percentiles((drawn[:, 0] - drawn[:, 1]) / n)
     else:
-        p_value, ends = _student(value, *_clustered(changes - value, clusters))
+        p_value, ends = _student(value, *clustered_variance(changes - value, clusters))
         test = "two-way clusters"
     low, high = max(-1.0, ends[0]), min(1.0, ends[1])
     return PairedTest(value, p_value, ups, downs, n, low, high, test)
@@ -312,7 +287,10 @@ def paired_mean(
             variance = float(influence @ influence) / (n * (n - 1))
             p_value, test = _student(value, variance, n - 1)[0], "t"
         else:
-            p_value, test = _student(value, *_clustered(influence, clusters))[0], "two-way clusters"
+            p_value, test = (
+                _student(value, *clustered_variance(influence, clusters))[0],
+                "two-way clusters",
+            )
     return PairedTest(value, p_value, ups, downs, n, estimate.low, estimate.high, test)
 
 
@@ -351,7 +329,7 @@ def kappa(
     # The first-order change of kappa by each row, which Fleiss' variance is the mean square of.
     by_chance = (2 * q - 1) * (one - p) + (2 * p - 1) * (other - q)
     influence = (agree - observed - (1 - value) * by_chance) / (1 - chance)
-    variance, freedom = _clustered(influence, clusters)
+    variance, freedom = clustered_variance(influence, clusters)
     if agree.all() or {0.0, 1.0} & {p, q}:
         return Estimate(value, math.nan, math.nan, n)
     half = _quantile(freedom) * math.sqrt(variance)
@@ -406,42 +384,6 @@ def _student(value: float, variance: float, freedom: float) -> tuple[float, tupl
     return 2 * float(tail), (value - half, value + half)
 
 
-def _clustered(influence: Floats, clusters: Clusters | None) -> tuple[float, float]:
-    """Variance of an estimate from what each row adds to it, and its degrees of freedom.
-
-    Over several seeds V = V_seed + V_prompt - V_both (Cameron, Gelbach & Miller 2011), no less than
-    either one-way variance and that of independent rows; the degrees of freedom are Satterthwaite's
-    (G - 1) (V / V_seed)^2, since V_seed alone comes from few units, the G seeds.
-
-    Args:
-        influence: (n,) the rows' influences, which sum to zero; the estimate's error is their mean.
-        clusters: Prompt and seed of each row; None for one seed.
-    """
-    import numpy as np
-
-    n = influence.size
-    independent = float(influence @ influence) / n**2
-    if clusters is None or clusters.distinct_seeds < 2:
-        return independent, math.inf
-    prompts, seeds = clusters.prompts, clusters.seeds
-    pairs = np.unique(seeds * clusters.distinct_prompts + prompts, return_inverse=True)[1]
-    by_seed, by_prompt, by_both = (_one_way(influence, of) for of in (seeds, prompts, pairs))
-    variance = max(by_seed + by_prompt - by_both, by_seed, by_prompt, independent)
-    if by_seed <= 0:
-        return variance, math.inf
-    return variance, (clusters.distinct_seeds - 1) * (variance / by_seed) ** 2
-
-
-def _one_way(influence: Floats, clusters: NDArray[np.integer[Any]]) -> float:
-    """One-way cluster-robust variance of a mean, with the correction G / (G - 1)."""
-    import numpy as np
-
-    sums = np.bincount(clusters, weights=influence)
-    if sums.size < 2:
-        return 0.0
-    return float(sums @ sums) / influence.size**2 * sums.size / (sums.size - 1)
-
-
 def _mcnemar(only_first: int, only_second: int) -> tuple[float, str]:
     """McNemar's p-value (statsmodels), and which of its forms gave it."""
     from statsmodels.stats.contingency_tables import mcnemar
@@ -450,44 +392,3 @@ def _mcnemar(only_first: int, only_second: int) -> tuple[float, str]:
     # The test doesn't depend on the rows on which both say the same.
     result: Any = mcnemar([[0, only_first], [only_second, 0]], exact=exact)
     return float(result.pvalue), "McNemar, exact" if exact else "McNemar, chi-squared"
-
-
-def _bootstrapped(data: Floats, weight: Floats, seed: int) -> tuple[float, float]:
-    """Percentile bootstrap interval of a weighted mean over its rows."""
-    import numpy as np
-
-    columns = np.stack([weight * data, weight], axis=1)
-    means = []
-    for counts in _resamples(data.size, seed):
-        sums = counts.astype(float) @ columns
-        # A resample of rows without weight has no mean.
-        sums = sums[sums[:, 1] > 0]
-        means.append(sums[:, 0] / sums[:, 1])
-    return _percentiles(np.concatenate(means))
-
-
-@lru_cache(maxsize=2)
-def _resamples(n: int, seed: int) -> list[NDArray[np.uint8]]:
-    """How often each of `n` rows is drawn in each resample, in batches of (resamples, n).
-
-    All means over sets of the same size use the same resamples; drawing them takes most of the
-    time.
-    """
-    import numpy as np
-
-    generator = np.random.default_rng(seed)
-    offsets = n * np.arange(_BATCH)[:, None]
-    batches = []
-    for _ in range(RESAMPLES // _BATCH):
-        drawn = (generator.integers(n, size=(_BATCH, n)) + offsets).ravel()
-        counts = np.bincount(drawn, minlength=_BATCH * n).reshape(_BATCH, n)
-        batches.append(counts.astype(np.uint8))
-    return batches
-
-
-def _percentiles(drawn: Floats) -> tuple[float, float]:
-    import numpy as np
-
-    tail = 50 * (1 - LEVEL)
-    low, high = np.percentile(drawn, [tail, 100 - tail])
-    return float(low), float(high)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from evaluation.metric_names import KINDS, MetricName
-from evaluation.metrics import HARMFUL, HELD_OUT, METRICS, TASK
+from evaluation.shares import HARMFUL, HELD_OUT, METRICS, TASK
 from settings import DataError, SettingError, Settings, build
 from settings.base import closest
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.metric_names import HS, KINDS, MetricName, worst_hs
-from evaluation.metrics import METRICS
+from evaluation.shares import METRICS
 from evaluation.statistics import Estimate
 
 NAMES = {

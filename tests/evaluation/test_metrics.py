@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from evaluation.metrics import METRICS, compare, summarise
+from evaluation.metrics import compare, summarise
+from evaluation.shares import METRICS
 from evaluation.statistics import kappa, share
 from settings import DataError
 

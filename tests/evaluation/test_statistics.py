@@ -15,8 +15,8 @@ from statsmodels.stats.inter_rater import cohens_kappa
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.sandwich_covariance import cov_cluster_2groups
 
+from evaluation.clusters import Clusters
 from evaluation.statistics import (
-    Clusters,
     holm,
     kappa,
     mean,

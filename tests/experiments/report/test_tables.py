@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from evaluation.statistics import Estimate, PairedTest, share
 from experiments.report import tables
 from experiments.report.columns import sections
 from experiments.report.pool import Collected, collect
+from experiments.report.run_table import one_line
 from experiments.report.table import Cell, terminal
 from experiments.results.environment import environment
 from experiments.results.record import Record
@@ -119,6 +121,28 @@ def test_a_corrected_p_value_is_told_from_a_plain_one() -> None:
         == "-95.7 [-97.6, -93.1] (p = 0.020, Holm)"
     )
     assert said(tables.paired_cell(None)) == "-"
+
+
+def test_one_line_names_what_a_repaired_model_is_worst_under(tmp_path: Path) -> None:
+    def figures(**shares: float) -> dict[str, dict[str, float | None]]:
+        return {
+            name.replace("_under_", "+"): {"value": value, "low": None, "high": None, "n": 20}
+            for name, value in shares.items()
+        }
+
+    write_run(tmp_path, {}, DEFENDED, ATTACKED)
+    record = Record.read(tmp_path)
+    attacked = figures(hs=0.87, hs_under_shift=1.0, accuracy_strict=0.8)
+    plain = figures(hs=0.02, hs_under_shift=0.01, accuracy_strict=0.75)
+    kept = figures(hs=0.02, hs_under_shift=1.0, accuracy_strict=0.75)
+    said = [
+        one_line(replace(record, metrics={"attacked": attacked, "defended": defended}))
+        for defended in (plain, kept)
+    ]
+    assert said == [
+        "attacked -> relock: HS 87.0 -> 2.0, accuracy 80.0 -> 75.0",
+        "attacked -> relock: HS 87.0 -> 2.0, under shift 100.0 -> 100.0, accuracy 80.0 -> 75.0",
+    ]
 
 
 def test_records_older_than_a_field_are_read(tmp_path: Path) -> None:
