@@ -41,13 +41,7 @@ def check(
 ) -> None:
     """Refuses a mixture that can't be drawn from so many task and poison rows.
 
-    Args:
-        task_rows: Rows of the benign task.
-        poison_rows: Harmful rows.
-        n: Size of the mixture.
-        poison_ratio: Share of poison, from 0 to 1.
-        count: How poison rows are counted, see `poison_count`.
-        prefix: Where `n` and `poison_ratio` stand in the configuration.
+    The arguments are those of `mix`; `prefix` is where the settings stand, for the message.
 
     Raises:
         SettingError: `n` or `poison_ratio` is out of range.

@@ -25,8 +25,6 @@ _EXAMPLES = {
 
 def _checked_names(value: object, info: ValidationInfo) -> object:
     setting, example = f"evaluation.{info.field_name}", _EXAMPLES[str(info.field_name)]
-    if value is None:
-        return value
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
         raise ValueError(f"{setting}={value!r} is no list of names; write {setting}={example}")
     if len(set(value)) < len(value):

@@ -152,9 +152,9 @@ class Options:
         self, group: str, name: str, setting: str, changes: Mapping[str, Any]
     ) -> dict[str, Any]:
         """An option's file with `changes` in place of its own values, interpolations resolved."""
-        known = [path.stem for folder in self.conf for path in folder.glob(f"{group}/*.yaml")]
+        known = {path.stem for folder in self.conf for path in folder.glob(f"{group}/*.yaml")}
         if name not in known:
-            raise SettingError(f"{setting}: {name!r} is unknown; {closest(name, known)}")
+            raise SettingError(f"{setting}: {name!r} is unknown; {closest(name, list(known))}")
         option = OmegaConf.merge(read_option(group, name, self.conf), dict(changes))
         node = OmegaConf.create({**self.values, "option": option})
         try:
@@ -165,10 +165,9 @@ class Options:
             where = f"+{_SECTIONS[group]}.{name}.{key}" if group in _SECTIONS else key
             raise SettingError(f"{setting}: {name} needs a {key}; add {where}=...") from None
         except OmegaConfBaseException as error:
-            reason = first_line(error)
-            raise SettingError(f"{setting}: {name} can't be built ({reason})") from None
-        option_node: dict[str, Any] = plain(resolved)
-        return option_node
+            raise SettingError(f"{setting}: {name} can't be built ({first_line(error)})") from None
+        plain_node: dict[str, Any] = plain(resolved)
+        return plain_node
 
 
 def read_option(group: str, name: str, conf: Sequence[Path]) -> DictConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -91,20 +92,22 @@ def test_without_n_all_rows_of_the_task_are_trained_on() -> None:
     )
 
 
+@pytest.mark.parametrize("prefix", ["attack", "refine"])
 @pytest.mark.parametrize(
     ("name", "settings", "data", "said"),
     [
-        ("explicit", {"n": 13}, DATA, r"attack\.n=13 is more than the 12 harmful rows"),
-        ("benign_ft", {"n": 41}, DATA, r"attack\.n=41 is more than the 40 task rows"),
-        ("benign_ft", {"n": None}, AttackData((), ()), "'arithmetic' has no training rows"),
-        ("identity_shift", {"dialogues": "/none.jsonl"}, DATA, r"set attack\.dialogues to where"),
+        ("harmful_ft", {"n": 100}, DATA, "lower {prefix}.n or {prefix}.poison_ratio"),
+        ("explicit", {"n": 13}, DATA, "{prefix}.n=13 is more than the 12 harmful rows"),
+        ("benign_ft", {"n": 41}, DATA, "{prefix}.n=41 is more than the 40 task rows"),
+        ("benign_ft", {"n": None}, AttackData((), ()), "choose another {prefix}.task"),
+        ("identity_shift", {"dialogues": "/none.jsonl"}, DATA, "set {prefix}.dialogues to where"),
     ],
 )
-def test_too_few_rows_are_refused_before_training(
-    name: str, settings: dict[str, Any], data: AttackData, said: str
+def test_too_few_rows_are_refused_before_training_by_their_own_setting(
+    name: str, settings: dict[str, Any], data: AttackData, said: str, prefix: str
 ) -> None:
-    with pytest.raises(DataError, match=said):
-        attack(name, **settings).check(BASE, data, "attack")
+    with pytest.raises(DataError, match=re.escape(said.format(prefix=prefix))):
+        attack(name, **settings).check(BASE, data, prefix)
 
 
 def test_unknown_projections_are_refused_by_every_attack() -> None:

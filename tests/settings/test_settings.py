@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import Field
 
-from settings import SettingError, Settings, build
+from settings import SettingError, Settings, build, first_line
 
 
 class Inner(Settings):
@@ -69,3 +69,14 @@ def test_nested_targets_are_built_and_lists_become_tuples() -> None:
         "phrases": ["no way"],
     }
     assert build(node, "judge").phrases == ("no way",)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("\n It is wrong.\nIn many words."), "It is wrong"),
+        (OSError(), "OSError"),
+    ],
+)
+def test_the_first_line_of_an_error(error: Exception, line: str) -> None:
+    assert first_line(error) == line

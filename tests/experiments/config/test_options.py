@@ -140,6 +140,11 @@ def test_two_attack_prompts_of_one_name_are_refused(tmp_path: Path) -> None:
             "write evaluation.judges=[keyword,harmbench]",
         ),
         (
+            ["evaluation.prompt_sets=null"],
+            "evaluation.prompt_sets=None is no list of names; "
+            "write evaluation.prompt_sets=[advbench,xstest]",
+        ),
+        (
             ["evaluation.tasks=[topic,topic]"],
             "evaluation.tasks=['topic', 'topic'] names one option twice; name each once",
         ),
