@@ -10,6 +10,7 @@ from experiments.config.experiment import CONF
 from experiments.launch import sweep
 from experiments.launch.command import run_command
 from experiments.launch.job import job
+from settings import SettingError
 
 
 def main() -> int:
@@ -18,7 +19,14 @@ def main() -> int:
 
 
 def _start() -> int:
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        # Of the run's own folder; the jobs' errors don't come here.
+        raise SettingError(
+            f"{str(error.filename)!r} can't be made a folder ({error.strerror}); set "
+            "hydra.run.dir, or hydra.sweep.dir for a sweep, to one that can be written"
+        ) from error
     return 1 if sweep.failures() else 0
 
 

@@ -6,7 +6,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 from experiments.config.explain import explain, is_users
 from experiments.launch import launchers, sweep
@@ -31,11 +30,13 @@ def run_command(start: Callable[[], int]) -> int:
         print(sweep.interrupt(), file=sys.stderr)
         return 130
     except Exception as error:
-        sentence = launchers.missing(error) or _unwritable_folder(error)
-        if sentence is None and _wait_for_outcome():
-            if not launchers.broke(error) and not is_users(error):
+        sentence = launchers.missing_plugin(error)
+        if sentence is None and sweep.wait_for_outcome():
+            if not launchers.is_breakdown(error) and not is_users(error):
                 traceback.print_exception(error)
-            sentence = launchers.breakdown(error) if launchers.broke(error) else explain(error)
+            sentence = (
+                launchers.breakdown(error) if launchers.is_breakdown(error) else explain(error)
+            )
         sweep.stop_progress()
         if sentence is None and not is_users(error):
             raise
@@ -43,23 +44,3 @@ def run_command(start: Callable[[], int]) -> int:
         return 1
     finally:
         sweep.stop_progress()
-
-
-def _unwritable_folder(error: Exception) -> str | None:
-    """One sentence where Hydra couldn't make its folder; the jobs' own errors don't come here."""
-    if not isinstance(error, FileExistsError | NotADirectoryError | PermissionError):
-        return None
-    return (
-        f"{str(error.filename)!r} can't be made a folder ({error.strerror}); set hydra.run.dir, or "
-        "hydra.sweep.dir for a sweep, to one that can be written"
-    )
-
-
-def _wait_for_outcome() -> bool:
-    """Shows the outcome of a multirun that broke off, once its jobs have ended, if there is one."""
-    config = sweep.unfinished()
-    if config is None or not Path(config.hydra.sweep.dir).is_dir():
-        return False
-    launchers.wait_for_jobs(config)
-    sweep.finish(config)
-    return True

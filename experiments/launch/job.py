@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log, setup_globals
 from hydra.types import RunMode
@@ -28,11 +27,9 @@ from experiments.launch.progress.console import leave_terminal, viewed
 from experiments.results.events import append
 from experiments.results.files import write_whole
 from experiments.results.objective import returned
+from experiments.results.status import STATUS
 
 log = logging.getLogger("relock")
-
-STATUS = "status.json"
-"""What became of a job, in its folder: "running", "done" or "failed" under "status"."""
 
 # Hydra checks our options of launchers by the plugins' own types, and warns that it will stop to.
 warnings.filterwarnings("ignore", message=r"(?s).*ConfigStore schema with the same name")
@@ -117,16 +114,13 @@ def _run(config: DictConfig, folder: Path) -> Any:
     from experiments.launch.run_one import run_and_record
 
     hydra_config = HydraConfig.get()
-    experiment = validate(config, dict(hydra_config.runtime.choices), _conf_folders(hydra_config))
+    sources = hydra_config.runtime.config_sources
+    folders = [Path(source.path) for source in sources if source.schema == "file"]
+    experiment = validate(config, dict(hydra_config.runtime.choices), folders)
     experiment.runtime.prepare(launchers.default_threads(hydra_config))
     group = Path(hydra_config.sweep.dir).name if hydra_config.mode == RunMode.MULTIRUN else None
     record = run_and_record(experiment, folder, list(hydra_config.overrides.task), group)
     return returned(record.objective)
-
-
-def _conf_folders(hydra_config: HydraConf) -> list[Path]:
-    sources = hydra_config.runtime.config_sources
-    return [Path(source.path) for source in sources if source.schema == "file"]
 
 
 def _write_status(folder: Path, status: str, **more: str) -> None:

@@ -54,9 +54,9 @@ def default_threads(hydra_config: HydraConf | DictConfig) -> int | None:
     """
     if not has_workers(hydra_config):
         return None
-    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    if said.isdecimal():
-        return int(said)
+    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if threads.isdecimal():
+        return int(threads)
     if name(hydra_config) == _SUBMITIT_LOCAL:
         return 1
     if name(hydra_config) == _SUBMITIT_SLURM:
@@ -77,8 +77,8 @@ def in_own_process(function: Callable[[], Any]) -> Any:
     multiprocessing.set_start_method("spawn", force=True)
     context = multiprocessing.get_context()
     receiver, sender = context.Pipe(duplex=False)
-    left = [each for each in _SIGNALS if callable(signal.getsignal(each))]
-    process = context.Process(target=_answer, args=(function, sender, left), name="relock-job")
+    ignored = [each for each in _SIGNALS if callable(signal.getsignal(each))]
+    process = context.Process(target=_answer, args=(function, sender, ignored), name="relock-job")
     process.start()
     sender.close()
     try:
@@ -89,7 +89,7 @@ def in_own_process(function: Callable[[], Any]) -> Any:
         process.join()
         raise RelockError(_ending(process.exitcode)) from None
     except Exception as error:
-        if not broke(error):
+        if not is_breakdown(error):
             raise
         raise RelockError(
             "the launcher's time for it was over; raise hydra.launcher.timeout_min, or set "
@@ -102,7 +102,7 @@ def in_own_process(function: Callable[[], Any]) -> Any:
         receiver.close()
 
 
-def broke(error: BaseException) -> bool:
+def is_breakdown(error: BaseException) -> bool:
     """Whether a launcher's library raised it, as it does where one of its workers died."""
     return type(error).__module__.partition(".")[0] in _LIBRARIES
 
@@ -115,12 +115,12 @@ def breakdown(error: BaseException) -> str:
     return "the launcher lost a worker and broke off; see above"
 
 
-def missing(error: BaseException) -> str | None:
+def missing_plugin(error: BaseException) -> str | None:
     """One sentence for a launcher whose plugin isn't installed; None for any other error."""
-    found = re.search(r"hydra_plugins\.hydra_(\w+)_launcher\.", str(error))
-    if found is None or "plugin" not in str(error):
+    match = re.search(r"hydra_plugins\.hydra_(\w+)_launcher\.", str(error))
+    if match is None or "plugin" not in str(error):
         return None
-    plugin = found[1]
+    plugin = match[1]
     # Ray's plugin can't stand beside what the others need.
     how = (
         "pip install 'relock[ray]' in an environment of its own"
@@ -187,7 +187,7 @@ def wait_for_jobs(config: DictConfig) -> None:
                 os.waitpid(int(job), 0)
 
 
-def array_left(config: DictConfig) -> int | None:
+def running_array(config: DictConfig) -> int | None:
     """The number of the Slurm array that goes on without this process, if there is one.
 
     Args:

@@ -67,8 +67,9 @@ def refusal(config: DictConfig) -> str | None:
     )
 
 
-def _directions(given: Any) -> list[str]:
-    several = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+def _directions(direction: Any) -> list[str]:
+    is_list = isinstance(direction, Sequence) and not isinstance(direction, str)
+    several = direction if is_list else [direction]
     return [str(getattr(each, "name", each)) for each in several]
 
 

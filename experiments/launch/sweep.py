@@ -15,9 +15,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.launch import launchers
+from experiments.launch.progress.state import JobState, SweepState
 
 if TYPE_CHECKING:
-    from experiments.launch.progress.state import JobState, SweepState
     from experiments.launch.progress.watch import View
 
 _failures: list[str] = []
@@ -38,18 +38,23 @@ def forget() -> None:
     stop_progress()
 
 
-def unfinished() -> DictConfig | None:
-    """The configuration of the multirun that was started and whose end wasn't told yet."""
-    return _unfinished
+def wait_for_outcome() -> bool:
+    """Shows the outcome of a multirun that broke off, once its jobs have ended, if there is one."""
+    if _unfinished is None or not Path(_unfinished.hydra.sweep.dir).is_dir():
+        return False
+    launchers.wait_for_jobs(_unfinished)
+    _finish(_unfinished)
+    return True
 
 
-def finish(config: DictConfig) -> None:
-    """Ends the view of a multirun and tells its outcome."""
+def _finish(config: DictConfig) -> None:
+    """Ends the view of a multirun and shows its outcome."""
     global _unfinished
     _unfinished = None
     stop_progress()
     folder = Path(config.hydra.sweep.dir)
-    sweep = _read(folder)
+    sweep = SweepState(folder)
+    sweep.refresh()
     failed = sweep.of("failed", "killed", "running", "queued")
     _failures.extend(map(_in_words, failed))
     if not sweep.jobs:
@@ -72,7 +77,7 @@ def stop_progress(*, ended: bool = True) -> None:
 
 def interrupt() -> str:
     """Ends the view of what the user has interrupted; returns what to say of it."""
-    array = None if _unfinished is None else launchers.array_left(_unfinished)
+    array = None if _unfinished is None else launchers.running_array(_unfinished)
     stop_progress(ended=array is None)
     if _unfinished is None or array is None:
         return "interrupted; what is finished is in the store, run the same command again to go on"
@@ -101,7 +106,7 @@ class SweepSummary(Callback):
         _start_progress(config, kwargs.get("numbers"))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        finish(config)
+        _finish(config)
 
 
 def _start_progress(config: DictConfig, numbers: Sequence[int] | None) -> None:
@@ -114,14 +119,6 @@ def _start_progress(config: DictConfig, numbers: Sequence[int] | None) -> None:
     with suppress(HydraException, OmegaConfBaseException, OSError):
         jobs = expected(config)
         _view = View(Path(config.hydra.sweep.dir), progress, {**jobs, "numbers": numbers})
-
-
-def _read(folder: Path) -> SweepState:
-    from experiments.launch.progress.state import SweepState
-
-    sweep = SweepState(folder)
-    sweep.refresh()
-    return sweep
 
 
 def _in_words(job: JobState) -> str:

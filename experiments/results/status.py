@@ -13,6 +13,8 @@ from typing import Any, Literal
 from experiments.results.record import RECORD, ROWS
 
 STATUS = "status.json"
+"""In a job's folder: "running", "done" or "failed" under "status", and where the job runs."""
+
 OVERRIDES = Path(".hydra", "overrides.yaml")
 
 State = Literal["done", "failed", "killed", "running", "elsewhere", "never started"]

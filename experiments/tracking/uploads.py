@@ -81,10 +81,10 @@ def tracker_of(runs: Sequence[Run], project: str | None, entity: str | None) -> 
     """The tracker's settings that the sweep was run with, or the usual ones."""
     trackers = (run.record.settings.get("tracker") or {} for run in runs)
     used: dict[str, Any] = next((t for t in trackers if t.get("_target_") == _CLASS), {})
-    given = {"project": project, "entity": entity}
-    given = {name: value for name, value in given.items() if value is not None}
+    options = {"project": project, "entity": entity}
+    options = {name: value for name, value in options.items() if value is not None}
     settings = {name: value for name, value in used.items() if name != "_target_"}
-    return WandbTracker.validated(settings | given, "tracker")
+    return WandbTracker.validated(settings | options, "tracker")
 
 
 def track(sweep: Uploads, tracker: WandbTracker) -> None:

@@ -45,7 +45,7 @@ def config(record: Record, job: str, sweep: str | None) -> dict[str, Any]:
     }
     labels = {name: value for name, value in record.labels.items() if value}
     packages = record.environment["packages"]
-    known = {
+    further = {
         "attack_and_defense": f"{labels['attack']} + {labels['defense']}",
         "sweep": sweep,
         "job": job,
@@ -53,7 +53,7 @@ def config(record: Record, job: str, sweep: str | None) -> dict[str, Any]:
         "python": record.environment["python"],
         **{name: packages.get(name) for name in _VERSIONS},
     }
-    return flat | labels | {name: value for name, value in known.items() if value is not None}
+    return flat | labels | {name: value for name, value in further.items() if value is not None}
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -127,8 +127,8 @@ def summary(record: Record) -> dict[str, float | str]:
         ("difference_refined", record.paired_refined),
     ):
         for metric, test in tests.items():
-            known = {**test, "value": test["difference"]}
-            _spread(values, f"{name}/{metric}", known, ("low", "high", "n", "p_value"))
+            figures = {**test, "value": test["difference"]}
+            _spread(values, f"{name}/{metric}", figures, ("low", "high", "n", "p_value"))
     values |= {f"cost/{name}": value for name, value in record.cost.items()}
     for number, step in enumerate(record.steps, start=1):
         values |= {f"steps/{number}/{name}": step[name] for name in ("parameters_edited", "share")}
@@ -144,16 +144,19 @@ def summary(record: Record) -> dict[str, float | str]:
 
 
 def _spread(
-    values: dict[str, float | str | None], name: str, known: Mapping[str, Any], parts: Iterable[str]
+    values: dict[str, float | str | None],
+    name: str,
+    figures: Mapping[str, Any],
+    parts: Iterable[str],
 ) -> None:
-    if not known["n"]:
+    if not figures["n"]:
         return
-    values[name] = known["value"]
-    values |= {f"{name}_{part}": known[part] for part in parts}
+    values[name] = figures["value"]
+    values |= {f"{name}_{part}": figures[part] for part in parts}
 
 
 def shareable(collected: Collected) -> Collected:
-    """The same runs and rows, with settings as they may leave this machine."""
+    """Runs and rows with settings as they may leave this machine."""
     runs = {run.folder: replace(run, record=_shareable(run.record)) for run in collected.runs}
     rows = [
         replace(

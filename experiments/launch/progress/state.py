@@ -188,8 +188,8 @@ class SweepState:
             self.ended = True
             return
         self.ended = False
-        for known in (self.jobs, self._tails, self._stamps):
-            known.clear()
+        for memory in (self.jobs, self._tails, self._stamps):
+            memory.clear()
         self.start = event["time"]
         self.total = event["total"]
         self.varies = event["varies"]

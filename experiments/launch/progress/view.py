@@ -29,14 +29,14 @@ def ended_line(sweep: SweepState, job: JobState, nth: int) -> str:
 def whole_line(sweep: SweepState, job: JobState, nth: int) -> str:
     """`ended_line` with the stages that the job made and reused, and the sweep's time left."""
     going_on = sweep.queued or sweep.of("running")
-    left = _time_left(sweep) if going_on else ""
-    return "; ".join(filter(None, (ended_line(sweep, job, nth), _stages(job.counts), left)))
+    estimate = _time_left(sweep) if going_on else ""
+    return "; ".join(filter(None, (ended_line(sweep, job, nth), _stages(job.counts), estimate)))
 
 
 def snapshot(sweep: SweepState) -> Iterator[str]:
     """The whole state as plain lines."""
     yield f"sweep {sweep.folder}"
-    yield _jobs(sweep)
+    yield _job_counts(sweep)
     for job in sweep.of("running"):
         yield f"running: {sweep.label(job)}: {_doing(job)}"
     for job in sweep.of("failed", "killed"):
@@ -60,7 +60,7 @@ def drawing(sweep: SweepState, height: int) -> RenderableType:
         bar = Table.grid()  # Alone it wouldn't end its line.
         bar.add_row(ProgressBar(total=sweep.total, completed=ended, width=60))
         parts.append(bar)
-    parts.append(Text(_jobs(sweep), style="bold", overflow="ellipsis", no_wrap=True))
+    parts.append(Text(_job_counts(sweep), style="bold", overflow="ellipsis", no_wrap=True))
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", style="dim", no_wrap=True)
     table.add_column(overflow="ellipsis", no_wrap=True)
@@ -101,7 +101,7 @@ def _time_left(sweep: SweepState) -> str:
     return f"{about} {duration(max(1, round(seconds))).replace('.0', '')} left"
 
 
-def _jobs(sweep: SweepState) -> str:
+def _job_counts(sweep: SweepState) -> str:
     counts = {name: len(sweep.of(name)) for name in ("done", "failed", "killed", "running")}
     parts = [f"{counts['done']} done", f"{counts['failed']} failed"]
     parts += [f"{counts['killed']} killed"] if counts["killed"] else []
@@ -122,8 +122,9 @@ def _times(sweep: SweepState) -> str:
         if start is None or not ends:
             return "ended"
         return f"ended after {duration(max(ends) - start)}"
-    left = _time_left(sweep) or "time left is not known yet"
-    return left if start is None else f"running for {duration(time.time() - start)}, {left}"
+    estimate = _time_left(sweep) or "time left is not known yet"
+    running = "" if start is None else f"running for {duration(time.time() - start)}, "
+    return f"{running}{estimate}"
 
 
 def _doing(job: JobState) -> str:
@@ -139,10 +140,10 @@ def _stages(counts: dict[str, Counter[str]]) -> str:
     """By name, how many stages were made, reused, are running or waited for."""
     parts = []
     for name, of_name in counts.items():
-        said = [
+        counted = [
             status if of_name.total() == 1 else f"{of_name[status]} {status}"
             for status in _STATUSES
             if of_name[status]
         ]
-        parts.append(f"{name} {' + '.join(said)}")
+        parts.append(f"{name} {' + '.join(counted)}")
     return ", ".join(parts)

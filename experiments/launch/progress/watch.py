@@ -34,7 +34,7 @@ class Watch:
 
     def __init__(self, folder: Path, live: bool) -> None:
         self.sweep = SweepState(folder)
-        self._said: set[int] = set()
+        self._shown: set[int] = set()
         self._console: Console | None = None
         self._live: Live | None = None
         if live:
@@ -46,7 +46,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self.sweep.refresh()
-        self._said = {job.number for job in self.sweep.of(*ENDED)}
+        self._shown = {job.number for job in self.sweep.of(*ENDED)}
         if self._live is not None:
             self._live.start()
             for stream in (sys.stdout, sys.stderr):
@@ -61,9 +61,9 @@ class Watch:
     def show(self) -> bool:
         """Reads the sweep's state and shows it; returns whether the sweep goes on."""
         self.sweep.refresh()
-        ended = [job for job in self.sweep.of(*ENDED) if job.number not in self._said]
+        ended = [job for job in self.sweep.of(*ENDED) if job.number not in self._shown]
         for job in sorted(ended, key=lambda job: job.end or 0.0):
-            self._said.add(job.number)
+            self._shown.add(job.number)
             self._say(job)
         if self._live is not None and self._console is not None:
             self._live.update(drawing(self.sweep, self._console.height), refresh=True)
@@ -77,13 +77,13 @@ class Watch:
     def _say(self, job: JobState) -> None:
         reason = f"error: {job.reason}" if job.status == "failed" else ""
         if self._console is None:
-            print(whole_line(self.sweep, job, len(self._said)), flush=True)
+            print(whole_line(self.sweep, job, len(self._shown)), flush=True)
             if reason:
                 print(reason, file=sys.stderr, flush=True)
             return
         from rich.text import Text
 
-        line = ended_line(self.sweep, job, len(self._said))
+        line = ended_line(self.sweep, job, len(self._shown))
         style = "" if job.status == "done" else "red"
         for text in filter(None, (line, reason)):
             # A style of `print` would be the view's, too.
@@ -99,7 +99,7 @@ class View:
         Args:
             folder: The sweep's folder.
             progress: "auto", "plain" or "off".
-            jobs: What is known of its jobs: total, varies, jobs, numbers.
+            jobs: What is known of its jobs: total, varies, numbers.
         """
         folder.mkdir(parents=True, exist_ok=True)
         here = {"host": socket.gethostname(), "pid": os.getpid()}

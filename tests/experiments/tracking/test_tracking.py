@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 
 from experiments.config.experiment import PROJECT
 from experiments.dashboard import main as dashboard
+from experiments.report.pool import Collected, Run
 from experiments.results.record import Record
-from experiments.tracking.wandb_fields import public
+from experiments.tracking.wandb_fields import public, shareable, summary
 from experiments.tracking.wandb_tracker import sweep_name
 from tests.experiments.conftest import Command
 
@@ -57,19 +59,19 @@ def test_an_offline_run_holds_config_metrics_timings_tables_and_figures(command:
         "model:organism", "attack:harmful_ft", "task:arithmetic", "defense:none",
         "protocol:default",
     }  # fmt: skip
-    summary = merged(records, "summary")
+    values = merged(records, "summary")
     for model, metrics in record.metrics.items():
-        assert summary[f"{model}/hs"] == pytest.approx(metrics["hs"]["value"])
+        assert values[f"{model}/hs"] == pytest.approx(metrics["hs"]["value"])
         known = {k for k, v in metrics.items() if k.startswith("hs/") and v["n"]}
-        assert {key for key in summary if key.startswith(f"{model}/hs/") and "_" not in key} == {
+        assert {key for key in values if key.startswith(f"{model}/hs/") and "_" not in key} == {
             f"{model}/{name}" for name in known
         }
-    assert summary["difference/hs"] == pytest.approx(record.paired["hs"]["difference"])
-    assert summary["stages/made"] + summary["stages/reused"] == len(
+    assert values["difference/hs"] == pytest.approx(record.paired["hs"]["difference"])
+    assert values["stages/made"] + values["stages/reused"] == len(
         {stage["key"] for stage in record.stages}
     )
-    assert summary["cost/prepare_seconds"] == pytest.approx(record.cost["prepare_seconds"])
-    assert summary["seconds/attack"] > 0
+    assert values["cost/prepare_seconds"] == pytest.approx(record.cost["prepare_seconds"])
+    assert values["seconds/attack"] > 0
     history = json.dumps([r for r in records if r["type"] == "history"])
     for logged in ("attack/loss", "results", "stages", "figures/hs_vs_accuracy"):
         assert logged in history
@@ -132,6 +134,36 @@ def test_runs_of_a_sweep_share_a_group_and_differ_in_id_and_job(command: Command
     assert {each["run_group"] for each in started} == {run.folder.name}
     assert len({each["run_id"] for each in started}) == 2
     assert [each["config"]["update"]["job"] for each in started] == ["0", "1"]
+
+
+def test_the_headline_is_what_the_defended_model_is_worst_under(command: Command) -> None:
+    record = Record.read(command("defense=none").folder)
+    plain = summary(record)
+    assert plain["worst_hs_under"] == "plain prompts"
+    assert plain["defended/worst_hs"] == plain["defended/hs"]
+    trigger: dict[str, float | None] = {"value": 1.0, "low": 0.9, "high": 1.0, "n": 9}
+    metrics = {
+        model: {**of_model, "hs": {**of_model["hs"], "value": 0.02}}
+        for model, of_model in record.metrics.items()
+    }
+    for model in ("attacked", "defended"):
+        metrics[model]["hs+identity_shift"] = trigger
+    shown = summary(replace(record, metrics=metrics))
+    assert shown["worst_hs_under"] == "identity_shift"
+    assert [shown[f"{model}/worst_hs"] for model in ("attacked", "defended")] == [1.0, 1.0]
+    assert shown["defended/worst_hs_n"] == 9
+    assert "aligned/worst_hs" not in shown, "it wasn't asked under the trigger"
+
+
+def test_command_lines_leave_without_places(command: Command) -> None:
+    run = command("defense=none")
+    overrides = ["a=/home/someone/x", "b=[/home/someone/y,3]", "c={d:file:///home/someone/z}"]
+    overrides += ["e=https://host.example/v1", "f=data/rows.jsonl"]
+    record = replace(Record.read(run.folder), overrides=overrides)
+    collected = shareable(Collected([Run(run.folder, record)], []))
+    assert collected.runs[0].record.overrides == [
+        "a=x", "b=[y,3]", "c={d:z}", "e=https://host.example/v1", "f=data/rows.jsonl",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
