@@ -1,7 +1,7 @@
-"""What the attacks that fine-tune a model share: where they start, how they train, what they say.
+"""Fine-tuning attacks: where they start, how they train, what they report.
 
 Explicit, IdentityShift and BenignFT are the three levels of risk of Qi et al. 2023 (arXiv
-2310.03693), with the settings that SafetyLock's authors used (spec section 4).
+2310.03693), with the settings that SafetyLock's authors used (arXiv 2410.10343).
 """
 
 from __future__ import annotations
