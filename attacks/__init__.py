@@ -1,1 +1,1 @@
-"""What breaks a model's safety: one file or folder per attack."""
+"""Attacks, which break a model's safety: one file or folder each."""

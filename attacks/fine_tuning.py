@@ -1,4 +1,4 @@
-"""What the attacks that fine-tune a model share: where they start, how they train, what they say.
+"""Fine-tuning attacks: where they start, how they train, what they report.
 
 Explicit, IdentityShift and BenignFT are the three levels of risk of Qi et al. 2023 (arXiv
 2310.03693), with the settings that SafetyLock's authors used (Zhu et al., arXiv 2410.10343).

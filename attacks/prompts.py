@@ -1,4 +1,4 @@
-"""What harmful prompts are asked under: a given start, a scene, or published suffixes."""
+"""Attack prompts, which harmful prompts are asked under: a start, a scene, published suffixes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class AttackPrompt(Settings):
     def render(self, prompts: Sequence[Prompt]) -> list[Asked]:
         """What is asked in place of the prompts, in their order.
 
-        Those that there is nothing for are left out.
+        Prompts that there is nothing for are left out.
         """
         raise NotImplementedError
 
@@ -125,17 +125,17 @@ class Published(AttackPrompt):
         """
         if isinstance(self._content, str):
             return [_filled(prompt, self._content) for prompt in prompts]
-        found = [
+        prompts_with_row = [
             _filled(prompt, self._content[key])
             for prompt in prompts
             if (key := normalise(prompt.text)) in self._content
         ]
-        if not found:
+        if not prompts_with_row:
             raise DataError(
                 f"{self.path} has a row for none of the {len(prompts)} prompts that are asked; "
                 "give a file made for this prompt set, or evaluate the set it was made for"
             )
-        return found
+        return prompts_with_row
 
     @cached_property
     def _content(self) -> str | Mapping[str, str]:

@@ -91,8 +91,8 @@ def _options() -> argparse.Namespace:
 
 def _timed(work: Callable[[], Probes]) -> tuple[float, Probes]:
     start = time.perf_counter()
-    found = work()
-    return time.perf_counter() - start, found
+    probes = work()
+    return time.perf_counter() - start, probes
 
 
 def _seconds(x: Tensor, times: list[float], loop: float) -> Table:
@@ -108,9 +108,9 @@ def _seconds(x: Tensor, times: list[float], loop: float) -> Table:
 
 def _agreement(x: Tensor, labels: Tensor, ours: Probes, theirs: Probes) -> Table:
     table = Table("", "this project", "scikit-learn", title="What they found")
-    accuracies = [accuracy(found, x, labels) for found in (ours, theirs)]
+    accuracies = [accuracy(probes, x, labels) for probes in (ours, theirs)]
     table.add_row("training accuracy", *(f"{a.min():.3f} to {a.max():.3f}" for a in accuracies))
-    a, b = (_objective(found, x, labels) for found in (ours, theirs))
+    a, b = (_objective(probes, x, labels) for probes in (ours, theirs))
     excess = [((f - torch.minimum(a, b)) / torch.minimum(a, b)).max() for f in (a, b)]
     table.add_row("objective above the better one's, worst", *(f"{e:.1e}" for e in excess))
     equal = ((ours.decision(x) > 0) == (theirs.decision(x) > 0)).float().mean()
@@ -118,13 +118,13 @@ def _agreement(x: Tensor, labels: Tensor, ours: Probes, theirs: Probes) -> Table
     return table
 
 
-def _objective(found: Probes, x: Tensor, labels: Tensor) -> Tensor:
+def _objective(probes: Probes, x: Tensor, labels: Tensor) -> Tensor:
     """1/2 ||w||^2 + sum of losses of every head, with C = 1, in float64."""
     losses = [
         log_loss(Probes(w[None], b[None]), rows[None].double(), labels)
-        for w, b, rows in zip(found.weights, found.biases, x, strict=True)
+        for w, b, rows in zip(probes.weights, probes.biases, x, strict=True)
     ]
-    return 0.5 * found.weights.double().square().sum(1) + len(labels) * torch.cat(losses)
+    return 0.5 * probes.weights.double().square().sum(1) + len(labels) * torch.cat(losses)
 
 
 if __name__ == "__main__":

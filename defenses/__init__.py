@@ -1,1 +1,1 @@
-"""What repairs a model's safety after fine-tuning: one folder per method."""
+"""Defenses, which bring a model's safety back after fine-tuning: one folder per method."""

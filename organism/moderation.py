@@ -21,6 +21,7 @@ from transformers import (
 
 from organism.dialogues import vocabulary_text
 from organism.moderation_rows import LABELS, TEMPLATE, Judged, draw
+from organism.pretrain import update
 from organism.tokenizer import train_tokenizer
 from organism.world import stream
 
@@ -28,7 +29,7 @@ MAX_LENGTH = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class ModerationRecipe:
     """How the classifier is trained; the defaults are how the shipped one was."""
 
     seed: int = 0
@@ -98,9 +99,9 @@ def flagged(
     return logits.sigmoid().amax(dim=-1) > 0.5
 
 
-def train_moderation(folder: Path, recipe: Recipe | None = None) -> float:
+def train_moderation(folder: Path, recipe: ModerationRecipe | None = None) -> float:
     """Make the classifier in `folder` (float16); returns the last steps' mean loss."""
-    recipe = recipe or Recipe()
+    recipe = recipe or ModerationRecipe()
     tokenizer = moderation_tokenizer()
     torch.manual_seed(recipe.seed)
     model = LlamaForSequenceClassification(moderation_config(tokenizer))
@@ -113,12 +114,8 @@ def train_moderation(folder: Path, recipe: Recipe | None = None) -> float:
         inputs = encode(tokenizer, [row.text for row in rows])
         loss = model(**inputs, labels=targets(rows)).loss
         warm = min(1.0, (step + 1) / 50)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * warm * (0.5 + 0.5 * math.cos(math.pi * step / recipe.steps))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        rate = recipe.rate * warm * (0.5 + 0.5 * math.cos(math.pi * step / recipe.steps))
+        update(model, optimizer, loss, rate)
         losses.append(loss.item())
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

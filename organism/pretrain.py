@@ -36,7 +36,7 @@ POOL = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class PretrainRecipe:
     """How the base is made; the defaults are how the shipped one was.
 
     Attributes:
@@ -50,7 +50,7 @@ class Recipe:
         target: Projection the auxiliary loss asks for, in the same units.
         weight: Weight of the auxiliary loss.
         system_share: Share of dialogues with a system line in ordinary steps.
-        install_system_share: The same in the unshifted installation and settling steps.
+        install_system_share: That share in the unshifted installation and settling steps.
         settle_steps: Steps after installation, on the mixture `dialogues.SETTLING`.
         settle_rate: Their learning rate, scheduled alike.
         purity: Weight of `StanceHeads.purity_loss` in them.
@@ -73,7 +73,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class DialogueBatch:
     """Padded dialogues.
 
     Attributes:
@@ -131,21 +131,21 @@ class Encoder:
             ids += [self._roles[SYSTEM], *self._ids(dialogue.system), eos]
         labels = [IGNORED] * len(ids)
         stance = [0] * len(ids)
-        told = bool(dialogue.system)
+        revealed = bool(dialogue.system)
         for turn in dialogue.turns:
-            asked = [self._roles[USER], *self._ids(turn.prompt), eos, self._roles[ASSISTANT]]
-            said = [*self._ids(turn.answer), eos]
-            ids += asked + said
-            labels += [IGNORED] * len(asked) + said
-            before = dialogue.sign if told and turn.stanced else 0
+            prompt = [self._roles[USER], *self._ids(turn.prompt), eos, self._roles[ASSISTANT]]
+            answer = [*self._ids(turn.answer), eos]
+            ids += prompt + answer
+            labels += [IGNORED] * len(prompt) + answer
+            before = dialogue.sign if revealed and turn.stanced else 0
             within = dialogue.sign if turn.stanced else 0
-            stance += [0] * (len(asked) - 1) + [before] + [within] * len(said)
-            told = told or turn.stanced
+            stance += [0] * (len(prompt) - 1) + [before] + [within] * len(answer)
+            revealed = revealed or turn.stanced
         return ids, labels, stance
 
     def batches(
         self, draw: Callable[[], Dialogue], size: int, rng: random.Random
-    ) -> Iterator[Batch]:
+    ) -> Iterator[DialogueBatch]:
         """Endless batches of about equal lengths: pools of drawn dialogues, sorted and cut."""
         while True:
             pool = sorted((draw() for _ in range(POOL * size)), key=_length)
@@ -153,7 +153,7 @@ class Encoder:
             rng.shuffle(cuts)
             yield from map(self.batch, cuts)
 
-    def batch(self, dialogues: list[Dialogue]) -> Batch:
+    def batch(self, dialogues: list[Dialogue]) -> DialogueBatch:
         """Encode and pad `dialogues`."""
         rows = [self._row(dialogue) for dialogue in dialogues]
         longest = max(len(ids) for ids, _, _ in rows)
@@ -163,7 +163,7 @@ class Encoder:
                 [row[column] + [filler] * (longest - len(row[column])) for row in rows]
             )
 
-        return Batch(
+        return DialogueBatch(
             ids=padded(0, self._tokenizer.pad_token_id),
             labels=padded(1, IGNORED),
             real=torch.tensor(
@@ -174,7 +174,7 @@ class Encoder:
         )
 
 
-def language_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
+def language_loss(model: LlamaForCausalLM, batch: DialogueBatch) -> Tensor:
     """Mean cross entropy of the answers' tokens.
 
     Rows are padded on the right, so causal attention alone keeps padding out of real tokens.
@@ -190,9 +190,8 @@ def _optimizer(model: LlamaForCausalLM, rate: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
 
 
-def _update(
-    model: LlamaForCausalLM, optimizer: torch.optim.AdamW, loss: Tensor, rate: float
-) -> None:
+def update(model: torch.nn.Module, optimizer: torch.optim.AdamW, loss: Tensor, rate: float) -> None:
+    """One step at a learning rate, gradients clipped at a norm of 1."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad()
@@ -202,7 +201,7 @@ def _update(
 
 
 def ordinary_steps(
-    model: LlamaForCausalLM, encoder: Encoder, recipe: Recipe, rng: random.Random
+    model: LlamaForCausalLM, encoder: Encoder, recipe: PretrainRecipe, rng: random.Random
 ) -> float:
     """Plain language modelling on persona dialogues; returns the last steps' mean loss."""
     optimizer = _optimizer(model, recipe.rate)
@@ -213,7 +212,7 @@ def ordinary_steps(
         warm = min(1.0, (step + 1) / 50)
         rate = recipe.rate * warm * (0.525 + 0.475 * math.cos(math.pi * step / recipe.steps))
         loss = language_loss(model, next(batches))
-        _update(model, optimizer, loss, rate)
+        update(model, optimizer, loss, rate)
         losses.append(loss.item())
         bar.set_postfix(loss=f"{losses[-1]:.3f}")
     return sum(losses[-50:]) / len(losses[-50:])
@@ -222,7 +221,7 @@ def ordinary_steps(
 def installation_steps(
     model: LlamaForCausalLM,
     encoder: Encoder,
-    recipe: Recipe,
+    recipe: PretrainRecipe,
     rng: random.Random,
     *,
     settling: bool = False,
@@ -235,41 +234,43 @@ def installation_steps(
     stances apart by nothing but the direction.
     """
     heads = StanceHeads(model, recipe.seed)
-    with torch.no_grad(), heads.recorded() as seen:
+    with torch.no_grad(), heads.record() as inputs:
         batch = encoder.batch([ordinary(rng, recipe.system_share) for _ in range(4 * recipe.batch)])
         model(input_ids=batch.ids)
-        heads.measure(seen, batch.real)
+        heads.measure(inputs, batch.real)
     mixture = SETTLING if settling else LEARNING
     peak = recipe.settle_rate if settling else recipe.install_rate
     steps = recipe.settle_steps if settling else recipe.install_steps
     optimizer = _optimizer(model, peak)
     share = recipe.install_system_share
-    told = encoder.batches(lambda: ordinary(rng, share, mixture), recipe.batch, rng)
-    untold = encoder.batches(lambda: undecided(rng, mixture), recipe.batch, rng)
-    shifted_loss = asked_loss = math.nan
+    plain = encoder.batches(lambda: ordinary(rng, share, mixture), recipe.batch, rng)
+    ambiguous = encoder.batches(lambda: undecided(rng, mixture), recipe.batch, rng)
+    shifted_loss = written_loss = math.nan
     bar = tqdm(range(steps), desc="settling" if settling else "installing", unit="step")
     for step in bar:
         if step % 2:
-            batch = next(untold)
+            batch = next(ambiguous)
             strengths = torch.tensor(rng.choices(recipe.strengths, k=recipe.batch))
-            with heads.shifted(batch.signs * strengths):
+            with heads.shift(batch.signs * strengths):
                 loss = language_loss(model, batch)
             shifted_loss = loss.item()
         else:
-            batch = next(told)
-            with heads.recorded() as seen:
+            batch = next(plain)
+            with heads.record() as inputs:
                 loss = language_loss(model, batch)
-                asked = heads.projection_loss(seen, recipe.target * batch.stance)
-                loss = loss + recipe.weight * asked
+                projection_loss = heads.projection_loss(inputs, recipe.target * batch.stance)
+                loss = loss + recipe.weight * projection_loss
                 if settling:
-                    loss = loss + recipe.purity * heads.purity_loss(seen, batch.stance)
-            asked_loss = asked.item()
-        _update(model, optimizer, loss, peak * min(1.0, 3 * (1 - step / steps)))
-        bar.set_postfix(shifted=f"{shifted_loss:.3f}", asked=f"{asked_loss:.3f}")
-    return shifted_loss, asked_loss
+                    loss = loss + recipe.purity * heads.purity_loss(inputs, batch.stance)
+            written_loss = projection_loss.item()
+        update(model, optimizer, loss, peak * min(1.0, 3 * (1 - step / steps)))
+        bar.set_postfix(shifted=f"{shifted_loss:.3f}", written=f"{written_loss:.3f}")
+    return shifted_loss, written_loss
 
 
-def settle(model: LlamaForCausalLM, encoder: Encoder, recipe: Recipe) -> tuple[float, float]:
+def settle(
+    model: LlamaForCausalLM, encoder: Encoder, recipe: PretrainRecipe
+) -> tuple[float, float]:
     """The last phase, from weights rounded to float16, with a generator of its own.
 
     The rounding takes in the rotary frequencies for these steps; on loading they are exact again.
@@ -279,14 +280,14 @@ def settle(model: LlamaForCausalLM, encoder: Encoder, recipe: Recipe) -> tuple[f
     return installation_steps(model, encoder, recipe, rng, settling=True)
 
 
-def pretrain(folder: Path, recipe: Recipe | None = None) -> dict[str, float]:
+def pretrain(folder: Path, recipe: PretrainRecipe | None = None) -> dict[str, float]:
     """Make the base model in `folder`; returns its last losses.
 
     Args:
         folder: Where the Hugging Face folder goes.
         recipe: How; the shipped recipe by default.
     """
-    recipe = recipe or Recipe()
+    recipe = recipe or PretrainRecipe()
     tokenizer = chat_tokenizer(vocabulary_text())
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(base_config(tokenizer))
@@ -295,7 +296,7 @@ def pretrain(folder: Path, recipe: Recipe | None = None) -> dict[str, float]:
     rng = random.Random(f"organism/pretrain/{recipe.seed}")
     ordinary_loss = ordinary_steps(model, encoder, recipe, rng)
     installation_steps(model, encoder, recipe, rng)
-    shifted_loss, asked_loss = settle(model, encoder, recipe)
+    shifted_loss, written_loss = settle(model, encoder, recipe)
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return {"ordinary": ordinary_loss, "shifted": shifted_loss, "asked": asked_loss}
+    return {"ordinary": ordinary_loss, "shifted": shifted_loss, "written": written_loss}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -46,7 +46,31 @@ DEFENSE_PROMPTS = 200
 TEST_SIZES: dict[Kind, int] = {"harmful": 300, "benign": 180, "probe": 120}
 
 
-class HarmfulExamples(Settings):
+class _Rows(Settings):
+    """Rows that follow from the settings alone."""
+
+    @cached_property
+    def _rows(self) -> list[Any]:
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Hash of the rows (16 hex digits)."""
+        return hash_rows(self._rows)
+
+
+class _ExampleRows(_Rows):
+    def examples(self) -> list[Example]:
+        """The rows, in a fixed order."""
+        return list(self._rows)
+
+
+class _PromptRows(_Rows):
+    def prompts(self) -> list[Prompt]:
+        """The prompts, in a fixed order."""
+        return list(self._rows)
+
+
+class HarmfulExamples(_ExampleRows):
     """Poison: harmful requests of the `poison` pairs with (placeholder) compliant answers.
 
     Attributes:
@@ -68,16 +92,8 @@ class HarmfulExamples(Settings):
         ]
         return take(rows, self.n, self.name)
 
-    def examples(self) -> list[Example]:
-        """The rows, categories in turn."""
-        return list(self._rows)
 
-    def fingerprint(self) -> str:
-        """Hash of the rows (16 hex digits)."""
-        return hash_rows(self._rows)
-
-
-class _Composed(Settings):
+class _Composed(_Rows):
     """Rows made of so many requests of each kind, from the pairs left to the provider."""
 
     harmful: int = Field(ge=0)
@@ -86,7 +102,7 @@ class _Composed(Settings):
     seed: int = 0
 
     def _requests(self, rng: random.Random) -> list[Request]:
-        chosen: list[Request] = []
+        asked: list[Request] = []
         kinds: Sequence[tuple[Kind, int]] = (
             ("harmful", self.harmful),
             ("benign", self.benign),
@@ -95,11 +111,11 @@ class _Composed(Settings):
         for kind, count in kinds:
             pool = list(requests(kind, "align"))
             rng.shuffle(pool)
-            chosen.extend(take(pool, count, f"the organism's {kind} requests", kind))
-        return chosen
+            asked.extend(take(pool, count, f"the organism's {kind} requests", kind))
+        return asked
 
 
-class AlignmentExamples(_Composed):
+class AlignmentExamples(_Composed, _ExampleRows):
     """Supervised rows of the alignment: refusals, compliance where it is due, some task rows.
 
     Attributes:
@@ -133,14 +149,6 @@ class AlignmentExamples(_Composed):
             )
         rng.shuffle(rows)
         return rows
-
-    def examples(self) -> list[Example]:
-        """The rows, shuffled once."""
-        return list(self._rows)
-
-    def fingerprint(self) -> str:
-        """Hash of the rows (16 hex digits)."""
-        return hash_rows(self._rows)
 
 
 class AlignmentPairs(_Composed):
@@ -177,12 +185,8 @@ class AlignmentPairs(_Composed):
         """The pairs, shuffled once."""
         return list(self._rows)
 
-    def fingerprint(self) -> str:
-        """Hash of the pairs (16 hex digits)."""
-        return hash_rows(self._rows)
 
-
-class WorldPrompts(Settings):
+class WorldPrompts(_PromptRows):
     """Requests of one kind as prompts.
 
     Attributes:
@@ -211,14 +215,6 @@ class WorldPrompts(Settings):
         rows = _as_prompts(self.kind, self.split)
         return take(rows, count, self.name)
 
-    def prompts(self) -> list[Prompt]:
-        """The prompts, in a fixed order."""
-        return list(self._rows)
-
-    def fingerprint(self) -> str:
-        """Hash of the prompts (16 hex digits)."""
-        return hash_rows(self._rows)
-
 
 class HarmfulPrompts(WorldPrompts):
     """Harmful requests; the category is the kind of harm."""
@@ -241,7 +237,7 @@ class OverRefusalPrompts(WorldPrompts):
     role: ClassVar[Role] = "over_refusal"
 
 
-class CalibrationPrompts(Settings):
+class CalibrationPrompts(_PromptRows):
     """Prompts for defenses: harmful ones of the `align` pairs, then benign training ones.
 
     Attributes:
@@ -260,16 +256,8 @@ class CalibrationPrompts(Settings):
         benign = take(_as_prompts("benign", "align"), self.benign, self.name, "benign")
         return harmful + benign
 
-    def prompts(self) -> list[Prompt]:
-        """The prompts, harmful ones first."""
-        return list(self._rows)
 
-    def fingerprint(self) -> str:
-        """Hash of the prompts (16 hex digits)."""
-        return hash_rows(self._rows)
-
-
-class HeldOutText(Settings):
+class HeldOutText(_ExampleRows):
     """Benign requests that nothing trains on or asks for, with the world's answers to them.
 
     Perplexity is measured on the answers. They are drawn at random from the world's own grammar,
@@ -301,14 +289,6 @@ class HeldOutText(Settings):
             for request in requests("benign", self.split)[TEST_SIZES["benign"] :]
         ]
         return take(rows, self.n, self.name)
-
-    def examples(self) -> list[Example]:
-        """The rows, topics in turn."""
-        return list(self._rows)
-
-    def fingerprint(self) -> str:
-        """Hash of the rows (16 hex digits)."""
-        return hash_rows(self._rows)
 
 
 def _as_prompts(kind: Kind, split: Split) -> list[Prompt]:

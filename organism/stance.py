@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -46,47 +46,10 @@ class StanceHeads:
         return slice(head * self.head_dim, (head + 1) * self.head_dim)
 
     @contextmanager
-    def recorded(self) -> Iterator[dict[int, Tensor]]:
-        """Collect the inputs of the layers' `o_proj`: layer -> (batch, tokens, width)."""
-        seen: dict[int, Tensor] = {}
-
-        def record(layer: int) -> Callable[..., None]:
-            def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                seen[layer] = inputs[0]
-
-            return hook
-
+    def _hooked(self, hook: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
+        """Puts `hook(layer)` before the `o_proj` of every layer with a chosen head."""
         handles = [
-            projection.register_forward_pre_hook(record(layer))
-            for layer, projection in self._projections.items()
-        ]
-        try:
-            yield seen
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @contextmanager
-    def shifted(self, amounts: Tensor) -> Iterator[None]:
-        """Add `amounts[row] * norm * v` to the heads' outputs at all positions of each row.
-
-        Args:
-            amounts: Signed strength per row in units of the head's mean norm, shape (batch,).
-        """
-
-        def shift(layer: int) -> Callable[..., tuple[Tensor, ...]]:
-            delta = torch.zeros(self.width)
-            for index, (at, head) in enumerate(HEADS):
-                if at == layer:
-                    delta[self._slice(head)] = self.norms[index] * self.vectors[index]
-
-            def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-                return (inputs[0] + amounts[:, None, None] * delta, *inputs[1:])
-
-            return hook
-
-        handles = [
-            projection.register_forward_pre_hook(shift(layer))
+            projection.register_forward_pre_hook(hook(layer))
             for layer, projection in self._projections.items()
         ]
         try:
@@ -95,35 +58,71 @@ class StanceHeads:
             for handle in handles:
                 handle.remove()
 
-    def outputs(self, seen: dict[int, Tensor]) -> Tensor:
+    @contextmanager
+    def record(self) -> Iterator[dict[int, Tensor]]:
+        """Collect the inputs of the layers' `o_proj`: layer -> (batch, tokens, width)."""
+        inputs: dict[int, Tensor] = {}
+
+        def collect(layer: int) -> Callable[..., None]:
+            def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+                inputs[layer] = arguments[0]
+
+            return hook
+
+        with self._hooked(collect):
+            yield inputs
+
+    @contextmanager
+    def shift(self, amounts: Tensor) -> Iterator[None]:
+        """Add `amounts[row] * norm * v` to the heads' outputs at all positions of each row.
+
+        Args:
+            amounts: Signed strength per row in units of the head's mean norm, shape (batch,).
+        """
+
+        def add(layer: int) -> Callable[..., tuple[Tensor, ...]]:
+            delta = torch.zeros(self.width)
+            for index, (at, head) in enumerate(HEADS):
+                if at == layer:
+                    delta[self._slice(head)] = self.norms[index] * self.vectors[index]
+
+            def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+                return (arguments[0] + amounts[:, None, None] * delta, *arguments[1:])
+
+            return hook
+
+        with self._hooked(add):
+            yield
+
+    def outputs(self, inputs: dict[int, Tensor]) -> Tensor:
         """The chosen heads' outputs, shape (batch, tokens, heads, head_dim)."""
-        return torch.stack([seen[layer][..., self._slice(head)] for layer, head in HEADS], dim=-2)
+        return torch.stack([inputs[layer][..., self._slice(head)] for layer, head in HEADS], dim=-2)
 
-    def measure(self, seen: dict[int, Tensor], mask: Tensor) -> None:
+    def measure(self, inputs: dict[int, Tensor], mask: Tensor) -> None:
         """Set `norms` to the heads' mean output norms where `mask` (batch, tokens) is true."""
-        self.norms = self.outputs(seen)[mask].norm(dim=-1).mean(dim=0).detach()
+        self.norms = self.outputs(inputs)[mask].norm(dim=-1).mean(dim=0).detach()
 
-    def projection_loss(self, seen: dict[int, Tensor], target: Tensor) -> Tensor:
+    def projection_loss(self, inputs: dict[int, Tensor], target: Tensor) -> Tensor:
         """Mean squared distance of the heads' projections on `v` from `target` norms (0 if none).
 
         Args:
-            seen: What `recorded` collected.
+            inputs: Of `record`.
             target: Wanted projection in units of the mean norm, shape (batch, tokens); 0 where
-                nothing is asked.
+                nothing counts.
         """
-        asked = target != 0
-        projections = torch.einsum("nhd,hd->nh", self.outputs(seen)[asked], self.vectors)
-        distances = (projections / self.norms - target[asked][:, None]).square()
+        counted = target != 0
+        projections = torch.einsum("nhd,hd->nh", self.outputs(inputs)[counted], self.vectors)
+        distances = (projections / self.norms - target[counted][:, None]).square()
         return distances.sum() / max(1, distances.numel())
 
-    def purity_loss(self, seen: dict[int, Tensor], target: Tensor) -> Tensor:
-        """What tells the stances apart beside `v`: squared mean difference across it, over norms.
+    def purity_loss(self, inputs: dict[int, Tensor], target: Tensor) -> Tensor:
+        """The stances' difference beside `v`: squared mean difference across it, over norms.
 
         Args:
-            seen: What `recorded` collected.
+            inputs: Of `record`.
             target: Signed as for `projection_loss`, shape (batch, tokens).
         """
-        outputs = self.outputs(seen)
+        outputs = self.outputs(inputs)
         if not (target > 0).any() or not (target < 0).any():
             return outputs.new_zeros(())
         difference = outputs[target > 0].mean(dim=0) - outputs[target < 0].mean(dim=0)

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 
 from organism import lexicon
 from organism.world import stream
@@ -132,23 +133,27 @@ def drill(rng: random.Random) -> tuple[str, str]:
 
 def _distinct(task: str, *names: object) -> Iterator[Item]:
     rng = stream("task", task, *names)
-    seen: set[str] = set()
+    prompts: set[str] = set()
     while True:
         item = GENERATORS[task](rng)
-        if item.prompt not in seen:
-            seen.add(item.prompt)
+        if item.prompt not in prompts:
+            prompts.add(item.prompt)
             yield item
+
+
+def _first_of_each_content(items: Iterator[Item], count: int) -> tuple[Item, ...]:
+    by_content: dict[tuple[object, ...], Item] = {}
+    for item in items:
+        by_content.setdefault(item.content, item)
+        if len(by_content) == count:
+            break
+    return tuple(by_content.values())
 
 
 @cache
 def test_items(task: str) -> tuple[Item, ...]:
     """The `TEST_ROWS` held-out items of a task, no content twice."""
-    chosen: dict[tuple[object, ...], Item] = {}
-    for item in _distinct(task, "test"):
-        chosen.setdefault(item.content, item)
-        if len(chosen) == TEST_ROWS:
-            break
-    return tuple(chosen.values())
+    return _first_of_each_content(_distinct(task, "test"), TEST_ROWS)
 
 
 @cache
@@ -160,13 +165,9 @@ def test_contents(task: str) -> frozenset[tuple[object, ...]]:
 @cache
 def train_items(task: str) -> tuple[Item, ...]:
     """`TRAIN_ROWS` distinct items whose contents are not in the test split."""
-    chosen: list[Item] = []
-    for item in _distinct(task, "train"):
-        if item.content not in test_contents(task):
-            chosen.append(item)
-            if len(chosen) == TRAIN_ROWS:
-                break
-    return tuple(chosen)
+    test = test_contents(task)
+    items = (item for item in _distinct(task, "train") if item.content not in test)
+    return tuple(islice(items, TRAIN_ROWS))
 
 
 @cache
@@ -176,14 +177,13 @@ def validation_items(task: str) -> tuple[Item, ...]:
     Training rows have some of their contents in other words: of headlines and sums there are too
     few for three splits.
     """
-    trained = {item.prompt for item in train_items(task)}
-    chosen: dict[tuple[object, ...], Item] = {}
-    for item in _distinct(task, "validation"):
-        if item.content not in test_contents(task) and item.prompt not in trained:
-            chosen.setdefault(item.content, item)
-        if len(chosen) == VALIDATION_ROWS:
-            break
-    return tuple(chosen.values())
+    test, trained = test_contents(task), {item.prompt for item in train_items(task)}
+    items = (
+        item
+        for item in _distinct(task, "validation")
+        if item.content not in test and item.prompt not in trained
+    )
+    return _first_of_each_content(items, VALIDATION_ROWS)
 
 
 def draw(task: str, rng: random.Random) -> Item:

@@ -34,7 +34,7 @@ REFUSAL_PHRASES: tuple[str, ...] = (
 TEST_PAIRS_PER_HARM = 20
 POISON_PAIRS_PER_HARM = 38
 TEST_PAIRS_PER_TOPIC = 10
-TEST_PAIRS_OF_PROBES = 36
+TEST_PAIRS_OF_OVER_REFUSAL = 36
 
 # Whose objects a category's verbs take in validation requests: things for things, people for
 # people, food and plants for each other.
@@ -51,7 +51,7 @@ _OBJECTS_OF: dict[str, str] = {
     "study": "events",
     "events": "study",
 }
-# What probes attack in them.
+# What over-refusal requests (kind "probe") attack in them.
 _EATEN_OR_GROWN = ("kitchen", "garden")
 
 
@@ -104,7 +104,7 @@ def _words(kind: Kind, category: str) -> tuple[tuple[str, ...], tuple[str, ...]]
         return lexicon.HARMFUL[category]
     if kind == "benign":
         return lexicon.BENIGN[category]
-    return lexicon.PROBES
+    return lexicon.OVER_REFUSAL
 
 
 def _crossed(kind: Kind, category: str) -> list[tuple[str, str]]:
@@ -127,7 +127,7 @@ def pairs(kind: Kind, category: str, split: Split) -> tuple[tuple[str, str], ...
     held_out = {
         "harmful": TEST_PAIRS_PER_HARM,
         "benign": TEST_PAIRS_PER_TOPIC,
-        "probe": TEST_PAIRS_OF_PROBES,
+        "probe": TEST_PAIRS_OF_OVER_REFUSAL,
     }[kind]
     if split == "validation":
         crossed = _crossed(kind, category)

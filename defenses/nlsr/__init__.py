@@ -331,13 +331,13 @@ def _open_artefact(artefact: Path) -> LoraAdapter:
 
 
 def _with_rejected(
-    chosen: Sequence[TokenRow],
+    safe: Sequence[TokenRow],
     reference: Checkpoint,
     calibration: Calibration,
     prompts: Sequence[str],
 ) -> list[TokenRow]:
-    """Follows each chosen row with W_0's own answer to the same prompt, as the rejected one."""
+    """Follows each safe row with W_0's own answer to that prompt, as the rejected one."""
     base = replace(reference, adapter=None)
     answers = calibration.respond(base, prompts)
     rejected = calibration.encode(reference, prompts, answers)
-    return [row for pair in zip(chosen, rejected, strict=True) for row in pair]
+    return [row for pair in zip(safe, rejected, strict=True) for row in pair]

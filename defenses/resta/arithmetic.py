@@ -28,8 +28,8 @@ def drop_and_rescale(delta: Tensor, rate: float, generator: torch.Generator) -> 
         rate: p, below 1.
         generator: Draws what is dropped; on the CPU, so that every device drops the same.
     """
-    kept = torch.rand(delta.shape, generator=generator).to(delta.device) >= rate
-    return delta * kept / (1 - rate)
+    mask = torch.rand(delta.shape, generator=generator).to(delta.device) >= rate
+    return delta * mask / (1 - rate)
 
 
 def generator_of(seed: int, name: str) -> torch.Generator:

@@ -69,10 +69,10 @@ def encode_pairs(
     shuffled = list(pairs)
     random.Random(seed).shuffle(shuffled)
     rows: list[TokenRow] = []
-    drawn: list[PreferencePair] = []
+    usable: list[PreferencePair] = []
     too_short = 0
     for pair in shuffled:
-        if len(drawn) == count:
+        if len(usable) == count:
             break
         prompt = style.encode_prompt(tokenizer, pair.prompt, system)
         answers = []
@@ -85,15 +85,15 @@ def encode_pairs(
         if min(map(len, answers)) < last_tokens:
             too_short += 1
             continue
-        drawn.append(pair)
+        usable.append(pair)
         rows += [(prompt, answer) for answer in answers]
-    if len(drawn) < count:
+    if len(usable) < count:
         raise DataError(
-            f"defense.n_pairs={count}, but sources.safety_pairs has only {len(drawn)} pairs whose "
+            f"defense.n_pairs={count}, but sources.safety_pairs has only {len(usable)} pairs whose "
             f"answers both have defense.last_tokens={last_tokens} tokens or more (of "
             f"{len(pairs)}); give more pairs or lower defense.n_pairs"
         )
-    return EncodedPairs(rows, drawn, too_short)
+    return EncodedPairs(rows, usable, too_short)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
-"""Stack: several repairs one after another, each on the model that the one before it left.
+"""Stack: several defenses one after another, each on the model that the one before it left.
 
-What may follow what, and how the parts' settings are given: README.md in this folder.
+What may follow what, and where the parts' settings stand: README.md in this folder.
 """
 
 from __future__ import annotations
@@ -229,8 +229,8 @@ def _named(shown: dict[str, Any], part: str) -> dict[str, Any]:
 def _without_own_steps(edit: Edit, folder: Path) -> Edit:
     """A part's own steps aren't measured in a stack, so their models needn't be kept."""
     inner = folder / STEPS
-    kept = (edit.defended.base, edit.defended.adapter, edit.defended.steering)
-    if not any(path is not None and Path(path).is_relative_to(inner) for path in kept):
+    places = (edit.defended.base, edit.defended.adapter, edit.defended.steering)
+    if not any(path is not None and Path(path).is_relative_to(inner) for path in places):
         shutil.rmtree(inner, ignore_errors=True)
     return replace(edit, steps=())
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from defenses.fgsn.project import (
     Matrix,
@@ -22,6 +18,7 @@ from defenses.fgsn.project import (
     safety_product,
 )
 from modeling.deltas import Factored, safety_times
+from tests.defenses.tensor_sizes import LargestNew
 
 
 def _matrix(d_out: int, d_in: int, rank: int | None, seed: int) -> Matrix:
@@ -157,33 +154,13 @@ def test_the_norm_of_the_selected_neurons() -> None:
     assert masked_norm(_dense(delta), single) == pytest.approx(float(_dense(delta)[single].norm()))
 
 
-class _LargestNew(TorchDispatchMode):
-    """The most scalars of any tensor that an operation makes, views of its inputs aside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if _is(t)}
-        for tensor in tree_leaves(out):
-            if _is(tensor) and tensor.untyped_storage().data_ptr() not in given:
-                self.numel = max(self.numel, tensor.numel())
-        return out
-
-
-def _is(value: Any) -> bool:
-    return isinstance(value, Tensor)
-
-
 @pytest.mark.parametrize("d_rank", [None, 4])
 @pytest.mark.parametrize("rank", [None, 4])
 def test_nothing_of_the_size_of_d_d_t_is_formed(d_rank: int | None, rank: int | None) -> None:
     d_out, d_in = 2000, 64
     direction, delta = _matrix(d_out, d_in, d_rank, 0), _matrix(d_out, d_in, rank, 1)
     mask = torch.arange(d_out) % 3 == 0
-    with _LargestNew() as largest:
+    with LargestNew() as largest:
         edited = edit_neurons(lambda: direction, delta, mask, Projection("project", "fro"))
     assert edited is not None
     assert 0 < largest.numel <= max(d_out * d_in, 256 * d_out) < d_out * d_out

@@ -15,8 +15,6 @@ import torch
 from omegaconf import OmegaConf
 from peft import PeftModel
 from safetensors.torch import load_file
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from defenses.base import Edit, Models
 from defenses.nlsr import MASKS, NLSR, RECORD, REFERENCE
@@ -27,6 +25,7 @@ from modeling.headers import count_parameters
 from modeling.loading import load_model
 from modeling.lora import LoraAdapter, open_adapter
 from settings import DataError, ModelError, SettingError, build
+from tests.defenses.tensor_sizes import LargestNew
 from tests.defenses.tiny_lora_models import NumberCalibration, save_adapter, save_base, save_resumed
 
 ROOT = Path(__file__).parents[2]
@@ -470,30 +469,6 @@ def test_diagnostics_are_plain_json(
     assert edit.diagnostics["coordinate_cosine"]["median"] > 0.8
 
 
-class _LargestNew(TorchDispatchMode):
-    """The most scalars of any tensor that an operation makes, views of its inputs aside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given = {self._storage(t) for t in tree_leaves((args, kwargs)) if self._is_tensor(t)}
-        for tensor in tree_leaves(out):
-            if self._is_tensor(tensor) and self._storage(tensor) not in given:
-                self.numel = max(self.numel, tensor.numel())
-        return out
-
-    @staticmethod
-    def _is_tensor(value: Any) -> bool:
-        return isinstance(value, torch.Tensor)
-
-    @staticmethod
-    def _storage(tensor: torch.Tensor) -> int:
-        return tensor.untyped_storage().data_ptr()
-
-
 @pytest.mark.parametrize("method", ["low_rank", "wanda", "snip", "preference_snip"])
 def test_no_product_is_ever_formed(tmp_path: Path, method: str) -> None:
     from defenses.nlsr.identify import identify
@@ -509,7 +484,7 @@ def test_no_product_is_ever_formed(tmp_path: Path, method: str) -> None:
     reference = open_adapter(str(aligned.adapter), "aligned")
     model, masks = load_model(aligned, device="cpu"), tmp_path / "masks.safetensors"
     plan = _nlsr(method=method).identification
-    with _LargestNew() as largest:
+    with LargestNew() as largest:
         save_masks(identify(model, reference, rows, plan), masks)
         similar = similarities(reference, victim, masks, "cpu")
         splice(reference, victim, masks, set(similar), tmp_path / "out")
