@@ -157,7 +157,7 @@ def test_the_page_says_what_was_run_on_what(tmp_path: Path) -> None:
     write_run(tmp_path / "1", {"attack.train": {"epochs": 3}}, ATTACKED, ATTACKED, defense="none")
     judges = {"harm": {"judge": "moderation", "weights": "w1", "threshold": 0.5}}
     sources = {"harmful": {"name": "toy/harmful", "fingerprint": "f"}}
-    change(tmp_path / "0", judges=judges, data={"sources": sources})
+    rewrite(tmp_path / "0", judges=judges, data={"sources": sources})
     page = page_of(tmp_path)
     text = " ".join(page.text.split())
     assert "ft on toy, repaired by good (2026-01-01)" in text
