@@ -27,7 +27,7 @@ GREY = "#666666"
 _SPREAD = 0.25
 _LOG_FROM = 10
 # Of the figure's width in inches that a character of a legend takes.
-_CHARACTER, _KEY = 0.075, 0.6
+_CHARACTER, _KEY = 0.08, 0.6
 _LEGEND_ROW = 0.22
 
 
@@ -87,9 +87,9 @@ class Scale:
         if self.log:
             axes.set_xscale("log")
         names = [plain(round(value, 9)) for value in self.values]
-        # A character takes about 2 % of a panel's width.
-        width = 0.02 * (max(map(len, names)) + 1) * (self.places[-1] - self.places[0])
-        axes.set_xticks(self.values, names, fontsize=8, rotation=90 if width > self._step else 0)
+        # A character takes about 2.5 % of a panel's width.
+        width = 0.025 * (max(map(len, names)) + 1) * (self.places[-1] - self.places[0])
+        axes.set_xticks(self.values, names, rotation=90 if width > self._step else 0)
         axes.xaxis.set_minor_locator(NullLocator())
         room = 0.06 * (self.places[-1] - self.places[0]) + 0.2 * self._step
         axes.set_xlim(self._value(self.places[0] - room), self._value(self.places[-1] + room))
@@ -138,7 +138,7 @@ def legend(figure: Figure) -> None:
     width = _CHARACTER * max(map(len, names), default=1) + _KEY
     rows = -(-len(names) // max(1, int(figure.get_figwidth() // width)))
     figure.set_figheight(figure.get_figheight() + rows * _LEGEND_ROW)
-    place: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 9}
+    place: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 9.5}
     columns = -(-len(names) // max(1, rows))
     # Bars would cover the marker.
     points = [keys[name] for name in names]
