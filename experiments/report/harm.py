@@ -142,7 +142,7 @@ def draw_trade_off(axes: Axes, panel: Panel) -> None:
         x = [100 * row.metrics[ACCURACY].value for row in best]
         y = [100 * row.worst_hs.value for row in best]
         look: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.2, "zorder": 4}
-        axes.step(x, y, where="pre", label="Pareto front of the repairs", **look)
+        axes.step(x, y, where="pre", label="Pareto front", **look)
     axes.set_xlabel("task accuracy, strict (%)")
 
 

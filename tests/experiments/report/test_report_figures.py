@@ -303,7 +303,7 @@ def test_nothing_is_best_and_nothing_shaded_without_an_objective(tmp_path: Path)
     drawn = {drawing.stem: drawing.figure for drawing in harm.figures(collect([folder]).rows)}
     assert not any("best" in name or "points below" in name for name in legend(drawn["pareto"]))
     assert legend(drawn["pareto"]) == [
-        "attacked", "relock, 4 settings", "Pareto front of the repairs",
+        "attacked", "relock, 4 settings", "Pareto front",
     ]  # fmt: skip
     write_run(folder / "4", {"defense.alpha": 2, "defense.k": 3}, ATTACKED, ATTACKED)
     for job in folder.glob("[0-9]"):
