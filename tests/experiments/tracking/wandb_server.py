@@ -57,13 +57,6 @@ class WandbServer:
         operation = getattr(self, f"_{name[:1].upper()}{name[1:]}", None)
         return operation(values) if operation else {"data": {}}
 
-    def _there(self, values: dict[str, Any]) -> bool:
-        entity = values.get("entityName") or values.get("entity") or ENTITY
-        project = next(
-            (values[key] for key in ("projectName", "project", "name") if values.get(key)), None
-        )
-        return (entity, project) == (ENTITY, self.stored.project)
-
     def _Viewer(self, values: dict[str, Any]) -> dict[str, Any]:
         viewer = {"id": "dTE=", "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}"}
         return {"data": {"viewer": {**viewer, "teams": {"edges": []}}}}
@@ -133,8 +126,8 @@ class WandbServer:
         edges = [{"node": node} for node in nodes]
         return {"data": {"createArtifactFiles": {"files": {"edges": edges}}}}
 
-    def _runs(self, values: dict[str, Any]) -> dict[str, Any]:
-        if not self._there(values):
+    def _Runs(self, values: dict[str, Any]) -> dict[str, Any]:
+        if (values.get("entity"), values.get("project")) != (ENTITY, self.stored.project):
             return {"data": {"project": None}}
         said = json.loads(values["filters"])
         found = [
@@ -164,8 +157,6 @@ class WandbServer:
         }
         project = {"internalId": "42", "runCount": len(found), "readOnly": False, "runs": runs}
         return {"data": {"project": project}}
-
-    _Runs = _LightweightRuns = _runs
 
     def _GetProjects(self, values: dict[str, Any]) -> dict[str, Any]:
         node = {
