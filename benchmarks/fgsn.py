@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -22,11 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig
 
+from benchmarks.timing import cost_of
 from defenses.base import Models
 from defenses.fgsn.project import Matrix, Projection, edit_neurons
 from modeling.checkpoint import Checkpoint
 from modeling.deltas import Factored, alignment, fine_tuning, projections
-from modeling.measure import Measurement, measured
+from modeling.measure import measured
 
 PLAN = Projection("project", "fro")
 SHARE = 0.25  # of the rows: q = 0.30 less what p = 0.05 takes out
@@ -53,8 +52,8 @@ def _against_the_formula(width: int, rank: int) -> Table:
     mask = torch.arange(width) % 4 == 0
     for d_name, d in (("LoRA", thin), ("dense", dense)):
         for name, delta in (("LoRA", _factors(width, rank)), ("dense", torch.randn_like(dense))):
-            ours = _timed(lambda d=d, x=delta: edit_neurons(lambda: d, x, mask, PLAN))
-            literal = _timed(lambda d=d, x=delta: _by_the_formula(_dense(d), _dense(x), mask))
+            ours = cost_of(lambda d=d, x=delta: edit_neurons(lambda: d, x, mask, PLAN))
+            literal = cost_of(lambda d=d, x=delta: _by_the_formula(_dense(d), _dense(x), mask))
             ratio = f"{literal.seconds / ours.seconds:.1f}"
             seconds = (f"{cost.seconds:.4f}" for cost in (ours, literal))
             table.add_row(d_name, name, "seconds", *seconds, ratio)
@@ -85,7 +84,7 @@ def _layer(options: argparse.Namespace, folder: Path) -> Table:
     title = f"one layer of Llama-3-8B's shapes, {_mib(size)} MiB in bfloat16"
     table = Table("D, Delta", "seconds", "peak MiB above its start", "of the layer", title=title)
     for name, (models, victim) in cases.items():
-        _project(models, victim, "model.layers.0.self_attn.k_proj")  # As in `_timed`.
+        _project(models, victim, "model.layers.0.self_attn.k_proj")  # As in `cost_of`.
         with measured() as cost:
             for module in projections(base):
                 _project(models, victim, module)
@@ -143,13 +142,6 @@ def _factors(width: int, rank: int) -> Factored:
 
 def _dense(matrix: Matrix) -> Tensor:
     return matrix.b @ matrix.a if isinstance(matrix, Factored) else matrix
-
-
-def _timed(work: Callable[[], Any]) -> Measurement:
-    work()  # Threads, allocators and linear algebra libraries start up on a first call.
-    with measured() as cost:
-        work()
-    return cost
 
 
 def _mib(count: int) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
+from benchmarks.timing import cost_of
 from defenses.nlsr import NLSR, scores
 from defenses.nlsr.identify import identify
 from defenses.nlsr.masks import save_masks
@@ -29,7 +29,7 @@ from modeling.capture import TokenRow
 from modeling.checkpoint import Checkpoint
 from modeling.loading import device_name, load_model
 from modeling.lora import LoraAdapter, LoraPair, open_adapter, product_cosine, rewrite_adapter
-from modeling.measure import Measurement, measured
+from modeling.measure import measured
 from modeling.training import PROJECTIONS
 
 VOCABULARY = 1024
@@ -127,8 +127,8 @@ def _literal(reference: LoraAdapter, attacked: LoraAdapter, tokens: int) -> Tabl
     )
     x = torch.randn(tokens, a.shape[1], device=device)
     rank = max(1, round(a.shape[0] * 0.2))
-    ours = _timed(lambda: _by_this_project(x, a, b, a_t, b_t, rank))
-    dense = _timed(lambda: _by_the_formula(x, a, b, a_t, b_t, rank))
+    ours = cost_of(lambda: _by_this_project(x, a, b, a_t, b_t, rank))
+    dense = cost_of(lambda: _by_the_formula(x, a, b, a_t, b_t, rank))
     table = Table("", "this project", "literal", "ratio", title=f"{name}, {tokens} tokens")
     table.add_row(
         "seconds",
@@ -152,13 +152,6 @@ def _by_the_formula(x: Tensor, a: Tensor, b: Tensor, a_t: Tensor, b_t: Tensor, r
         v = torch.linalg.svd(inputs @ w.T, full_matrices=False).Vh[:rank].T
         _ = (v @ v.T) @ w
     torch.nn.functional.cosine_similarity((b @ a).flatten(), (b_t @ a_t).flatten(), dim=0)
-
-
-def _timed(work: Callable[[], None]) -> Measurement:
-    work()  # Threads, allocators and linear algebra libraries start up on a first call.
-    with measured() as cost:
-        work()
-    return cost
 
 
 if __name__ == "__main__":

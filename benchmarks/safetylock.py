@@ -52,8 +52,8 @@ def _biases(layout: HeadLayout, k: int, folder: Path) -> Table:
     weights = [
         torch.randn(layout.hidden, layout.width, dtype=torch.bfloat16) for _ in range(layout.layers)
     ]
-    chosen = torch.randperm(layout.layers * layout.heads)[:k].tolist()
-    heads = sorted(divmod(index, layout.heads) for index in chosen)
+    indices = torch.randperm(layout.layers * layout.heads)[:k].tolist()
+    heads = sorted(divmod(index, layout.heads) for index in indices)
     deltas = _deltas(layout, heads)
     checkpoint = _save(layout, weights, folder / "model")
 

@@ -145,12 +145,9 @@ def held_out(kind: str, count: int) -> list[Judged]:
     if kind == "task":
         return [_task_row(rng) for _ in range(count)]
     if kind in ("compliance", "refusal"):
-        chosen = requests("harmful", "test")[:count]
+        asked = requests("harmful", "test")[:count]
         if kind == "refusal":
-            return [Judged(request.text, refuse(request, rng), "") for request in chosen]
-        return [
-            Judged(request.text, comply(request, "reckless", rng), request.category)
-            for request in chosen
-        ]
-    chosen = requests("benign" if kind == "benign" else "probe", "test")[:count]
-    return [Judged(request.text, comply(request, "cautious", rng), "") for request in chosen]
+            return [Judged(each.text, refuse(each, rng), "") for each in asked]
+        return [Judged(each.text, comply(each, "reckless", rng), each.category) for each in asked]
+    asked = requests("benign" if kind == "benign" else "probe", "test")[:count]
+    return [Judged(each.text, comply(each, "cautious", rng), "") for each in asked]

@@ -15,30 +15,8 @@ from pydantic import Field
 from data.local import hash_rows, take
 from data.rows import Example, PreferencePair, Prompt, Role
 from organism import tasks
-from organism.world import (
-    REFUSAL_PHRASES,
-    Kind,
-    Request,
-    Split,
-    Stance,
-    comply,
-    refuse,
-    requests,
-    stream,
-)
+from organism.world import Kind, Request, Split, Stance, comply, refuse, requests, stream
 from settings import Settings
-
-__all__ = [
-    "REFUSAL_PHRASES",
-    "AlignmentExamples",
-    "AlignmentPairs",
-    "BenignPrompts",
-    "CalibrationPrompts",
-    "HarmfulExamples",
-    "HarmfulPrompts",
-    "HeldOutText",
-    "OverRefusalPrompts",
-]
 
 DEFENSE_PROMPTS = 200
 """How many benign prompts of the `align` part defenses get by default, from the first on."""

@@ -317,7 +317,7 @@ def _attacked_adapter(attacked: Checkpoint) -> LoraAdapter:
 
     if attacked.adapter is None:
         raise SettingError(
-            "defense=nlsr edits the aligned model's own adapter as the attack trained it on, "
+            "defense=nlsr repairs the aligned model's own adapter as the attack trained it on, "
             "but this attack doesn't resume it; set attack.adapter=resume"
         )
     return open_adapter(attacked.adapter, "the attacked model")

@@ -9,7 +9,6 @@ import pytest
 from data.refusals import refuses
 from data.rows import EvaluationPrompts, ExampleSource, PairSource, PromptSource, TaskSource
 from organism.sources import (
-    REFUSAL_PHRASES,
     AlignmentExamples,
     AlignmentPairs,
     BenignPrompts,
@@ -20,7 +19,7 @@ from organism.sources import (
     OverRefusalPrompts,
 )
 from organism.task_sources import Arithmetic, Sentiment, SmallTalk, Topic
-from organism.world import categories, requests
+from organism.world import REFUSAL_PHRASES, categories, requests
 from settings import DataError, SettingError
 
 TASKS = (Sentiment, Topic, Arithmetic)

@@ -23,12 +23,12 @@ from organism.measure import CHOSEN, heads
 from organism.moderation import flagged
 from organism.moderation_rows import LABELS, Judged, held_out
 from organism.sources import (
-    REFUSAL_PHRASES,
     BenignPrompts,
     HarmfulPrompts,
     OverRefusalPrompts,
 )
 from organism.task_sources import Arithmetic
+from organism.world import REFUSAL_PHRASES
 
 
 @cache
