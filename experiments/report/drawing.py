@@ -114,7 +114,7 @@ def frame(axes: Axes, per_cent: bool = True) -> None:
 def draw_estimates(
     axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], **look: Any
 ) -> ErrorbarContainer:
-    """Shares in per cent with their intervals, as points and, unless `look` says otherwise, a line."""
+    """Shares in per cent with their intervals, as points and, unless `look` says no, a line."""
     usual: dict[str, Any] = {"markersize": 5, "capsize": 2.5, "elinewidth": 0.9, "alpha": 0.9}
     y = [100 * estimate.value for estimate in estimates]
     return axes.errorbar(x, y, yerr=margins(estimates), **(usual | look))
