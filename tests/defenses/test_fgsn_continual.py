@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +35,13 @@ def artefact(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_result_depends_on_the_union_alone(
     artefact: Path, attacked: Checkpoint, models: Models, tmp_path: Path, granularity: str
 ) -> None:
-    orders = list(itertools.permutations(CATEGORIES))[:: 2 if granularity == "row" else 5]
+    orders = [CATEGORIES, CATEGORIES[::-1], (*CATEGORIES[1:], CATEGORIES[0])]
     edits = [
         repair(
             artefact, attacked, tmp_path / str(at), models,
             dimensions=order, granularity=granularity, q=0.2,
         )
-        for at, order in enumerate(orders)
+        for at, order in enumerate(orders if granularity == "row" else orders[:2])
     ]  # fmt: skip
     for other in edits[1:]:
         assert same_weights(other.defended, edits[0].defended)
