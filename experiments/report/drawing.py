@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 TITLE = "title:"
 """Starts the gid of an artist that shows one row; the rest is its figures as text."""
 
-PER_CENT = (-3, 103)
 GREY = "#666666"
 # Share of the smallest step between two values over which points of one value are set apart.
 _SPREAD = 0.25
@@ -105,7 +104,7 @@ def margins(estimates: Sequence[Estimate]) -> list[list[float]]:
 def frame(axes: Axes, per_cent: bool = True) -> None:
     """A faint grid behind the points; shares from 0 to 100 %."""
     if per_cent:
-        axes.set_ylim(*PER_CENT)
+        axes.set_ylim(-3, 103)
     axes.grid(alpha=0.3, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -114,7 +113,7 @@ def frame(axes: Axes, per_cent: bool = True) -> None:
 def draw_estimates(
     axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], **look: Any
 ) -> ErrorbarContainer:
-    """Shares in per cent with their intervals, as points and, unless `look` says no, a line."""
+    """Shares in per cent with their intervals: points and, if not `linestyle=""`, a line."""
     usual: dict[str, Any] = {"markersize": 5, "capsize": 2.5, "elinewidth": 0.9, "alpha": 0.9}
     y = [100 * estimate.value for estimate in estimates]
     return axes.errorbar(x, y, yerr=margins(estimates), **(usual | look))

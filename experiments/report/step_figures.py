@@ -30,7 +30,7 @@ _MOST_WITH_INTERVALS = 8
 _MARKERS = "osD^vPX<>*"
 # How many characters of names fit under the wide panel and under the narrow ones.
 _LEFT, _RIGHT = 90, 40
-_BEFORE = "hollow and dashed: before the category's own step"
+_UNSEEN = "hollow and dashed: before the category's own step"
 
 
 def figures(rows: Sequence[Row]) -> Iterator[Drawing]:
@@ -42,7 +42,7 @@ def figures(rows: Sequence[Row]) -> Iterator[Drawing]:
         groups = [[(each.row, run) for run in each.runs] for each in members]
         for each, apart in zip(members, group_names(groups), strict=True):
             of = ", ".join(filter(None, (subject([each.row]), apart)))
-            note = _BEFORE if _categories(each.points) else asked([each.row], "HS", plainly="")
+            note = _UNSEEN if _categories(each.points) else asked([each.row], "HS", plainly="")
             title = f"{defense}, step by step: {of}"
             yield Drawing(file_stem("steps", defense, apart), title, draw(each.points), note)
 
