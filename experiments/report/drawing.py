@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from experiments.report.style import Look, plain
+from experiments.report.style import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.container import ErrorbarContainer
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
     from evaluation.statistics import Estimate
 
@@ -27,7 +27,8 @@ GREY = "#666666"
 _SPREAD = 0.25
 _LOG_FROM = 10
 # Of the figure's width in inches that a character of a legend takes.
-_CHARACTER, _KEY = 0.075, 0.6
+_CHARACTER, _KEY = 0.08, 0.6
+_LEGEND_ROW = 0.22
 
 
 @dataclass(frozen=True)
@@ -85,24 +86,13 @@ class Scale:
 
         if self.log:
             axes.set_xscale("log")
-        axes.set_xticks(self.values, self._labels(), fontsize=8)
+        names = [plain(round(value, 9)) for value in self.values]
+        # A character takes about 2.5 % of a panel's width.
+        width = 0.025 * (max(map(len, names)) + 1) * (self.places[-1] - self.places[0])
+        axes.set_xticks(self.values, names, rotation=90 if width > self._step else 0)
         axes.xaxis.set_minor_locator(NullLocator())
         room = 0.06 * (self.places[-1] - self.places[0]) + 0.2 * self._step
         axes.set_xlim(self._value(self.places[0] - room), self._value(self.places[-1] + room))
-
-    def _labels(self) -> list[str]:
-        """The values as text, empty where it would run into the one before it."""
-        labels: list[str] = []
-        free = -math.inf
-        width = self.places[-1] - self.places[0] or 1.0
-        for value, place in zip(self.values, self.places, strict=True):
-            text = plain(round(value, 9))
-            # A character takes about 2 % of a panel's width, and one more keeps labels apart.
-            half = 0.01 * (len(text) + 1)
-            share = (place - self.places[0]) / width
-            labels.append(text if share - half >= free else "")
-            free = share + half if labels[-1] else free
-        return labels
 
 
 def margins(estimates: Sequence[Estimate]) -> list[list[float]]:
@@ -121,17 +111,36 @@ def frame(axes: Axes, per_cent: bool = True) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def legend_entry(name: str, look: Look, joined: bool = True) -> Line2D:
-    """An entry of a legend."""
-    from matplotlib.lines import Line2D
+def draw_estimates(
+    axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], **look: Any
+) -> ErrorbarContainer:
+    """Shares in per cent with their intervals, as points and, unless told otherwise, a line."""
+    usual: dict[str, Any] = {"markersize": 5, "capsize": 2.5, "elinewidth": 0.9, "alpha": 0.9}
+    y = [100 * estimate.value for estimate in estimates]
+    return axes.errorbar(x, y, yerr=margins(estimates), **(usual | look))
 
-    whole = {"markersize": 6, "linestyle": "-" if joined else "", **look}
-    return Line2D([], [], label=name, **whole)
+
+def say_no_rows(axes: Axes) -> None:
+    """What stands in a panel for which nothing was measured."""
+    axes.text(0.5, 0.5, "no rows", transform=axes.transAxes, ha="center", color=GREY)
 
 
-def legend(figure: Figure, keys: Mapping[str, Any]) -> None:
-    """The legend under the panels, in as many columns as fit."""
-    width = _CHARACTER * max(map(len, keys), default=1) + _KEY
-    columns = max(1, min(len(keys), int(figure.get_figwidth() // width)))
-    place: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 9}
-    figure.legend(handles=list(keys.values()), ncols=columns, **place)
+def legend(figure: Figure) -> None:
+    """Everything labelled, once, under the panels; the figure grows by its rows."""
+    from matplotlib.container import ErrorbarContainer
+
+    keys: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        keys |= dict(zip(labels, handles, strict=True))
+    # What was measured comes before what is said of it.
+    names = sorted(keys, key=lambda name: not isinstance(keys[name], ErrorbarContainer))
+    width = _CHARACTER * max(map(len, names), default=1) + _KEY
+    rows = -(-len(names) // max(1, int(figure.get_figwidth() // width)))
+    figure.set_figheight(figure.get_figheight() + rows * _LEGEND_ROW)
+    place: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 9.5}
+    columns = -(-len(names) // max(1, rows))
+    # Bars would cover the marker.
+    points = [keys[name] for name in names]
+    points = [point[0] if isinstance(point, ErrorbarContainer) else point for point in points]
+    figure.legend(points, names, ncols=columns, **place)

@@ -1,4 +1,4 @@
-"""The same prompt under every model side by side: which prompts, which models, what is told."""
+"""Examples: the same prompt under every model side by side, and which prompts are chosen."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Side-by-side examples as a Markdown page and in the terminal.
 
 Harmful prompts and what was answered to them are left out as text, unless it is asked for; what
-is told of them is enough to see who complied, who refused and who broke.
+was said of them is enough to see who complied, who refused and who broke.
 """
 
 from __future__ import annotations

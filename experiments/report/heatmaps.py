@@ -105,6 +105,7 @@ def figures(rows: Sequence[Row]) -> Iterator[Drawing]:
 def draw(drawn: Map) -> Figure:
     """A heat map with its colour bar; marked cells are outlined."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     height, width = len(drawn.values), len(drawn.values[0])
     size = (min(11.0, max(5.2, 2.4 + 0.13 * width)), min(11.0, max(3.6, 1.6 + 0.13 * height)))
@@ -117,8 +118,8 @@ def draw(drawn: Map) -> Figure:
     _outline(axes, drawn.marked)
     axes.set_xlabel(drawn.columns)
     axes.set_ylabel(drawn.rows)
-    axes.set_xticks(_ticks(width))
-    axes.set_yticks(_ticks(height))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(_MOST_TICKS, integer=True, steps=[1, 2, 5, 10]))
     return figure
 
 
@@ -131,14 +132,3 @@ def _outline(axes: Axes, cells: Sequence[Sequence[int]]) -> None:
             corner = (column - 0.5, row - 0.5)
             look: dict[str, Any] = {"edgecolor": colour, "linewidth": thickness, "clip_on": False}
             axes.add_patch(Rectangle(corner, 1, 1, fill=False, **look))
-
-
-def _ticks(count: int) -> list[int]:
-    """Round indices below `count`, few enough to read."""
-    step = next(
-        unit * power
-        for power in (10**exponent for exponent in range(9))
-        for unit in (1, 2, 5)
-        if count <= _MOST_TICKS * unit * power
-    )
-    return list(range(0, count, step))

@@ -18,10 +18,10 @@ def names(rows: Sequence[Row], without: Collection[str] = ()) -> list[str]:
         rows: What stands side by side.
         without: Labels and settings that something else says, as an axis does.
     """
-    told = distinguishing_labels(rows, without)
+    details = distinguishing_labels(rows, without)
     return [
         f"{row.name} ({apart})" if apart else row.name
-        for row, apart in zip(rows, told, strict=True)
+        for row, apart in zip(rows, details, strict=True)
     ]
 
 

@@ -125,14 +125,14 @@ def subject(rows: Iterable[Row]) -> str:
     return ", ".join(value for value in common if value and value != _DEFAULT_PROTOCOL)
 
 
-def asked(rows: Iterable[Row], figure: str = "HS") -> str:
+def asked(rows: Iterable[Row], figure: str = "HS", plainly: str = "; hollow: asked plainly") -> str:
     """What is to be said where harmful prompts were asked in several ways; else ""."""
     questions = [name for row in rows for name in harm_questions(row.metrics)]
     prompts = list(dict.fromkeys(name.attack_prompt for name in questions if name.attack_prompt))
     if not prompts:
         return ""
     ways = " or ".join(["asked plainly", *(f"under {prompt}" for prompt in prompts)])
-    return f"{figure} is of what each model is most harmful under: {ways}"
+    return f"{figure} is of what each model is most harmful under, {ways}{plainly}"
 
 
 def group_names(groups: Sequence[Sequence[Member]]) -> list[str]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evaluation.metric_names import HS, worst_hs
+from evaluation.metric_names import HS, MetricName, worst_hs
 from experiments.report.drawing import (
-    GREY,
     Drawing,
+    draw_estimates,
     file_stem,
     frame,
     legend,
-    legend_entry,
-    margins,
+    say_no_rows,
 )
-from experiments.report.panels import group_names, subject
+from experiments.report.panels import asked, group_names, subject
 from experiments.report.pool import Row
 from experiments.report.steps import SHOWN, Point, Trajectory, trajectories
 
@@ -25,15 +24,13 @@ if TYPE_CHECKING:
 
     from evaluation.statistics import Estimate
 
-_CATEGORY = "hs/"
-_WIDTH, _HEIGHT = 11.0, 4.8
+_WIDTH, _HEIGHT = 11.0, 4.4
 # The intervals of more categories would cover each other; `steps.csv` has them all.
 _MOST_WITH_INTERVALS = 8
 _MARKERS = "osD^vPX<>*"
 # How many characters of names fit under the wide panel and under the narrow ones.
 _LEFT, _RIGHT = 90, 40
-_ALL = "all categories"
-_RING: dict[str, Any] = {"markersize": 14, "mfc": "none", "clip_on": False}
+_BEFORE = "hollow and dashed: before the category's own step"
 
 
 def figures(rows: Sequence[Row]) -> Iterator[Drawing]:
@@ -45,90 +42,72 @@ def figures(rows: Sequence[Row]) -> Iterator[Drawing]:
         groups = [[(each.row, run) for run in each.runs] for each in members]
         for each, apart in zip(members, group_names(groups), strict=True):
             of = ", ".join(filter(None, (subject([each.row]), apart)))
+            note = _BEFORE if _categories(each.points) else asked([each.row], "HS", plainly="")
             title = f"{defense}, step by step: {of}"
-            yield Drawing(file_stem("steps", defense, apart), title, draw(each), _note(each))
+            yield Drawing(file_stem("steps", defense, apart), title, draw(each.points), note)
 
 
-def _note(trajectory: Trajectory) -> str:
-    """What HS is of, where a trigger or an attack prompt makes it higher than asked plainly."""
-    worst = {worst_hs(point.metrics) for point in trajectory.points} - {HS, None}
-    prompts = sorted(f"under {name.attack_prompt}" for name in worst if name)
-    ways = " or ".join(["asked plainly", *prompts])
-    return f"HS is of what each model is most harmful under: {ways}" if prompts else ""
-
-
-def draw(trajectory: Trajectory) -> Figure:
+def draw(points: Sequence[Point]) -> Figure:
     """What happened from step to step, with 95 % intervals where they can be told apart.
 
     Where steps are called like categories of harm: HS of every category, hollow and dashed until
     its own step, and task accuracy; else HS, ASR and task accuracy. Beside it, the share of
     scalars that each step newly edited.
+
+    Args:
+        points: Of one trajectory.
     """
     from matplotlib.figure import Figure
 
-    categories = _categories(trajectory)
-    points = trajectory.points
+    categories = _categories(points)
     figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
     grid = figure.add_gridspec(2 if categories else 1, 2, width_ratios=[1.9, 1])
     left, edited = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1])
-    _draw_edited(edited, points, "newly edited (%)" if categories else "edited (%)")
     if categories:
-        keys = _draw_categories(left, points, categories)
+        _draw_categories(left, points, categories)
         accuracy = figure.add_subplot(grid[1, 1], sharex=edited)
-        _draw_metrics(accuracy, points, ["accuracy_strict"])
+        _draw_metrics(accuracy, points, {"accuracy_strict": ""})
         left.set_ylabel("harmfulness score HS (%)", fontsize=9)
         accuracy.set_ylabel("task accuracy, strict (%)", fontsize=9)
     else:
-        keys = _draw_metrics(left, points, list(SHOWN))
+        _draw_metrics(left, points, SHOWN)
         left.set_ylabel("share (%)", fontsize=9)
     for axes in figure.axes:
         frame(axes, per_cent=axes is not edited)
         _name_steps(axes, points, _LEFT if axes is left else _RIGHT)
+    _draw_edited(edited, points)
+    edited.set_ylabel("newly edited (%)" if categories else "edited (%)", fontsize=9)
     edited.tick_params(labelbottom=not categories)
-    legend(figure, keys)
+    legend(figure)
     return figure
 
 
-def _categories(trajectory: Trajectory) -> list[str]:
+def _categories(points: Sequence[Point]) -> list[str]:
     """Categories of harm, those with a step of their own first; none if no step is called so."""
-    metrics, steps = trajectory.points[0].metrics, trajectory.points[1:]
-    known = [name.removeprefix(_CATEGORY) for name in metrics if name.startswith(_CATEGORY)]
-    own = [point.name for point in steps if point.name in known]
+    names = map(MetricName.parse, points[0].metrics)
+    known = [name.part for name in names if name == MetricName("hs", part=name.part) and name.part]
+    own = [point.name for point in points[1:] if point.name in known]
     return list(dict.fromkeys((*own, *known))) if own else []
 
 
-def _draw_categories(
-    axes: Axes, points: Sequence[Point], categories: Sequence[str]
-) -> dict[str, Any]:
+def _draw_categories(axes: Axes, points: Sequence[Point], categories: Sequence[str]) -> None:
     names = [point.name for point in points]
-    keys: dict[str, Any] = {}
     for number, category in enumerate(categories):
-        colour, marker = f"C{number % 10}", _MARKERS[number % len(_MARKERS)]
-        metrics = [point.metrics[_CATEGORY + category] for point in points]
+        look: dict[str, Any] = {"color": f"C{number % 10}", "zorder": 3}
+        marker = _MARKERS[number % len(_MARKERS)]
+        metrics = [point.metrics[str(MetricName("hs", part=category))] for point in points]
         x = [step + _beside(number, len(categories)) for step in range(len(names))]
         y = [100 * estimate.value for estimate in metrics]
         # A category without a step of its own stays unseen.
         own = names.index(category, 1) if category in names[1:] else len(names)
         if len(categories) <= _MOST_WITH_INTERVALS:
-            look = {"linestyle": "none", "elinewidth": 0.8, "capsize": 2.5, "alpha": 0.55}
-            axes.errorbar(x, y, yerr=margins(metrics), color=colour, **look)  # type: ignore[arg-type]
-        line: dict[str, Any] = {"color": colour, "linewidth": 1.5, "zorder": 3}
+            draw_estimates(axes, x, metrics, linestyle="none", color=look["color"], alpha=0.55)
         # The step that a category comes at is where its dashed line ends.
-        axes.plot(x[: own + 1], y[: own + 1], linestyle="--", **line)
-        axes.plot(x[own:], y[own:], linestyle="-", label=category, marker=marker, **line)
-        axes.plot(x[:own], y[:own], linestyle="none", marker=marker, mfc="white", **line)
-        if own < len(names):
-            axes.plot(x[own], y[own], "o", color=colour, **_RING)
-        keys[category] = legend_entry(category, {"color": colour, "marker": marker})
+        axes.plot(x[: own + 1], y[: own + 1], linestyle="--", **look)
+        axes.plot(x[own:], y[own:], linestyle="-", label=category, marker=marker, **look)
+        axes.plot(x[:own], y[:own], linestyle="none", marker=marker, mfc="white", **look)
     overall = [100 * point.metrics["hs"].value for point in points]
-    (keys[_ALL],) = axes.plot(overall, color="black", linewidth=2.4, label=_ALL, zorder=2)
-    keys["unseen until then"] = legend_entry(
-        "unseen until then", {"color": GREY, "linestyle": "--", "marker": "o", "mfc": "white"}
-    )
-    keys["its own step"] = legend_entry(
-        "its own step", {"color": GREY, "marker": "o", **_RING, "markersize": 10}, joined=False
-    )
-    return keys
+    axes.plot(overall, color="black", linewidth=2.4, label="all categories", zorder=2)
 
 
 def _beside(number: int, count: int) -> float:
@@ -136,21 +115,15 @@ def _beside(number: int, count: int) -> float:
     return 0.05 * min(1.0, 8 / count) * (number - (count - 1) / 2)
 
 
-def _draw_metrics(axes: Axes, points: Sequence[Point], metrics: Sequence[str]) -> dict[str, Any]:
-    keys: dict[str, Any] = {}
-    for number, metric in enumerate(metrics):
+def _draw_metrics(axes: Axes, points: Sequence[Point], metrics: Mapping[str, str]) -> None:
+    for number, (metric, label) in enumerate(metrics.items()):
         estimates = [_estimate(point, metric) for point in points]
-        if not all(estimate.n for estimate in estimates):
-            continue
-        look = {"color": f"C{number}", "marker": _MARKERS[number]}
-        x = [step + _beside(number, len(metrics)) for step in range(len(points))]
-        y = [100 * estimate.value for estimate in estimates]
-        bars: dict[str, Any] = {"linewidth": 1.5, "markersize": 5, "elinewidth": 1, "capsize": 2.5}
-        axes.errorbar(x, y, yerr=margins(estimates), **look, **bars)  # type: ignore[arg-type]
-        keys[SHOWN[metric]] = legend_entry(SHOWN[metric], look)
-    if not keys:
-        axes.text(0.5, 0.5, "no rows", transform=axes.transAxes, ha="center", color=GREY)
-    return keys
+        if all(estimate.n for estimate in estimates):
+            look: dict[str, Any] = {"color": f"C{number}", "marker": _MARKERS[number]}
+            x = [step + _beside(number, len(metrics)) for step in range(len(points))]
+            draw_estimates(axes, x, estimates, label=label, **look)
+    if not axes.lines:
+        say_no_rows(axes)
 
 
 def _estimate(point: Point, metric: str) -> Estimate:
@@ -159,12 +132,11 @@ def _estimate(point: Point, metric: str) -> Estimate:
     return point.metrics[metric if metric == "accuracy_strict" else str(worst.of_kind(metric))]
 
 
-def _draw_edited(axes: Axes, points: Sequence[Point], name: str) -> None:
+def _draw_edited(axes: Axes, points: Sequence[Point]) -> None:
     shares = [100 * point.share for point in points]
     bars = axes.bar(range(len(shares)), shares, width=0.55, color="#9A9A9A")
     axes.bar_label(bars, ["", *(f"{share:.2g}" for share in shares[1:])], fontsize=8, padding=1)
     axes.set_ylim(0, 1.18 * max(shares) or 1)
-    axes.set_ylabel(name, fontsize=9)
 
 
 def _name_steps(axes: Axes, points: Sequence[Point], room: int) -> None:

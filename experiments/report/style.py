@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from colorsys import hls_to_rgb, rgb_to_hls
 from itertools import product
 from typing import Any
 
@@ -28,8 +29,8 @@ LOOKS = {
 # What isn't of this project: these colours first, then all of them with other markers.
 _FURTHER = ("#2A2A9C", "#7A0F5E")
 _FURTHER_MARKERS = ("d", "8", "H", "o", "s", "^", "v", "X")
-# Tints of one colour, from its mixture with black to the one with white, which is still seen.
-_DARK, _PALE = -0.6, 0.55
+# Lightness of the first and of the last of several tints; the palest is still seen on white.
+_DARK, _PALE = 0.18, 0.74
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
@@ -54,11 +55,9 @@ def tints(look: Look, count: int) -> list[Look]:
 
     if count == 1:
         return [look]
-    shares = [_DARK + (_PALE - _DARK) * place / (count - 1) for place in range(count)]
-    red, green, blue = (
-        [(1 - abs(s)) * part + max(s, 0) for s in shares] for part in to_rgb(look["color"])
-    )
-    return [look | {"color": to_hex(rgb)} for rgb in zip(red, green, blue, strict=True)]
+    hue, _, saturation = rgb_to_hls(*to_rgb(look["color"]))
+    steps = [_DARK + (_PALE - _DARK) * place / (count - 1) for place in range(count)]
+    return [look | {"color": to_hex(hls_to_rgb(hue, step, saturation))} for step in steps]
 
 
 def plain(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments.report.drawing import GREY, Drawing, Scale, frame, legend, legend_entry, margins
+from experiments.report.drawing import Drawing, Scale, draw_estimates, frame, legend, say_no_rows
 from experiments.report.harm import RATIO
 from experiments.report.panels import Line, asked, panels, subject
 from experiments.report.pool import Row
@@ -23,36 +23,39 @@ METRICS = {
     "degenerate": "degenerate answers (%)",
 }
 _SAFE = "asr_safe_system"
-_SAFE_NAME = "dashed, hollow: asked to be safe"
 _FEWEST_VALUES = 3
-_WIDTH, _ROW_HEIGHT, _LEGEND_ROW = 11.0, 2.9, 0.2
+_WIDTH, _ROW_HEIGHT, _FRAME = 11.0, 2.9, 0.8
 
 
 def figures(rows: Sequence[Row]) -> Iterator[Drawing]:
-    """A figure of every numeric setting of which an attack or defense was run with three values.
+    """A figure of every numeric setting that a model was run with three values of, all else alike.
 
-    Seeds are left out, and the poison ratio, which has its own figure. So is a setting that never
-    varies while all others stay as they are, as between models with different presets.
+    Seeds are left out, and the poison ratio, which has its own figure.
     """
-    for setting in dict.fromkeys(key for row in rows for key in row.settings):
+    for setting in dict.fromkeys(name for row in rows for name in row.settings):
         if setting != RATIO and not setting.endswith("seed"):
             sweep = Sweep(rows, setting)
             if sweep.is_drawn:
-                yield sweep.drawing()
+                note = asked(sweep.rows, "ASR", plainly="")
+                title = f"Sweep of {sweep.name}: {subject(sweep.rows)}"
+                stem = f"against_{sweep.name.replace('.', '_')}"
+                yield Drawing(stem, title, sweep.draw(), note)
 
 
 class Sweep:
     """A setting, and the attacked and defended models that were run over it.
 
     Attributes:
+        setting: Its dotted key.
         rows: The attacked models, and those of defenses that edited something in any run.
         joint: Settings that change exactly when this one does, such as a LoRA's alpha with its
             rank.
         panels: One for each attack; a line's rows differ in the setting alone.
+        name: The setting's, as short as the other settings allow.
     """
 
     def __init__(self, report: Sequence[Row], setting: str) -> None:
-        """Takes the report's rows, and the setting's dotted key."""
+        """Takes all the report's rows, and the setting's dotted key."""
         self.setting = setting
         editing = {row.name for row in report if row.edited}
         self.rows = [
@@ -62,45 +65,25 @@ class Sweep:
         ]
         self.joint = _joint([row.settings for row in self.rows if self._has(row)], setting)
         self.panels = panels(self.rows, report, (setting, *self.joint))
-        self._keys = {key for row in report for key in row.settings}
-        self._values: dict[str | None, set[float]] = {}
-        for row in filter(self._has, self.rows):
-            self._values.setdefault(self._owner(row), set()).add(row.settings[setting])
+        self._keys = {name for row in report for name in row.settings}
+        self.name = short(setting, self._keys)
 
     def _has(self, row: Row) -> bool:
         return is_number(row.settings.get(self.setting))
 
-    def _owner(self, row: Row) -> str | None:
-        """The attack or defense that the setting is of: alpha is not the same in two defenses."""
-        return row.labels.get(self.setting.partition(".")[0])
-
     @property
     def is_drawn(self) -> bool:
-        """Whether there is something to see: three numbers, and no text among them."""
+        """Whether some line has values enough, and none is text."""
         given = {row.settings.get(self.setting) for row in self.rows} - {None}
-        if not all(map(is_number, given)):
-            return False
-        most = max(map(len, self._values.values()), default=0)
         lines = (line for panel in self.panels for line in panel.lines)
-        return most >= _FEWEST_VALUES and any(len(self.swept(line)) > 1 for line in lines)
+        return all(map(is_number, given)) and any(
+            len(self.swept(line)) >= _FEWEST_VALUES for line in lines
+        )
 
     def swept(self, line: Line) -> list[Row]:
-        """The rows of a line over which the setting runs, by its value."""
-        swept = [
-            row for row in line.rows if self._has(row) and len(self._values[self._owner(row)]) > 1
-        ]
-        return sorted(swept, key=lambda row: row.settings[self.setting])
-
-    @property
-    def name(self) -> str:
-        """The setting's, as short as the other settings allow."""
-        return short(self.setting, self._keys)
-
-    def drawing(self) -> Drawing:
-        """The figure with its heading."""
-        note = asked(self.rows, "ASR")
-        title = f"Sweep of {self.name}: {subject(self.rows)}"
-        return Drawing(f"against_{self.name.replace('.', '_')}", title, self.draw(), note)
+        """The rows of a line over which the setting runs, by its value; none if it has only one."""
+        rows = sorted(filter(self._has, line.rows), key=lambda row: row.settings[self.setting])
+        return rows if len(rows) > 1 else []
 
     def draw(self) -> Figure:
         """ASR, task accuracy and degenerate answers against the setting, with 95 % intervals.
@@ -109,57 +92,50 @@ class Sweep:
         """
         from matplotlib.figure import Figure
 
-        figure = Figure(layout="constrained")
         size = len(self.panels), len(METRICS)
+        figure = Figure((_WIDTH, _FRAME + _ROW_HEIGHT * size[0]), layout="constrained")
         grid = figure.subplots(*size, sharex=True, sharey=True, squeeze=False)
-        scale = Scale([value for values in self._values.values() for value in values])
-        keys: dict[str, Any] = {}
+        lines = [line for panel in self.panels for line in panel.lines]
+        scale = Scale([row.settings[self.setting] for line in lines for row in self.swept(line)])
+        joint = ", ".join(short(other, self._keys) for other in self.joint)
         for row_of_axes, panel in zip(grid, self.panels, strict=True):
             row_of_axes[0].set_ylabel(panel.title or "share (%)")
             for axes, metric in zip(row_of_axes, METRICS, strict=True):
-                keys |= self._draw_panel(axes, panel.lines, metric, scale)
-        for axes, title in zip(grid[0], METRICS.values(), strict=True):
-            axes.set_title(title, fontsize=10)
-        joint = ", ".join(short(other, self._keys) for other in self.joint)
-        for axes in grid[-1]:
-            scale.draw(axes)
-            axes.set_xlabel(self.name + (f" (with {joint})" if joint else ""))
-        height = 0.8 + _ROW_HEIGHT * len(self.panels) + _LEGEND_ROW * len(keys)
-        figure.set_size_inches(_WIDTH, height)
-        legend(figure, keys)
+                frame(axes)
+                self._draw_panel(axes, panel.lines, metric, scale)
+        for top, bottom, title in zip(grid[0], grid[-1], METRICS.values(), strict=True):
+            top.set_title(title, fontsize=10)
+            scale.draw(bottom)
+            bottom.set_xlabel(self.name + (f" (with {joint})" if joint else ""))
+        legend(figure)
         return figure
 
-    def _draw_panel(
-        self, axes: Axes, lines: Sequence[Line], metric: str, scale: Scale
-    ) -> dict[str, Any]:
-        keys: dict[str, Any] = {}
-        frame(axes)
+    def _draw_panel(self, axes: Axes, lines: Sequence[Line], metric: str, scale: Scale) -> None:
         for number, line in enumerate(lines):
             swept = self.swept(line)
-            places = {
-                id(row): scale.at(row.settings[self.setting], number, len(lines)) for row in swept
-            }
-            for name in (metric, _SAFE) if metric == "asr" else (metric,):
-                keys |= _draw_swept(axes, line, swept, places, name)
+            values = [row.settings[self.setting] for row in swept]
+            x = [scale.at(value, number, len(lines)) for value in values]
+            for shown in (metric, _SAFE) if metric == "asr" else (metric,):
+                _draw_swept(axes, line, x, [_estimate(row, shown) for row in swept], shown)
                 for row in line.rows:
-                    if id(row) not in places:
-                        keys |= self._draw_level(axes, line, row, name)
-        if not keys:
-            axes.text(0.5, 0.5, "no rows", transform=axes.transAxes, ha="center", color=GREY)
-        return keys
+                    if not any(row is each for each in swept):
+                        self._draw_level(axes, line, row, shown)
+        if not axes.lines:
+            say_no_rows(axes)
 
-    def _draw_level(self, axes: Axes, line: Line, row: Row, metric: str) -> dict[str, Any]:
+    def _draw_level(self, axes: Axes, line: Line, row: Row, metric: str) -> None:
         estimate, color = _estimate(row, metric), line.look["color"]
-        if not estimate.n:
-            return {}
-        at = ""
-        if self.setting in row.settings:
-            at = f" ({self.name}={plain(row.settings[self.setting])})"
-        name = f"{line.name}{at}, level line"
-        style = "--" if metric == _SAFE else "-"
-        axes.axhline(100 * estimate.value, label=name, color=color, linestyle=style, linewidth=1.2)
-        axes.axhspan(100 * estimate.low, 100 * estimate.high, color=color, alpha=0.12, linewidth=0)
-        return {name: legend_entry(name, {"color": color})}
+        if estimate.n:
+            value = row.settings.get(self.setting)
+            at = f" ({self.name}={plain(value)})" if self.setting in row.settings else ""
+            name = f"{line.name}{at}{_SUFFIX.get(metric, '')}, level line"
+            style = "--" if metric == _SAFE else "-"
+            axes.axhline(100 * estimate.value, label=name, color=color, linestyle=style)
+            ends = 100 * estimate.low, 100 * estimate.high
+            axes.axhspan(*ends, color=color, alpha=0.12, linewidth=0)
+
+
+_SUFFIX = {_SAFE: ", asked to be safe"}
 
 
 def _joint(placed: Sequence[Mapping[str, Any]], setting: str) -> list[str]:
@@ -178,30 +154,13 @@ def _estimate(row: Row, metric: str) -> Estimate:
 
 
 def _draw_swept(
-    axes: Axes, line: Line, rows: Sequence[Row], places: Mapping[int, float], metric: str
-) -> dict[str, Any]:
+    axes: Axes, line: Line, x: Sequence[float], estimates: Sequence[Estimate], metric: str
+) -> None:
     """A line over the setting; dashed and hollow where models were asked to be safe."""
-    shown = [row for row in rows if _estimate(row, metric).n]
-    if not shown:
-        return {}
-    estimates = [_estimate(row, metric) for row in shown]
-    safe = metric == _SAFE
-    look: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"} if safe else {}
-    axes.errorbar(
-        [places[id(row)] for row in shown],
-        [100 * estimate.value for estimate in estimates],
-        yerr=margins(estimates),
-        label=f"{line.name}, asked to be safe" if safe else line.name,
-        linewidth=1.4,
-        markersize=5,
-        capsize=2.5,
-        elinewidth=0.9,
-        alpha=0.9,
-        **line.look,
-        **look,
-    )
-    keys = {line.name: legend_entry(line.name, line.look)}
-    if safe:
-        grey = {"color": GREY, "marker": "o", "mfc": "white", "linestyle": "--"}
-        keys[_SAFE_NAME] = legend_entry(_SAFE_NAME, grey)
-    return keys
+    places = [place for place, estimate in enumerate(estimates) if estimate.n]
+    if places:
+        look: dict[str, Any] = {"linewidth": 1.4, "label": line.name + _SUFFIX.get(metric, "")}
+        if metric == _SAFE:
+            look |= {"linestyle": "--", "markerfacecolor": "white"}
+        shown = [estimates[place] for place in places]
+        draw_estimates(axes, [x[place] for place in places], shown, **line.look, **look)

@@ -53,6 +53,7 @@ def model_table(
     legend: str = "",
     costs: bool = False,
     seeds: bool = True,
+    settings_last: bool = False,
     notes: Callable[[Row, str], tuple[str, ...]] = lambda row, metric: (),
 ) -> Table:
     """Models side by side: of each metric value, interval and n.
@@ -65,6 +66,7 @@ def model_table(
         legend: What the headings mean.
         costs: Whether what the defense cost stands behind the metrics.
         seeds: Whether the last column says how many seeds are pooled.
+        settings_last: Whether settings stand behind the figures, so that a phone shows HS at once.
         notes: What else the page says of a row's metric.
     """
     cells = [[_metric_cell(row, metric, notes(row, metric)) for metric in columns] for row in rows]
@@ -75,7 +77,9 @@ def model_table(
             for row, line in zip(rows, cells, strict=True)
         ]
         headings += COST.values()
-    return _table(rows, headings, cells, name, title, legend, seeds=seeds)
+    return _table(
+        rows, headings, cells, name, title, legend, seeds=seeds, settings_last=settings_last
+    )
 
 
 def _table(
@@ -87,6 +91,7 @@ def _table(
     legend: str,
     head: str = "model",
     seeds: bool = True,
+    settings_last: bool = False,
 ) -> Table:
     """A table of models: each one's name and settings, then the given cells."""
     settings = setting_names(rows)
@@ -94,27 +99,12 @@ def _table(
     body = []
     for row, what, line in zip(rows, apart, cells, strict=True):
         named = Cell(row.name, notes=(what,) if what else (), sort=row.name)
+        parts = [[_setting(row, key) for key in settings.values()], list(line)]
         count = [Cell(str(len(row.seeds)), sort=len(row.seeds))] if seeds else []
-        body.append([named, *(_setting(row, key) for key in settings.values()), *line, *count])
-    all_headings = [head, *settings, *headings, *(["seeds"] if seeds else [])]
-    return Table(name, title, all_headings, body, legend, [row.role for row in rows])
-
-
-def settings_last(table: Table, rows: Sequence[Row]) -> Table:
-    """The same table with the settings behind the figures, so that a phone shows HS at once."""
-    count = len(setting_names(rows))
-
-    def turned(line: Sequence[Any]) -> list[Any]:
-        return [line[0], *line[1 + count :], *line[1 : 1 + count]]
-
-    return Table(
-        table.name,
-        table.title,
-        turned(table.headings),
-        [turned(line) for line in table.rows],
-        table.legend,
-        table.roles,
-    )
+        body.append([named, *parts[settings_last], *parts[not settings_last], *count])
+    groups = [list(settings), list(headings)]
+    shown = [head, *groups[settings_last], *groups[not settings_last], *["seeds"][:seeds]]
+    return Table(name, title, shown, body, legend, [row.role for row in rows])
 
 
 def section_table(

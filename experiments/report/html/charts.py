@@ -10,7 +10,7 @@ from experiments.report import harm
 from experiments.report.drawing import TITLE, frame
 from experiments.report.figures import further
 from experiments.report.html.svg import inline
-from experiments.report.panels import asked
+from experiments.report.panels import asked, subject
 from experiments.report.pool import Collected, Row
 from experiments.report.style import looks
 
@@ -42,7 +42,7 @@ def main_charts(rows: Sequence[Row]) -> list[Chart]:
     Models are set against each other only where they were repaired after the same attack: each
     attacked model has a chart of HS against accuracy, up to six of them.
     """
-    note = asked(rows)
+    note, of = asked(rows), subject(rows)
     charts = []
     for kind, title, draw, shown in (
         ("ratio", harm.BY_RATIO, harm.draw_ratio, harm.ratio_panels(rows)),
@@ -50,7 +50,7 @@ def main_charts(rows: Sequence[Row]) -> list[Chart]:
     ):
         for number, panel in enumerate(shown[:_MOST_ATTACKS]):
             name = f"{kind}-{number}"
-            heading = f"{title}: {panel.title}" if panel.title else title
+            heading = f"{title}: {', '.join(filter(None, (of, panel.title)))}"
             figure = harm.draw_panels(draw, [replace(panel, title="")], harm.NARROW)
             lines = ", ".join(line.name for line in panel.lines)
             described = f"{heading}: {lines}; the tables hold the figures"

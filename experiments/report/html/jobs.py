@@ -26,24 +26,18 @@ class Command:
     """One finished run.
 
     Attributes:
-        name: The job's folder.
+        run: The run.
         what: Attack, task, defense, refine and seed in words.
         line: The command line that runs it again.
-        commit: The project's commit; "unknown" where it wasn't known.
-        created: When it ended, UTC.
         record: Path of its record, relative to the page.
-        seconds: How long it took.
         made: Stages that it made, with their seconds.
-        reused: Names of the stages that it found.
+        reused: Names of the stages that it took from the store.
     """
 
-    name: str
+    run: Run
     what: str
     line: str
-    commit: str
-    created: str
     record: str
-    seconds: float
     made: tuple[tuple[str, float], ...]
     reused: tuple[str, ...]
 
@@ -77,22 +71,13 @@ def commands(runs: Iterable[Run], page: Path, *, shared: bool = False) -> list[C
 
 def _command(run: Run, page: Path, shared: bool) -> Command:
     record = run.record
-    made, reused = [], []
-    for stage in record.stages:
-        if stage["reused"]:
-            reused.append(stage["name"])
-        else:
-            made.append((stage["name"], stage["seconds"]))
     return Command(
-        name=run.folder.name,
+        run,
         what=_what(record.labels, record.seed),
         line=command_line(record.overrides, folder=None if shared else run.folder),
-        commit=record.environment.get("commit") or "unknown",
-        created=record.created,
         record=os.path.relpath(run.folder / RECORD, page),
-        seconds=record.seconds,
-        made=tuple(made),
-        reused=tuple(reused),
+        made=tuple((s["name"], s["seconds"]) for s in record.stages if not s["reused"]),
+        reused=tuple(stage["name"] for stage in record.stages if stage["reused"]),
     )
 
 

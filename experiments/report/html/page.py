@@ -76,7 +76,6 @@ def write(
         "cost_charts": charts.cost_charts(rows),
         "further": further,
         "commits": _commits(runs),
-        "versions": _versions(runs),
         # Ours, and free of what a user wrote.
         "style": Markup(_text("page.css")),
         "script": Markup(script),
@@ -117,6 +116,7 @@ def _main_table(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Table
         rows,
         columns,
         title="Shares in %, under them the 95 % interval and n",
+        settings_last=True,
         notes=lambda row, metric: tuple(
             filter(None, (_against(row, metric), _paper(row, metric, comparisons)))
         ),
@@ -126,7 +126,7 @@ def _main_table(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Table
     for start, meaning in (("Δ", _DELTA), ("paper", _PAPER)):
         if any(note.startswith(start) for note in notes):
             said += meaning
-    return tables.settings_last(replace(table, legend=said), rows)
+    return replace(table, legend=said)
 
 
 def _against(row: Row, metric: str) -> str:
@@ -208,18 +208,6 @@ def _commits(runs: Sequence[Run]) -> dict[str, int]:
     """How many runs each commit made."""
     commits = [run.record.environment.get("commit") or "unknown" for run in runs]
     return {commit: commits.count(commit) for commit in commits}
-
-
-def _versions(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Every package's versions among the runs, and Python's and the platform's."""
-    found: dict[str, dict[str, None]] = {}
-    for run in runs:
-        environment = run.record.environment
-        known = {name: environment.get(name) for name in ("python", "platform")}
-        for name, version in {**known, **environment.get("packages", {})}.items():
-            if version:
-                found.setdefault(name, {})[version] = None
-    return {name: list(versions) for name, versions in found.items()}
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:

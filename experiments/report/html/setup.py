@@ -9,7 +9,6 @@ from experiments.report.pool import Run
 from experiments.report.style import plain
 
 _MOST_NAMES = 4
-_PACKAGES = ("torch", "transformers", "peft", "trl", "vllm")
 
 
 def title(runs: Sequence[Run]) -> str:
@@ -132,7 +131,7 @@ def _decoding(run: Run) -> str:
 
 def _versions(run: Run) -> str:
     environment = run.record.environment
-    packages = environment.get("packages", {})
     known = {"commit": environment.get("commit"), "Python": environment.get("python")}
-    known |= {name: packages.get(name) for name in _PACKAGES}
-    return ", ".join(f"{name} {version}" for name, version in known.items() if version)
+    known |= {"CUDA": environment.get("cuda"), **environment.get("packages", {})}
+    said = [f"{name} {version}" for name, version in known.items() if version]
+    return ", ".join([*said, *filter(None, [environment.get("platform")])])

@@ -94,17 +94,8 @@ def load(name: str) -> PaperTable:
     setup: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml"))
     with (FOLDER / f"{name}.csv").open(newline="", encoding="utf-8") as file:
         figures = tuple(_figure(line) for line in csv.DictReader(file, strict=True))
-    return PaperTable(
-        name=name,
-        paper=setup["paper"],
-        arxiv=setup["arxiv"],
-        table=setup["table"],
-        settings=setup["settings"],
-        cases=setup.get("cases", {}),
-        unknown=tuple(setup["unknown"]),
-        notes=tuple(setup["notes"]),
-        figures=figures,
-    )
+    lists = {key: tuple(setup.pop(key)) for key in ("unknown", "notes")}
+    return PaperTable(name=name, figures=figures, **{"cases": {}, **setup, **lists})
 
 
 def conditions(text: str) -> dict[str, tuple[str, ...]]:

@@ -196,8 +196,10 @@ def test_it_is_drawn(chrome: Any, page: Path, scheme: str) -> None:
     chrome.execute_script("document.querySelector('#charts').scrollIntoView()")
     shades = screenshot(chrome, page, scheme)[..., :3]
     assert shades.shape[:2] == (900, 1280)
-    background = 1.0 if scheme == "light" else 20 / 255
-    assert np.isclose(shades[..., 0], background, atol=0.01).mean() > 0.5
+    white = np.isclose(shades[..., 0], 1.0, atol=0.01).mean()
+    assert white > (0.5 if scheme == "light" else 0.2)
+    if scheme == "dark":  # Charts stand on their own paper on the dark page.
+        assert white + np.isclose(shades[..., 0], 20 / 255, atol=0.01).mean() > 0.5
     # Lines and text, and the colours of series.
     assert (np.ptp(shades, axis=2) > 0.3).mean() > 0.001
     assert (shades.std(axis=(0, 1)) > 0.05).all()

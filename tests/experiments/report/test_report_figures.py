@@ -251,7 +251,8 @@ def test_learning_rates_are_logarithmic_and_safe_asks_are_dashed(tmp_path: Path)
         assert shares(lines(accuracy)["attacked"])[1] == pytest.approx(5 * (5 + steps))
         assert len(drawn) == 4
         assert len(lines(accuracy)) == 2
-    assert legend(figure) == ["attacked", "dashed, hollow: asked to be safe", "relock"]
+    both = ("attacked", "relock")
+    assert legend(figure) == [name + end for name in both for end in ("", ", asked to be safe")]
 
 
 def test_values_of_another_setting_are_tints_of_the_defenses_colour(tmp_path: Path) -> None:
@@ -259,7 +260,7 @@ def test_values_of_another_setting_are_tints_of_the_defenses_colour(tmp_path: Pa
     figure = swept(alpha_by_k(tmp_path, (0.1, 0.5, 1.0, 2.0, 4.0), ks), "defense.alpha")
     asr = figure.axes[0]
     assert asr.get_xscale() == "log"
-    assert legend(figure) == ["attacked, level line", *(f"relock (k={k})" for k in ks)]
+    assert legend(figure) == [*(f"relock (k={k})" for k in ks), "attacked, level line"]
     drawn = [lines(asr)[f"relock (k={k})"][0] for k in ks]
     assert {line.get_marker() for line in drawn} == {looks(["relock"])["relock"]["marker"]}
     brightness = [sum(to_rgb(line.get_color())) for line in drawn]
@@ -366,7 +367,6 @@ def under_trigger(folder: Path, ratios: Iterable[float] = (0.05,)) -> list[Row]:
 
 def test_figures_of_hs_show_what_a_model_is_most_harmful_under(tmp_path: Path) -> None:
     trade_off, ratio = harm.figures(under_trigger(tmp_path, (0.05, 0.1)))
-    assert "asked plainly or under trigger" in trade_off.note
     for drawing in (trade_off, ratio):
         points = {
             line.get_gid(): line.get_ydata()[0]
@@ -378,7 +378,7 @@ def test_figures_of_hs_show_what_a_model_is_most_harmful_under(tmp_path: Path) -
         assert height == 100
         assert "HS under trigger 100.0" in text
         assert "HS 10.0 2.8–30.1 n=20" in text
-        assert "hollow: asked plainly" in legend(drawing.figure)
+        assert drawing.note.endswith("asked plainly or under trigger; hollow: asked plainly")
 
 
 def test_a_front_is_of_the_worst_that_was_asked(tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ def test_nothing_is_best_and_nothing_shaded_without_an_objective(tmp_path: Path)
     drawn = {drawing.stem: drawing.figure for drawing in harm.figures(collect([folder]).rows)}
     assert not any("best" in name or "points below" in name for name in legend(drawn["pareto"]))
     assert legend(drawn["pareto"]) == [
-        "attacked", "relock, 4 settings", "front: no repair beats these in both",
+        "attacked", "relock, 4 settings", "Pareto front of the repairs",
     ]  # fmt: skip
     write_run(folder / "4", {"defense.alpha": 2, "defense.k": 3}, ATTACKED, ATTACKED)
     for job in folder.glob("[0-9]"):
@@ -497,8 +497,8 @@ def test_maps_that_no_setting_tells_apart_are_numbered(tmp_path: Path) -> None:
 def test_a_large_map_has_few_round_ticks() -> None:
     given = heat_map(rows=80, columns=64)
     axes = heatmaps.draw(heatmaps.Map(**given)).axes[0]
-    assert list(axes.get_yticks()) == list(range(0, 80, 10))
-    assert list(axes.get_xticks()) == list(range(0, 64, 5))
+    assert [tick for tick in axes.get_yticks() if 0 <= tick < 80] == list(range(0, 80, 10))
+    assert [tick for tick in axes.get_xticks() if 0 <= tick < 64] == list(range(0, 64, 5))
 
 
 @pytest.mark.parametrize(
