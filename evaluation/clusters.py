@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,8 +46,6 @@ def clustered_variance(influence: Floats, clusters: Clusters | None) -> tuple[fl
         influence: (n,) the rows' influences, which sum to zero; the estimate's error is their mean.
         clusters: Prompt and seed of each row; None for one seed.
     """
-    import numpy as np
-
     n = influence.size
     independent = float(influence @ influence) / n**2
     if clusters is None or clusters.distinct_seeds < 2:
@@ -64,8 +61,6 @@ def clustered_variance(influence: Floats, clusters: Clusters | None) -> tuple[fl
 
 def _one_way(influence: Floats, clusters: NDArray[np.integer[Any]]) -> float:
     """One-way cluster-robust variance of a mean, with the correction G / (G - 1)."""
-    import numpy as np
-
     sums = np.bincount(clusters, weights=influence)
     if sums.size < 2:
         return 0.0

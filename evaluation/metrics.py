@@ -28,7 +28,10 @@ from functools import cached_property
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from evaluation.clusters import Clusters
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.clusters import Clusters, Floats
 from evaluation.shares import (
     BENIGN,
     HARM_JUDGE,
@@ -58,14 +61,9 @@ from evaluation.statistics import (
 from settings import DataError
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 _PROMPT = "prompt number"
-_BOOTSTRAP_SEED = 0
 _LARGEST_EXPONENT = 700.0
 
 COMPARED = ("hs", "asr", "accuracy_strict", "over_refusal", "degenerate")
@@ -95,8 +93,6 @@ class _Rows:
     @cached_property
     def clusters(self) -> Clusters | None:
         """None where all rows are of one seed."""
-        import numpy as np
-
         if _PROMPT not in self.frame or self.frame["seed"].nunique() < 2:
             return None
         prompts, seeds = (
@@ -185,7 +181,7 @@ def _agreement(asked: _Rows, first: str, second: str) -> dict[str, Estimate]:
 def _perplexity(texts: _Rows) -> Estimate:
     """exp of the mean nll per token; texts without a scored token count for nothing."""
     losses, tokens = _losses(texts.frame)
-    found = mean(losses, _BOOTSTRAP_SEED, texts.clusters, tokens)
+    found = mean(losses, texts.clusters, tokens)
     return Estimate(_exp(found.value), _exp(found.low), _exp(found.high), found.n)
 
 
@@ -246,11 +242,10 @@ def compare(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, PairedTest]:
     for name, metric in shares.items():
         one, other = pairs[metric.sets]
         outcomes, others = (_outcomes(rows.frame, metric)[1] for rows in (one, other))
-        tests[name] = paired_test(outcomes, others, _BOOTSTRAP_SEED, one.clusters)
+        tests[name] = paired_test(outcomes, others, one.clusters)
     one, other = pairs[HARMFUL,]
     for name, judge in {"harm_score": HARM_JUDGE, **{f"score:{j}": j for j in judges}}.items():
-        scores = _scores(one, judge), _scores(other, judge)
-        tests[name] = paired_mean(*scores, seed=_BOOTSTRAP_SEED, clusters=one.clusters)
+        tests[name] = paired_mean(_scores(one, judge), _scores(other, judge), one.clusters)
     return {**tests, "nll": _compare_losses(*pairs[HELD_OUT,])}
 
 
@@ -258,8 +253,8 @@ def _compare_losses(one: _Rows, other: _Rows) -> PairedTest:
     (first, tokens), (second, others) = _losses(one.frame), _losses(other.frame)
     if tokens.tolist() != others.tolist():
         # Tokenizers that cut a text up otherwise give losses of different things.
-        return paired_mean([], [], _BOOTSTRAP_SEED)
-    return paired_mean(first, second, _BOOTSTRAP_SEED, one.clusters, tokens)
+        return paired_mean([], [])
+    return paired_mean(first, second, one.clusters, tokens)
 
 
 def _in_pairs(
@@ -303,13 +298,8 @@ def _filled(rows: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
 
 
 def _mean_score(rows: _Rows, judge: str) -> Estimate:
-    import numpy as np
-
-    scores = _scores(rows, judge)
-    if not np.isnan(scores).any():
-        return mean(scores, _BOOTSTRAP_SEED, rows.clusters)
-    kept = _Rows(rows.frame[~np.isnan(scores)])
-    return mean(_scores(kept, judge), _BOOTSTRAP_SEED, kept.clusters)
+    kept = _Rows(rows.frame[~np.isnan(_scores(rows, judge))])
+    return mean(_scores(kept, judge), kept.clusters)
 
 
 def _scores(rows: _Rows, judge: str) -> Floats:

@@ -5,6 +5,9 @@ that neither rows of one seed nor rows of one prompt are independent. Variances 
 cluster-robust (Cameron, Gelbach & Miller 2011) and quantiles those of Student's t, whose degrees of
 freedom come from the number of seeds. `docs/statistics.md` has the formulas, their sources and how
 often the intervals cover.
+
+Everywhere `clusters` holds the prompt and the seed of each row, None for one seed, and `weights`
+what each row counts, e.g. its tokens, None if all count the same. Bootstraps have one fixed seed.
 """
 
 from __future__ import annotations
@@ -12,18 +15,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import Any
 
-from evaluation.bootstrap import LEVEL, RESAMPLES, bootstrap_interval, percentiles
-from evaluation.clusters import Clusters, clustered_variance
+import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
+from evaluation.clusters import Clusters, Floats, clustered_variance
 
 EXACT_BELOW = 25
+
+_LEVEL = 0.95
+_RESAMPLES, _BATCH, _SEED = 10_000, 1000, 0
 
 
 def _number(value: Any) -> Any:
@@ -149,13 +152,7 @@ def share_of(
     cluster-robust variance V (Korn & Graubard 1998; of Wilson's interval: Franco et al. 2019), and
     its quantile Student's. Where all outcomes are the same V says nothing; n is then the number of
     distinct prompts.
-
-    Args:
-        outcomes: One per row.
-        clusters: Prompt and seed of each row; None for one seed.
     """
-    import numpy as np
-
     data = np.asarray(outcomes, dtype=bool)
     count, n = int(data.sum()), data.size
     if clusters is None or clusters.distinct_seeds < 2:
@@ -169,7 +166,6 @@ def share_of(
 
 def mean(
     values: Sequence[float] | Floats,
-    seed: int,
     clusters: Clusters | None = None,
     weights: Sequence[float] | Floats | None = None,
 ) -> Estimate:
@@ -177,15 +173,7 @@ def mean(
 
     One value, or values that are all the same, have no interval; no values have no mean either. A
     value that isn't finite makes mean and interval NaN: leaving rows out is the caller's decision.
-
-    Args:
-        values: One per row.
-        seed: What the bootstrap is drawn with.
-        clusters: Prompt and seed of each row; None for one seed.
-        weights: What each row counts, e.g. its tokens; None: all the same.
     """
-    import numpy as np
-
     data = np.asarray(values, dtype=float)
     n = data.size
     weight = np.ones(n) if weights is None else np.asarray(weights, dtype=float)
@@ -195,7 +183,7 @@ def mean(
     if np.ptp(data) == 0:
         return Estimate(value, math.nan, math.nan, n)
     if clusters is None or clusters.distinct_seeds < 2:
-        return Estimate(value, *bootstrap_interval(data, weight, seed), n)
+        return Estimate(value, *_bootstrapped(data, weight), n)
     variance, freedom = clustered_variance(weight * (data - value) / weight.mean(), clusters)
     half = _quantile(freedom) * math.sqrt(variance)
     return Estimate(value, value - half, value + half, n)
@@ -204,7 +192,6 @@ def mean(
 def paired_test(
     first: Sequence[bool] | NDArray[np.bool_],
     second: Sequence[bool] | NDArray[np.bool_],
-    seed: int = 0,
     clusters: Clusters | None = None,
 ) -> PairedTest:
     """Compares two models' yes/no outcomes on the same rows.
@@ -214,17 +201,9 @@ def paired_test(
     variance. Where all differences are the same neither has a variance; the interval then is as
     wide as Wilson's for no success among the prompts, and McNemar's test counts each prompt once.
 
-    Args:
-        first: Outcomes of one model, one per row.
-        second: Outcomes of the other model on the same rows, in the same order.
-        seed: What the bootstrap is drawn with.
-        clusters: Prompt and seed of each row; None for one seed.
-
     Raises:
         ValueError: The two differ in length.
     """
-    import numpy as np
-
     one, other = (np.asarray(outcomes, dtype=bool) for outcomes in (first, second))
     changes = _differences(one.astype(float), other.astype(float))
     n = changes.size
@@ -239,8 +218,8 @@ def paired_test(
     elif clusters is None or clusters.distinct_seeds < 2:
         p_value, test = _mcnemar(ups, downs)
         kinds = [ups / n, downs / n, (n - ups - downs) / n]
-        drawn = np.random.default_rng(seed).multinomial(n, kinds, size=RESAMPLES)
-        ends = percentiles((drawn[:, 0] - drawn[:, 1]) / n)
+        drawn = np.random.default_rng(_SEED).multinomial(n, kinds, size=_RESAMPLES)
+        ends = _percentiles((drawn[:, 0] - drawn[:, 1]) / n)
     else:
         p_value, ends = _student(value, *clustered_variance(changes - value, clusters))
         test = "two-way clusters"
@@ -251,27 +230,19 @@ def paired_test(
 def paired_mean(
     first: Sequence[float] | Floats,
     second: Sequence[float] | Floats,
-    seed: int,
     clusters: Clusters | None = None,
     weights: Sequence[float] | Floats | None = None,
 ) -> PairedTest:
     """Compares two models' scores on the same rows: a t-test, and the interval of `mean`.
 
-    Args:
-        first: Scores of one model, one per row; one that isn't finite makes the result NaN.
-        second: Scores of the other model on the same rows, in the same order.
-        seed: What the bootstrap is drawn with.
-        clusters: Prompt and seed of each row; None for one seed.
-        weights: What each row counts, e.g. its tokens; None: all the same.
+    A score that isn't finite makes the result NaN.
 
     Raises:
         ValueError: The two differ in length.
     """
-    import numpy as np
-
     one, other = (np.asarray(scores, dtype=float) for scores in (first, second))
     changes = _differences(one, other)
-    estimate = mean(changes, seed, clusters, weights)
+    estimate = mean(changes, clusters, weights)
     n = estimate.n
     if n == 0:
         return _NO_PAIRS
@@ -306,16 +277,9 @@ def kappa(
     them says the same of all rows. Kappa is NaN
     where both judges say the same of all rows: chance alone agrees as well.
 
-    Args:
-        first: Verdicts of one judge, one per row.
-        second: Verdicts of the other judge on the same rows, in the same order.
-        clusters: Prompt and seed of each row; None for one seed.
-
     Raises:
         ValueError: The two differ in length.
     """
-    import numpy as np
-
     one, other = (np.asarray(verdicts, dtype=float) for verdicts in (first, second))
     agree = 1 - np.abs(_differences(one, other))
     n = agree.size
@@ -338,14 +302,12 @@ def kappa(
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values after Holm's (1979) correction for their number; a NaN is no test and stays."""
-    import numpy as np
+    from statsmodels.stats.multitest import multipletests
 
-    given = np.asarray(p_values, dtype=float)
-    # NaN sorts to the end, behind all tests.
-    order, count = np.argsort(given), int((~np.isnan(given)).sum())
-    times = np.maximum(count - np.arange(given.size), 1)
-    corrected = np.empty_like(given)
-    corrected[order] = np.minimum(np.maximum.accumulate(given[order] * times), 1.0)
+    corrected = np.asarray(p_values, dtype=float)
+    tests = ~np.isnan(corrected)
+    if tests.any():
+        corrected[tests] = multipletests(corrected[tests], method="holm")[1]
     return corrected.tolist()
 
 
@@ -353,6 +315,41 @@ def _differences(one: Floats, other: Floats) -> Floats:
     if one.shape != other.shape:
         raise ValueError(f"{one.size} and {other.size} rows are no pairs")
     return one - other
+
+
+def _bootstrapped(data: Floats, weight: Floats) -> tuple[float, float]:
+    """Percentile bootstrap interval of a weighted mean over its rows."""
+    columns = np.stack([weight * data, weight], axis=1)
+    means = []
+    for counts in _resamples(data.size):
+        sums = counts.astype(float) @ columns
+        # A resample of rows without weight has no mean.
+        sums = sums[sums[:, 1] > 0]
+        means.append(sums[:, 0] / sums[:, 1])
+    return _percentiles(np.concatenate(means))
+
+
+@lru_cache(maxsize=2)
+def _resamples(n: int) -> list[NDArray[np.uint8]]:
+    """How often each of `n` rows is drawn in each resample, in batches of (resamples, n).
+
+    All means over sets of the same size use the same resamples; drawing them takes most of the
+    time.
+    """
+    generator = np.random.default_rng(_SEED)
+    offsets = n * np.arange(_BATCH)[:, None]
+    batches = []
+    for _ in range(_RESAMPLES // _BATCH):
+        drawn = (generator.integers(n, size=(_BATCH, n)) + offsets).ravel()
+        counts = np.bincount(drawn, minlength=_BATCH * n).reshape(_BATCH, n)
+        batches.append(counts.astype(np.uint8))
+    return batches
+
+
+def _percentiles(drawn: Floats) -> tuple[float, float]:
+    tail = 50 * (1 - _LEVEL)
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def _wilson(value: float, n: float, freedom: float) -> tuple[float, float]:
@@ -370,7 +367,7 @@ def _quantile(freedom: float) -> float:
     """Student's quantile of the level, two-sided; infinite degrees of freedom are the normal's."""
     from scipy.special import ndtri, stdtrit
 
-    tail = (1 - LEVEL) / 2
+    tail = (1 - _LEVEL) / 2
     return -float(ndtri(tail) if math.isinf(freedom) else stdtrit(freedom, tail))
 
 
