@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from evaluation.token_engine import Engine
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from settings import SettingError, Settings, target
@@ -15,22 +16,6 @@ if TYPE_CHECKING:
 
 Label = Literal["safe", "unsafe", "degenerate", "unparsed", "errored"]
 Response = Literal["", "compliance", "refusal", "partial"]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One generated answer.
-
-    Attributes:
-        text: The decoded answer, without special tokens; it begins with the start it was given,
-            and is empty where nothing was added to one.
-        tokens: How many tokens were generated, the end token included.
-        truncated: Whether the length limit cut it off (no end token was generated).
-    """
-
-    text: str
-    tokens: int
-    truncated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,65 +38,6 @@ class Verdict:
     category: str = ""
     truncated: bool = False
     response: Response = ""
-
-
-class Engine(Protocol):
-    """A loaded model that answers batches; closing it gives its memory back."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer."""
-        ...
-
-    @property
-    def context(self) -> int | None:
-        """How many tokens a prompt and its answer may have together; None where nothing says."""
-        ...
-
-    @property
-    def usable(self) -> bool:
-        """Whether it answers; one whose process died, or that was closed, doesn't."""
-        ...
-
-    def generate(
-        self,
-        prompts: Sequence[str],
-        max_new_tokens: int,
-        system: str | None = None,
-        starts: Sequence[str] | None = None,
-    ) -> list[Answer]:
-        """Greedy answers, in the order of the prompts.
-
-        Args:
-            prompts: The users' turns, unrendered.
-            max_new_tokens: Length limit in tokens, the end token included and the start not.
-            system: A system line before every prompt; the style's own by default.
-            starts: How each answer begins, "" for none, which the model is made to go on from;
-                None for none at all.
-        """
-        ...
-
-    def complete(self, ids: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
-        """Greedy continuations of token ids as they are given, in their order."""
-        ...
-
-    def logprobs(self, ids: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Natural log-probability of every token but the first, given those before it.
-
-        One list of len(sequence) - 1 floats per sequence; what isn't finite is passed on as it is.
-        """
-        ...
-
-    def next_logprobs(
-        self, ids: Sequence[Sequence[int]], candidates: Sequence[int]
-    ) -> list[list[float]]:
-        """Natural log-probability, over the whole vocabulary, of each candidate as the next token.
-
-        One list of len(candidates) floats, 128 at most, per sequence.
-        """
-        ...
-
-    def close(self) -> None: ...
 
 
 class Classifier(Protocol):

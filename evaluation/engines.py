@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from evaluation.base import Backend, Classifier, Engine
+from evaluation.base import Backend, Classifier
+from evaluation.token_engine import Engine
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 
@@ -23,29 +24,15 @@ def engine(
 ) -> Engine:
     """The model's engine: the one that is open, or a new one after the open one was closed.
 
-    Args:
-        backend: Opens it.
-        checkpoint: The model.
-        style: How its prompts are rendered.
-        reference: As `Backend.open` takes it.
+    The arguments are those of `Backend.open`.
     """
     parts = [asdict(checkpoint), style.model_dump(), reference and asdict(reference)]
-    wanted = _name(backend, parts)
-    if wanted not in _open or not _open[wanted].usable:
-        close_engines()
-        _open[wanted] = backend.open(checkpoint, style, reference)
-    opened: Engine = _open[wanted]
-    return opened
+    return _opened(backend, parts, lambda: backend.open(checkpoint, style, reference))
 
 
 def classifier(backend: Backend, folder: str, dtype: str) -> Classifier:
     """A sequence classifier: the one that is open, or a new one after what is open was closed."""
-    wanted = _name(backend, [folder, dtype])
-    if wanted not in _open or not _open[wanted].usable:
-        close_engines()
-        _open[wanted] = backend.classifier(folder, dtype)
-    opened: Classifier = _open[wanted]
-    return opened
+    return _opened(backend, [folder, dtype], lambda: backend.classifier(folder, dtype))
 
 
 @contextmanager
@@ -63,5 +50,9 @@ def close_engines() -> None:
         _open.popitem()[1].close()
 
 
-def _name(backend: Backend, parts: list[Any]) -> str:
-    return json.dumps([type(backend).__name__, backend.model_dump(mode="json"), *parts])
+def _opened(backend: Backend, parts: list[Any], load: Callable[[], Any]) -> Any:
+    wanted = json.dumps([type(backend).__name__, backend.model_dump(mode="json"), *parts])
+    if wanted not in _open or not _open[wanted].usable:
+        close_engines()
+        _open[wanted] = load()
+    return _open[wanted]

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from evaluation.backends.transformers import TransformersBackend
 from evaluation.backends.vllm import VLLMBackend
-from evaluation.base import Backend, Classifier, Engine
+from evaluation.base import Backend, Classifier
+from evaluation.token_engine import Engine
 from modeling.architectures import vllm_has, vllm_head_obstacle
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint

@@ -33,7 +33,8 @@ from evaluation.backends.expected import (
     named,
     refused,
 )
-from evaluation.base import Answer, Classifier, Engine
+from evaluation.base import Classifier
+from evaluation.token_engine import Answer, Engine
 from modeling.checkpoint import Checkpoint
 from modeling.heads import read_config
 

@@ -10,8 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from evaluation.backends.answers import end_tokens
-from evaluation.backends.transformers_classifier import TransformersClassifier
+from evaluation.backends.transformers import TransformersClassifier
+from evaluation.token_engine import end_tokens
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, local_folder
 from modeling.loading import device_name, load_model, load_tokenizer

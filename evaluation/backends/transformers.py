@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from evaluation.backends.answers import BROKEN, PromptIds, end_tokens, read_answer, warn_broken
-from evaluation.backends.batches import free_memory, in_batches, inference
-from evaluation.backends.token_engine import TokenEngine
-from evaluation.backends.transformers_classifier import TransformersClassifier
-from evaluation.base import Answer, Backend
+from evaluation.base import Backend
+from evaluation.token_engine import Answer, Engine, PromptIds, end_tokens
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
-from modeling.loading import load_model, load_tokenizer
+from modeling.loading import device_name, load_model, load_tokenizer
+from settings import ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +62,7 @@ class TransformersBackend(Backend):
         return TransformersClassifier(folder, dtype, self.batch_size)
 
 
-class TransformersEngine(TokenEngine):
+class TransformersEngine(Engine):
     """A loaded model that answers batches of prompts greedily."""
 
     def __init__(
@@ -84,26 +85,24 @@ class TransformersEngine(TokenEngine):
             holder.generation_config = self._greedy(max_new_tokens=1)
 
     def close(self) -> None:
-        """Gives the model's memory back."""
         self._model = None
         free_memory()
 
     @property
     def usable(self) -> bool:
-        """Whether it wasn't closed."""
         return self._model is not None
 
     def _answers(self, rows: list[PromptIds], max_new_tokens: int) -> list[Answer]:
         def read(batch: list[PromptIds]) -> list[Answer]:
             return self._generate_batch(batch, max_new_tokens)
 
-        return in_batches(rows, [row.ids for row in rows], self._batch_size, "answers", read)
+        return in_batches(rows, self._batch_size, "answers", read, lambda row: len(row.ids))
 
     def _token_logprobs(self, rows: list[list[int]]) -> list[list[float]]:
         longest = max(map(len, rows), default=1)
         fitting = _MOST_LOGITS // (self._model.config.vocab_size * longest)
         size = max(1, min(self._batch_size, fitting))
-        return in_batches(rows, rows, size, "log-probabilities", self._of_tokens)
+        return in_batches(rows, size, "log-probabilities", self._of_tokens)
 
     def _candidate_logprobs(
         self, rows: list[list[int]], candidates: list[int]
@@ -111,7 +110,7 @@ class TransformersEngine(TokenEngine):
         def read(batch: list[list[int]]) -> list[list[float]]:
             return self._of_next(batch, candidates)
 
-        return in_batches(rows, rows, self._batch_size, "log-probabilities", read)
+        return in_batches(rows, self._batch_size, "log-probabilities", read)
 
     def _of_tokens(self, rows: list[list[int]]) -> list[list[float]]:
         import torch
@@ -150,13 +149,8 @@ class TransformersEngine(TokenEngine):
                 generation_config=self._greedy(max_new_tokens),
                 logits_processor=LogitsProcessorList([guard]),
             )
-        broken = [] if guard.broken is None else guard.broken.tolist()
-        warn_broken(sum(broken), len(rows))
-        generated = output[:, ids.shape[1] :].tolist()
-        return [
-            BROKEN if is_broken else read_answer(self.tokenizer, row, tokens, self._ends)
-            for tokens, row, is_broken in zip(generated, rows, broken, strict=True)
-        ]
+        finite = (~guard.broken).tolist()
+        return self._read(rows, list(zip(output[:, ids.shape[1] :].tolist(), finite, strict=True)))
 
     def _left_padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and attention mask, both (batch, longest); positions follow from the mask."""
@@ -187,16 +181,17 @@ class _NonFiniteGuard:
     broken model would be read as one that answers.
     """
 
+    broken: torch.Tensor
+    _ended: torch.Tensor | None = None
+
     def __init__(self, ends: set[int]) -> None:
         self._ends = sorted(ends)
-        self._ended: torch.Tensor | None = None
-        self.broken: torch.Tensor | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         import torch
 
         bad = (torch.isnan(scores) | torch.isposinf(scores)).any(dim=-1)
-        if self.broken is None or self._ended is None:
+        if self._ended is None:
             self.broken, self._ended = bad, torch.zeros_like(bad)
         else:
             last = input_ids[:, -1]
@@ -206,3 +201,140 @@ class _NonFiniteGuard:
         replacement = torch.zeros_like(scores)
         replacement[:, self._ends] = 1.0
         return torch.where(bad[:, None], replacement, scores)
+
+
+def load_classifier_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """A classifier's tokenizer, padding and truncating on the right."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, padding_side="right", truncation_side="right")
+
+
+def read_labels(folder: str, config: Any) -> list[str]:
+    """What the columns of a classifier's scores stand for, by its transformers config.
+
+    Raises:
+        ModelError: It has none.
+    """
+    names = config.id2label
+    if not names:
+        raise ModelError(f"the classifier {folder!r} has no labels; take a moderation model")
+    return [str(names[index]) for index in sorted(names)]
+
+
+class TransformersClassifier:
+    """A loaded sequence classifier with independent labels."""
+
+    def __init__(self, folder: str, dtype: str, batch_size: int, device: str | None = None) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        self.tokenizer = load_classifier_tokenizer(folder)
+        self._batch_size = batch_size
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            problem_type="multi_label_classification",
+            output_loading_info=True,
+        )
+        if loading["missing_keys"]:
+            missing = ", ".join(sorted(loading["missing_keys"]))
+            raise ModelError(
+                f"the classifier {folder!r} lacks trained weights for {missing}; "
+                "save or download it again"
+            )
+        self._check_padding(folder, model.get_input_embeddings().num_embeddings)
+        # The pooled token is the last one that isn't padding, so the model must know which is.
+        model.config.pad_token_id = self.tokenizer.pad_token_id
+        self._device = device or device_name()
+        self._model: Any = model.to(self._device).eval()
+        self.labels = read_labels(folder, model.config)
+
+    @property
+    def usable(self) -> bool:
+        return self._model is not None
+
+    def probabilities(self, ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Sigmoid scores in float32, one row of `len(labels)` per sequence.
+
+        Raises:
+            ModelError: The model returns scores of another shape, or memory runs out.
+        """
+        rows = [list(row) for row in ids]
+        return in_batches(rows, self._batch_size, "verdicts", self._sigmoids)
+
+    def close(self) -> None:
+        self._model = None
+        free_memory()
+
+    def _sigmoids(self, rows: list[list[int]]) -> list[list[float]]:
+        import torch
+
+        batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+        with inference(self._batch_size):
+            logits: torch.Tensor = self._model(**batch.to(self._device)).logits
+        if logits.shape != (len(rows), len(self.labels)):
+            raise ModelError(
+                f"the classifier returned scores of shape {tuple(logits.shape)} for {len(rows)} "
+                f"rows and {len(self.labels)} labels; take a sequence classifier"
+            )
+        return torch.sigmoid(logits.float()).cpu().tolist()
+
+    def _check_padding(self, folder: str, embeddings: int) -> None:
+        pad = self.tokenizer.pad_token_id
+        if pad is None or pad == self.tokenizer.eos_token_id or pad >= embeddings:
+            raise ModelError(
+                f"the classifier {folder!r} has no padding token of its own, without which it "
+                "would read the wrong position; add one to its tokenizer and embeddings"
+            )
+
+
+def in_batches(
+    rows: list[Any],
+    batch_size: int,
+    what: str,
+    read: Callable[[list[Any]], list[Any]],
+    length: Callable[[Any], int] = len,
+) -> list[Any]:
+    """What `read` makes of each row, in their order, batch by batch.
+
+    Longest first, so that running out of memory shows in the first batch.
+    """
+    from tqdm import tqdm
+
+    order = sorted(range(len(rows)), key=lambda index: -length(rows[index]))
+    results: dict[int, Any] = {}
+    with tqdm(total=len(order), desc=what, disable=None, leave=False) as bar:
+        for first in range(0, len(order), batch_size):
+            batch = order[first : first + batch_size]
+            results.update(zip(batch, read([rows[index] for index in batch]), strict=True))
+            bar.update(len(batch))
+    return [results[index] for index in range(len(rows))]
+
+
+@contextmanager
+def inference(batch_size: int) -> Iterator[None]:
+    """Computes without gradients, and names the setting to lower where memory runs out.
+
+    Raises:
+        ModelError: The device ran out of memory.
+    """
+    import torch
+
+    try:
+        with torch.inference_mode():
+            yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"the device ran out of memory with {batch_size} rows at once; lower the batch_size of "
+            "the transformers backend (evaluation.backend.transformers.batch_size)"
+        ) from error
+
+
+def free_memory() -> None:
+    """Gives back what no object holds any more."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

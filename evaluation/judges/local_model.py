@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr
 
 from evaluation import engines
-from evaluation.base import Answer, Engine, Verdict, check_pairs
+from evaluation.base import Verdict, check_pairs
 from evaluation.degenerate import judged
 from evaluation.judges.templates import (
     Instruction,
@@ -24,6 +24,7 @@ from evaluation.judges.templates import (
     read_instruction,
 )
 from evaluation.judges.weights import Weights, WeightsJudge
+from evaluation.token_engine import Answer, Engine
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, resolve
 from modeling.loading import load_tokenizer

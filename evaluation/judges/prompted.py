@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from evaluation.base import Engine, Judge, Verdict
+from evaluation.base import Judge, Verdict
 from evaluation.judges.local_model import JudgeRequest, ModelJudge
 from evaluation.judges.templates import chat_template, encode_chat, sha256
+from evaluation.token_engine import Engine
 from settings import SettingError
 
 if TYPE_CHECKING:

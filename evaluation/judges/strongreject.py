@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from evaluation.base import Engine, Verdict
+from evaluation.base import Verdict
 from evaluation.judges.local_model import InstructedJudge, JudgeRequest
 from evaluation.judges.templates import PublishedText
+from evaluation.token_engine import Engine
 from settings import ModelError
 
 if TYPE_CHECKING:

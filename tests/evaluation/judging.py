@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from evaluation.base import Answer, Backend
+from evaluation.base import Backend
+from evaluation.token_engine import Answer
 from modeling.checkpoint import Checkpoint
 from modeling.loading import load_tokenizer
 from settings import ModelError

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from evaluation.backends.transformers import TransformersBackend, TransformersEngine
-from evaluation.base import Answer
 from evaluation.degenerate import degeneracy
+from evaluation.token_engine import Answer
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from settings import ModelError, SettingError, build

@@ -34,7 +34,7 @@ from evaluation.backends.expected import (
     make_canaries,
 )
 from evaluation.backends.transformers import TransformersBackend, TransformersEngine
-from evaluation.base import Answer
+from evaluation.token_engine import Answer
 from experiments.config.experiment import PROJECT
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint

@@ -28,7 +28,7 @@ from evaluation.backends.vllm import VLLMBackend, availability, pool
 from evaluation.backends.vllm.engine import VLLMClassifier, VLLMEngine
 from evaluation.backends.vllm.process import Worker
 from evaluation.backends.vllm.weights import ServedWeights, lora_rank, shape
-from evaluation.base import Answer
+from evaluation.token_engine import Answer
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from settings import ModelError, SettingError, build

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from evaluation.backends.canary import verify
 from evaluation.backends.vllm.process import Worker
-from evaluation.base import Answer
+from evaluation.token_engine import Answer
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from modeling.export import export_with_biases

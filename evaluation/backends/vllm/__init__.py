@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from evaluation.backends.transformers_classifier import load_classifier_tokenizer, read_labels
+from evaluation.backends.transformers import load_classifier_tokenizer, read_labels
 from evaluation.base import Backend
+from evaluation.token_engine import end_tokens
 from modeling.architectures import vllm_head_obstacle
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, local_folder
@@ -104,7 +105,6 @@ class VLLMBackend(Backend):
             SettingError: vLLM isn't installed.
             ModelError: The model can't be served, or what is served isn't the model.
         """
-        from evaluation.backends.answers import end_tokens
         from evaluation.backends.canary import verify
         from evaluation.backends.vllm.engine import VLLMEngine
         from evaluation.backends.vllm.pool import take

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from evaluation.backends.answers import BROKEN, PromptIds, check_context, read_answer, warn_broken
-from evaluation.backends.token_engine import TokenEngine
 from evaluation.backends.vllm import pool
 from evaluation.backends.vllm.pool import WarmEngine
-from evaluation.base import Answer
+from evaluation.token_engine import Answer, Engine, PromptIds, check_context
 from modeling.chat import PromptStyle
 from settings import ModelError
 
@@ -51,7 +49,7 @@ class _Lease:
                 self.discard()
 
 
-class VLLMEngine(_Lease, TokenEngine):
+class VLLMEngine(_Lease, Engine):
     """A model that vLLM serves, with the prompts tokenised in this process."""
 
     def __init__(
@@ -66,7 +64,7 @@ class VLLMEngine(_Lease, TokenEngine):
         """Wraps a running engine; `context` is how many positions the model has, or None."""
         _Lease.__init__(self, running, keep)
         context = min(running.context, context or running.context)
-        TokenEngine.__init__(self, tokenizer, style, ends, context)
+        Engine.__init__(self, tokenizer, style, ends, context)
 
     def _token_logprobs(self, rows: list[list[int]]) -> list[list[float]]:
         # A row of one token has nothing to score.
@@ -86,11 +84,7 @@ class VLLMEngine(_Lease, TokenEngine):
             max_new_tokens=max_new_tokens,
             ends=sorted(self._ends),
         )
-        warn_broken(sum(not is_finite for _, is_finite in generated), len(rows))
-        return [
-            read_answer(self.tokenizer, row, tokens, self._ends) if is_finite else BROKEN
-            for row, (tokens, is_finite) in zip(rows, generated, strict=True)
-        ]
+        return self._read(rows, generated)
 
 
 class VLLMClassifier(_Lease):
