@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 from evaluation.backends.transformers import TransformersBackend
 from evaluation.backends.vllm import VLLMBackend
+from evaluation.backends.vllm.process import obstacle
+from evaluation.backends.vllm.weights import raw_config
 from evaluation.base import Backend, Classifier
 from evaluation.token_engine import Engine
 from modeling.architectures import vllm_has, vllm_head_obstacle
@@ -32,36 +34,28 @@ class AutoBackend(Backend):
 
         A model whose config.json isn't on this machine yet is taken for one that vLLM has.
         """
-        from evaluation.backends.vllm.availability import obstacle
-        from evaluation.backends.vllm.weights import raw_config
-
+        config = raw_config(checkpoint)
+        is_served = checkpoint.steering is None and (
+            config is None or (vllm_has(config) and vllm_head_obstacle(config) is None)
+        )
         # What vLLM runs on is asked last, since a process must import it.
-        is_served = checkpoint.steering is None and _is_served(raw_config(checkpoint))
         return self.vllm if is_served and obstacle() is None else self.transformers
 
     def identity(self) -> dict[str, Any]:
         """Of both, as one can't say which runs without knowing the model; of `chosen`, better."""
-        from evaluation.backends.vllm.availability import obstacle
-
         parts = {"transformers": self.transformers.identity()}
         if obstacle() is None:
             parts["vllm"] = self.vllm.identity()
         return {"_target_": target(self), **parts}
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Refuses what the chosen backend refuses."""
         self.chosen(checkpoint).check(checkpoint)
 
     def open(
         self, checkpoint: Checkpoint, style: PromptStyle, reference: Checkpoint | None = None
     ) -> Engine:
-        """Opens the checkpoint with the chosen backend."""
         return self.chosen(checkpoint).open(checkpoint, style, reference)
 
     def classifier(self, folder: str, dtype: str) -> Classifier:
         """Opens the classifier with vLLM where it has the architecture, else with transformers."""
         return self.chosen(Checkpoint(folder, dtype=dtype)).classifier(folder, dtype)
-
-
-def _is_served(config: dict[str, Any] | None) -> bool:
-    return config is None or (vllm_has(config) and vllm_head_obstacle(config) is None)

@@ -24,7 +24,7 @@ from evaluation.backends import canary
 from evaluation.backends.auto import AutoBackend
 from evaluation.backends.expected import classifier_texts, expected_probabilities
 from evaluation.backends.transformers import TransformersBackend
-from evaluation.backends.vllm import VLLMBackend, availability, pool
+from evaluation.backends.vllm import VLLMBackend, pool, process
 from evaluation.backends.vllm.engine import VLLMClassifier, VLLMEngine
 from evaluation.backends.vllm.process import Worker
 from evaluation.backends.vllm.weights import ServedWeights, lora_rank, shape
@@ -51,10 +51,10 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     # The stand-in computes nothing that a canary could recognise.
     passed.clear()
     monkeypatch.setattr(canary, "verify", lambda engine, *asked: passed.append(asked))
-    availability.obstacle.cache_clear()
+    process.obstacle.cache_clear()
     yield path
     pool.shutdown()
-    availability.obstacle.cache_clear()
+    process.obstacle.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -530,8 +530,8 @@ def test_check_refuses_what_vllm_cannot_serve(
         backend.check(narrow)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     backend.check(narrow)
-    monkeypatch.setattr(availability, "find_spec", lambda name: None)
-    availability.obstacle.cache_clear()
+    monkeypatch.setattr(process, "find_spec", lambda name: None)
+    process.obstacle.cache_clear()
     with pytest.raises(SettingError, match=r"which isn't installed; .*pip install -e '\.\[vllm\]'"):
         backend.check(Checkpoint(str(folder)))
 
@@ -558,8 +558,8 @@ def test_auto_takes_vllm_where_it_can(
     engine = auto.open(Checkpoint(str(folder)), PromptStyle())
     assert isinstance(engine, VLLMEngine)
     with_vllm = auto.identity()
-    monkeypatch.setattr(availability, "find_spec", lambda name: None)
-    availability.obstacle.cache_clear()
+    monkeypatch.setattr(process, "find_spec", lambda name: None)
+    process.obstacle.cache_clear()
     assert auto.chosen(Checkpoint(str(folder))) is auto.transformers
     assert auto.identity() != with_vllm
 

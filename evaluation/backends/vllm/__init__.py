@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
+from evaluation.backends import canary
 from evaluation.backends.transformers import load_classifier_tokenizer, read_labels
+from evaluation.backends.vllm.engine import VLLMClassifier, VLLMEngine
+from evaluation.backends.vllm.pool import EnginePlan, WarmEngine, take
+from evaluation.backends.vllm.process import obstacle
+from evaluation.backends.vllm.weights import ServedWeights, raw_config, served, shape
 from evaluation.base import Backend
 from evaluation.token_engine import end_tokens
 from modeling.architectures import vllm_head_obstacle
@@ -18,11 +23,6 @@ from modeling.checkpoint import Checkpoint, local_folder
 from modeling.loading import load_tokenizer
 from modeling.model_files import stored_tensors
 from settings import ModelError, SettingError, target
-
-if TYPE_CHECKING:
-    from evaluation.backends.vllm.engine import VLLMClassifier, VLLMEngine
-    from evaluation.backends.vllm.pool import EnginePlan, WarmEngine
-    from evaluation.backends.vllm.weights import ServedWeights
 
 _ELSE = "or set backend@evaluation.backend=transformers"
 
@@ -79,8 +79,6 @@ class VLLMBackend(Backend):
             SettingError: vLLM isn't installed, or runs on nothing that is here.
             ModelError: The model runs with hooks, or has heads that vLLM doesn't compute.
         """
-        from evaluation.backends.vllm.weights import raw_config
-
         self._check_installed()
         if checkpoint.steering is not None:
             raise ModelError(
@@ -94,22 +92,12 @@ class VLLMBackend(Backend):
     def open(
         self, checkpoint: Checkpoint, style: PromptStyle, reference: Checkpoint | None = None
     ) -> VLLMEngine:
-        """Serves a checkpoint.
-
-        Args:
-            checkpoint: The model.
-            style: How its prompts are rendered.
-            reference: As `Backend.open` has it; for the canary.
+        """Serves a checkpoint; `reference` is for the canary.
 
         Raises:
             SettingError: vLLM isn't installed.
             ModelError: The model can't be served, or what is served isn't the model.
         """
-        from evaluation.backends.canary import verify
-        from evaluation.backends.vllm.engine import VLLMEngine
-        from evaluation.backends.vllm.pool import take
-        from evaluation.backends.vllm.weights import served
-
         self.check(checkpoint)
         config, generation = _configs(local_folder(checkpoint))
         tokenizer = load_tokenizer(checkpoint)
@@ -117,9 +105,9 @@ class VLLMBackend(Backend):
             plan = self._plan(what, "generate", checkpoint.dtype, config)
             running = take(plan, what, self.keep)
         ends = end_tokens(generation, config, tokenizer)
-        engine = VLLMEngine(running, self.keep, tokenizer, style, ends, _positions(config))
+        engine = VLLMEngine(running, tokenizer, style, ends, _positions(config))
         passed = (checkpoint, reference)
-        _verified(running, engine, passed, lambda: verify(engine, checkpoint, reference))
+        _verified(running, engine, passed, lambda: canary.verify(engine, checkpoint, reference))
         return engine
 
     def classifier(self, folder: str, dtype: str) -> VLLMClassifier:
@@ -132,11 +120,6 @@ class VLLMBackend(Backend):
         """
         from transformers import AutoConfig
 
-        from evaluation.backends.canary import verify_classifier
-        from evaluation.backends.vllm.engine import VLLMClassifier
-        from evaluation.backends.vllm.pool import take
-        from evaluation.backends.vllm.weights import ServedWeights
-
         self._check_installed()
         _check_heads(json.loads((Path(folder) / "config.json").read_text()), _named(folder))
         if "score.weight" not in stored_tensors(Path(folder)):
@@ -148,20 +131,16 @@ class VLLMBackend(Backend):
         labels = read_labels(folder, config)
         what = ServedWeights(Path(folder))
         running = take(self._plan(what, "classify", dtype, config), what, self.keep)
-        served = VLLMClassifier(running, self.keep, load_classifier_tokenizer(folder), labels)
+        opened = VLLMClassifier(running, load_classifier_tokenizer(folder), labels)
         checkpoint = Checkpoint(folder, dtype=dtype)
-        _verified(
-            running,
-            served,
-            (checkpoint,),
-            lambda: verify_classifier(served, checkpoint, served.context),
-        )
-        return served
+
+        def verify() -> None:
+            canary.verify_classifier(opened, checkpoint, opened.context)
+
+        _verified(running, opened, (checkpoint,), verify)
+        return opened
 
     def _plan(self, what: ServedWeights, kind: str, dtype: str, config: Any) -> EnginePlan:
-        from evaluation.backends.vllm.pool import EnginePlan
-        from evaluation.backends.vllm.weights import shape
-
         options = {
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "max_model_len": self._length(config),
@@ -184,8 +163,6 @@ class VLLMBackend(Backend):
         return min(self.max_model_len, _positions(config) or self.max_model_len)
 
     def _check_installed(self) -> None:
-        from evaluation.backends.vllm.availability import obstacle
-
         reason = obstacle()
         if reason is not None:
             raise SettingError(

@@ -18,19 +18,17 @@ if TYPE_CHECKING:
 class _Lease:
     """The use of a running engine, which is this one's alone until `close`."""
 
-    def __init__(self, running: WarmEngine, keep: int) -> None:
+    def __init__(self, running: WarmEngine) -> None:
         self._running: WarmEngine | None = running
-        self._keep = keep
 
     @property
     def usable(self) -> bool:
-        """Whether its process runs and it wasn't closed."""
         return self._running is not None and self._running.worker.is_alive
 
     def close(self) -> None:
         """Puts the engine to rest: a GPU's memory is given back, the process stays."""
         if self._running is not None:
-            pool.rest(self._running, self._keep)
+            pool.rest(self._running)
             self._running = None
 
     def discard(self) -> None:
@@ -55,14 +53,13 @@ class VLLMEngine(_Lease, Engine):
     def __init__(
         self,
         running: WarmEngine,
-        keep: int,
         tokenizer: PreTrainedTokenizerBase,
         style: PromptStyle,
         ends: set[int],
         context: int | None,
     ) -> None:
         """Wraps a running engine; `context` is how many positions the model has, or None."""
-        _Lease.__init__(self, running, keep)
+        _Lease.__init__(self, running)
         context = min(running.context, context or running.context)
         Engine.__init__(self, tokenizer, style, ends, context)
 
@@ -74,8 +71,7 @@ class VLLMEngine(_Lease, Engine):
     def _candidate_logprobs(
         self, rows: list[list[int]], candidates: list[int]
     ) -> list[list[float]]:
-        logprobs: list[list[float]] = self._ask("next_logprobs", rows, candidates=candidates)
-        return logprobs
+        return self._ask("next_logprobs", rows, candidates=candidates)
 
     def _answers(self, rows: list[PromptIds], max_new_tokens: int) -> list[Answer]:
         generated = self._ask(
@@ -93,21 +89,15 @@ class VLLMClassifier(_Lease):
     def __init__(
         self,
         running: WarmEngine,
-        keep: int,
         tokenizer: PreTrainedTokenizerBase,
         labels: Sequence[str],
     ) -> None:
-        super().__init__(running, keep)
+        super().__init__(running)
         self.tokenizer = tokenizer
         self.labels = labels
         self.context = running.context
 
     def probabilities(self, ids: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Sigmoid scores in float32, one row of `len(labels)` per sequence.
-
-        Raises:
-            ModelError: A sequence doesn't fit the context, or vLLM fails.
-        """
         import torch
 
         rows = [list(row) for row in ids]

@@ -52,6 +52,7 @@ class WarmEngine:
         context: How many tokens a prompt and its answer may have.
         stamp: Which full weights it serves.
         adapter: Which adapter (`ServedWeights.adapter_stamp`).
+        keep: How many engines stay at rest.
         verified: What the canary has found to be served right, of these weights and this adapter as
             they lie in memory.
     """
@@ -60,6 +61,7 @@ class WarmEngine:
     worker: Worker
     context: int
     stamp: tuple[Any, ...]
+    keep: int
     adapter: tuple[Any, ...] | None = None
     verified: set[Any] = field(default_factory=set)
 
@@ -71,11 +73,7 @@ _running: set[Worker] = set()
 def take(plan: EnginePlan, served: ServedWeights, keep: int) -> WarmEngine:
     """An engine that serves these weights: one at rest, reloaded if need be, or a new one.
 
-    Args:
-        plan: How it is started.
-        served: What it serves.
-        keep: How many engines there may be, this one included, before those that have rested
-            longest are ended to make room for a new one.
+    Beyond `keep` engines, a new one included, those that have rested longest are ended.
 
     Raises:
         ModelError: vLLM can't load it.
@@ -83,7 +81,8 @@ def take(plan: EnginePlan, served: ServedWeights, keep: int) -> WarmEngine:
     running = _take_up(plan, served)
     if running is None:
         _end_all_but(max(0, keep - 1))
-        running = _start(plan, served)
+        running = _start(plan, served, keep)
+    running.keep = keep
     # What has been loaded or woken must pass the canary again, and so does an adapter beside it.
     if not running.verified or running.adapter != served.adapter_stamp:
         running.verified.clear()
@@ -96,18 +95,18 @@ def take(plan: EnginePlan, served: ServedWeights, keep: int) -> WarmEngine:
     return running
 
 
-def rest(running: WarmEngine, keep: int) -> None:
-    """Puts an engine to rest, and ends those that have rested longest beyond `keep`."""
-    if running.worker.is_alive and keep:
+def rest(running: WarmEngine) -> None:
+    """Puts an engine to rest, and ends those that have rested longest beyond its `keep`."""
+    if running.worker.is_alive and running.keep:
         try:
             running.worker.ask("rest")
         except ModelError as error:
             _LOG.warning("a vLLM engine was ended instead of put to rest: %s", error)
-    if running.worker.is_alive and keep:
+    if running.worker.is_alive and running.keep:
         _resting.append(running)
     else:
         discard(running)
-    _end_all_but(keep)
+    _end_all_but(running.keep)
 
 
 def discard(running: WarmEngine) -> None:
@@ -147,7 +146,7 @@ def _serves(started: EnginePlan, wanted: EnginePlan) -> bool:
     return started.rank >= wanted.rank and replace(started, rank=wanted.rank) == wanted
 
 
-def _start(plan: EnginePlan, served: ServedWeights) -> WarmEngine:
+def _start(plan: EnginePlan, served: ServedWeights, keep: int) -> WarmEngine:
     worker = Worker(plan.environment)
     _running.add(worker)
     try:
@@ -165,7 +164,7 @@ def _start(plan: EnginePlan, served: ServedWeights) -> WarmEngine:
         worker.end()
         _running.discard(worker)
         raise
-    return WarmEngine(plan, worker, started["context"], served.stamp)
+    return WarmEngine(plan, worker, started["context"], served.stamp, keep)
 
 
 def _end_all_but(keep: int) -> None:

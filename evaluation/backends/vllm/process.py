@@ -1,4 +1,4 @@
-"""A worker process from the outside: starting it, asking it, and saying why it failed."""
+"""A worker process from the outside: whether it can run, starting it, asking it, why it failed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
+from importlib.util import find_spec
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,14 @@ _ENVIRONMENT = {
     # What is served is always a local folder.
     "HF_HUB_OFFLINE": "1",
 }
+# Choosing the platform loads its kernels, which is where a build for another torch or driver fails;
+# the rest of vLLM would take twice as long.
+_IMPORT = """
+from vllm.platforms import current_platform as platform
+if not platform.device_type or platform.is_cuda_alike() and not platform.device_count():
+    raise SystemExit("it finds no device that it was built for")
+"""
+_IMPORT_SECONDS = 300.0
 
 
 class Worker:
@@ -40,11 +50,7 @@ class Worker:
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        """Starts the process.
-
-        Args:
-            environment: Variables that it has besides this process's own.
-        """
+        """Starts the process; `environment` are variables that it has besides this one's own."""
         self._pipe, theirs = Pipe()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
@@ -61,12 +67,10 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
         return self._process.pid
 
     @property
     def is_alive(self) -> bool:
-        """Whether it still runs."""
         return self._process.poll() is None
 
     def ask(self, name: str, *, seconds: float | None = None, **arguments: Any) -> Any:
@@ -132,6 +136,32 @@ class Worker:
             )
         lines = [short(line, 200) for line in log.splitlines() if line.strip()]
         return f"the vLLM process ended with status {status}: {' / '.join(lines[-3:])}"
+
+
+@cache
+def obstacle() -> str | None:
+    """Why vLLM can't run here, to follow "vLLM, which"; None where it can.
+
+    Where its module exists, a process of its own imports it, once for as long as this one runs.
+    """
+    if find_spec("vllm") is None:
+        return "isn't installed"
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-c", _IMPORT],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=child_environment({}),
+            timeout=_IMPORT_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"is installed but doesn't import within {_IMPORT_SECONDS:.0f} s"
+    if ran.returncode == 0:
+        return None
+    lines = ran.stderr.decode(errors="replace").split("\n")
+    last = next((line for line in reversed(lines) if line.strip()), f"status {ran.returncode}")
+    return f"is installed but doesn't run here ({short(last, 200)})"
 
 
 def child_environment(more: Mapping[str, str]) -> dict[str, str]:

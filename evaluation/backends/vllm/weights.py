@@ -115,8 +115,7 @@ def raw_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
         path = try_to_load_from_cache(checkpoint.base, "config.json", revision=checkpoint.revision)
     if not isinstance(path, str | Path) or not Path(path).is_file():
         return None
-    config: dict[str, Any] = json.loads(Path(path).read_text())
-    return config
+    return json.loads(Path(path).read_text())
 
 
 def _stamp(folder: Path, names: Sequence[str]) -> tuple[Any, ...]:
