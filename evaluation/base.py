@@ -129,11 +129,15 @@ class Judge(Settings):
         return False
 
     def check(self, setting: str) -> None:
-        """Refuses before heavy work what can't be loaded, in one sentence.
+        """Refuses before heavy work what can't be loaded.
 
         Args:
             setting: What the judge is called in the configuration, for the message, e.g.
                 "evaluation.harm_judge".
+
+        Raises:
+            ModelError: One sentence that says what to set instead.
+            SettingError: Likewise.
         """
 
     def identity(self) -> dict[str, Any]:
@@ -144,6 +148,10 @@ class Judge(Settings):
         """One verdict per (prompt, answer); the two sequences are of the same length.
 
         What is loaded for it stays open for the next call, until `evaluation.engines` closes it.
+
+        Raises:
+            SettingError: Prompts and answers differ in number, or a text can't be read.
+            ModelError: The judge can't be loaded or asked, or fails.
         """
         raise NotImplementedError
 

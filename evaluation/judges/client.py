@@ -10,12 +10,12 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 import openai
 
+from evaluation.judges.endpoint_settings import Endpoint
 from evaluation.judges.prompted import Reply
 from settings import ModelError
 
@@ -42,31 +42,11 @@ _CUT = ("length", "max_tokens")
 _WITHHELD = ("content_filter", "tool_calls", "function_call")
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A served chat model, and how fast and often it is asked: settings of `EndpointJudge`.
-
-    Attributes:
-        body: The request's fields besides the messages, its "model" among them.
-        api_key: "" where none is needed.
-    """
-
-    base_url: str
-    body: Mapping[str, Any]
-    api_key: str = field(repr=False)
-    timeout: float
-    max_retries: int
-    concurrency: int
-    requests_per_minute: float | None
-    give_up_after: int
-
-
 def send(
     endpoint: Endpoint,
     questions: Mapping[str, str],
     keep: Callable[[str, Reply], None],
-    *,
-    has_answered: bool = False,
+    has_answered: bool,
 ) -> dict[str, Reply]:
     """Asks an endpoint.
 
@@ -103,6 +83,7 @@ class _Round:
         has_answered: bool,
     ) -> None:
         self._endpoint = endpoint
+        self._body = endpoint.body()
         self._questions = questions
         self._keep = keep
         self._has_answered = has_answered
@@ -154,15 +135,22 @@ class _Round:
                 self._failed += 1
             else:
                 self._refused[key] = reply
-            self._count_in_a_row()
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row >= self._endpoint.give_up_after:
+                replies = f", after {len(self._replies)} replies" if self._replies else ""
+                raise ModelError(
+                    f"{self._endpoint.base_url} doesn't answer: {self._failed_in_a_row} requests "
+                    f"in a row failed{replies} ({self._reason}); see that base_url is right and "
+                    "the endpoint up, and run the same command again"
+                )
 
     async def _ask(self, client: openai.AsyncOpenAI, question: str) -> Reply | None:
         """The reply, or None after every retry; `_reason` says why none, or why it is refused."""
         try:
             completion = await client.chat.completions.create(
                 messages=[{"role": "user", "content": question}],
-                model=self._endpoint.body["model"],
-                extra_body=self._endpoint.body,
+                model=self._endpoint.remote_model,
+                extra_body=self._body,
                 extra_headers=None if self._key else {"Authorization": openai.Omit()},
             )
             return _reply(completion)
@@ -187,18 +175,6 @@ class _Round:
             return Reply("", "refused")
         hint = _HINTS.get(error.status_code, "change the settings of the request to what it takes")
         raise ModelError(f"{self._endpoint.base_url} refuses requests ({reason}); {hint}")
-
-    def _count_in_a_row(self) -> None:
-        self._failed_in_a_row += 1
-        if self._failed_in_a_row >= self._endpoint.give_up_after:
-            raise ModelError(self._gave_up(f"{self._failed_in_a_row} requests in a row failed"))
-
-    def _gave_up(self, what: str) -> str:
-        replies = f", after {len(self._replies)} replies" if self._replies else ""
-        return (
-            f"{self._endpoint.base_url} doesn't answer: {what}{replies} ({self._reason}); see that "
-            "base_url is right and the endpoint up, and run the same command again"
-        )
 
     def _readable(self, error: Exception) -> str:
         """An error's message on one line, without the API key that an endpoint may repeat."""

@@ -11,113 +11,35 @@ import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
-
-from pydantic import Field, field_validator
 
 from evaluation.base import Verdict, check_pairs
 from evaluation.degenerate import judged
+from evaluation.judges.endpoint_settings import Endpoint
 from evaluation.judges.prompted import PromptedJudge, Reply, question
 from settings import ModelError, SettingError, target
 
 _FAILED = Reply("", "failed")
 
 
-class EndpointJudge(PromptedJudge):
+class EndpointJudge(Endpoint, PromptedJudge):
     """Prompts a served chat model.
 
-    The API key is read from the environment when something is asked and stands in no setting,
-    log or record. A redirect is not followed, since it could lead the questions elsewhere.
-
     Attributes:
-        base_url: Address up to what "/chat/completions" follows, e.g. "https://api.openai.com/v1".
-        remote_model: The model's name there.
-        api_key_env: Environment variable that holds the API key; None where none is needed.
-        temperature: Sampling temperature; None leaves it to the endpoint.
-        max_tokens: Length limit of a reply in tokens; likewise.
-        seed: Sampling seed, for endpoints that know one; likewise.
-        extra_body: Further fields of the request, e.g. {max_completion_tokens: 2048}.
-        timeout: Seconds that one attempt may take as a whole.
-        max_retries: How often a request is sent again after a timeout, a lost connection or a
-            status 408, 409, 429 or 5xx: after a pause that grows to 8 s, or the one that its header
-            Retry-After asks for, if that is no longer than two minutes. A request that is to wait
-            longer isn't sent again and counts as failed.
-        concurrency: Requests under way at a time.
-        requests_per_minute: Upper limit of requests sent, those sent again included, or None.
-        give_up_after: How many requests may fail or be refused in a row before no more are sent.
         journal: Folder that keeps the replies, or None to keep none.
     """
 
     version: ClassVar[int] = 2
     errors_pass: ClassVar[bool] = True
 
-    base_url: str = "http://127.0.0.1:8000/v1"
-    remote_model: str = Field(min_length=1)
-    api_key_env: str | None = None
-    temperature: float | None = Field(default=0.0, ge=0.0)
-    max_tokens: int | None = Field(default=1024, ge=1)
-    seed: int | None = 0
-    extra_body: dict[str, Any] = Field(default_factory=dict)
-    timeout: float = Field(default=60.0, gt=0.0)
-    max_retries: int = Field(default=5, ge=0)
-    concurrency: int = Field(default=8, ge=1)
-    requests_per_minute: float | None = Field(default=None, gt=0.0)
-    give_up_after: int = Field(default=20, ge=1)
     journal: str | None = None
 
-    @field_validator("base_url")
-    @classmethod
-    def _is_plain_address(cls, url: str) -> str:
-        # Messages don't repeat the address, which may hold a password or a key.
-        try:
-            parts = urlsplit(url)
-            is_web = parts.scheme in ("http", "https") and bool(parts.hostname)
-            is_web = is_web and parts.port != 0 and not re.search(r"\s", url)
-        except ValueError:
-            is_web = False
-        if not is_web:
-            raise ValueError("this is no web address; write it as in https://api.openai.com/v1")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError(
-                "this address holds a user, a password, a query or a fragment; leave them out, "
-                "and name the variable that holds the API key in api_key_env"
-            )
-        url = url.rstrip("/")
-        if url.endswith("/chat/completions"):
-            raise ValueError('leave "/chat/completions" out; it is added to the address')
-        return url
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _is_name(cls, name: str | None) -> str | None:
-        if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise ValueError(
-                "this is no name of an environment variable; put the API key into one such as "
-                "OPENAI_API_KEY and write that name here, never the key"
-            )
-        return name
-
-    @field_validator("extra_body")
-    @classmethod
-    def _is_further(cls, extra: dict[str, Any]) -> dict[str, Any]:
-        own = {"model", "messages", "temperature", "max_tokens", "seed", "stream", "n"}
-        if taken := sorted(own & set(extra)):
-            raise ValueError(f"{', '.join(taken)} can't be set here; use the setting of that name")
-        return extra
-
     def check(self, setting: str) -> None:
-        """Refuses a rubric that can't be used, a missing API key and a journal that is no folder.
-
-        Raises:
-            SettingError: One sentence that names the setting.
-        """
         super().check(setting)
-        if self.api_key_env is not None and not os.environ.get(self.api_key_env):
+        if self.api_key_env is not None and not self.api_key:
             raise SettingError(
                 f"{setting}.api_key_env={self.api_key_env} is not set in the environment; export "
                 f"it, or set {setting}.api_key_env=null if the endpoint needs no key"
@@ -137,30 +59,11 @@ class EndpointJudge(PromptedJudge):
             "asked": self.asked(),
         }
 
-    def asked(self) -> dict[str, Any]:
-        """Who is asked, and every field of the request but the messages."""
-        return {"base_url": self.base_url, "body": self.body()}
-
-    def body(self) -> dict[str, Any]:
-        """The request's fields besides the messages; those left to the endpoint are missing."""
-        chosen = {
-            "model": self.remote_model,
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-            "seed": self.seed,
-        }
-        fields = {key: value for key, value in chosen.items() if value is not None}
-        return {**fields, **self.extra_body}
-
     def score(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """One verdict per answer.
 
         Answers of nothing but white space are not asked about. Other degenerate ones are, and
         keep the reply's score, but have no response.
-
-        Raises:
-            SettingError: Prompts and answers differ in number, or the rubric can't be read.
-            ModelError: The endpoint can't be asked (`replies`).
         """
         check_pairs(prompts, answers)
         text = self.text()
@@ -189,20 +92,10 @@ class EndpointJudge(PromptedJudge):
             key: each for key, each in zip(keys, questions, strict=True) if key not in replies
         }
         if wanted:
-            from evaluation.judges.client import Endpoint, send
+            from evaluation.judges.client import send
 
-            endpoint = Endpoint(
-                base_url=self.base_url,
-                body=self.body(),
-                api_key=os.environ.get(self.api_key_env or "", ""),
-                timeout=self.timeout,
-                max_retries=self.max_retries,
-                concurrency=self.concurrency,
-                requests_per_minute=self.requests_per_minute,
-                give_up_after=self.give_up_after,
-            )
             has_answered = any(reply.ending == "whole" for reply in replies.values())
-            replies |= send(endpoint, wanted, journal.add, has_answered=has_answered)
+            replies |= send(self, wanted, journal.add, has_answered)
         answers = [replies.get(key, _FAILED) for key in keys]
         if answers and all(reply is _FAILED for reply in answers):
             raise ModelError(

@@ -35,11 +35,6 @@ class LlamaGuardJudge(ModelJudge):
     new_tokens: ClassVar[int] = 100
 
     def check(self, setting: str) -> None:
-        """Refuses what is no causal model, can't be run, or has a template that drops a turn.
-
-        Raises:
-            ModelError: One sentence that says what to set instead.
-        """
         super().check(setting)
         tokenizer = self._tokenizer()
         text = tokenizer.apply_chat_template(_dialogue(*_SAMPLE), tokenize=False)
@@ -51,11 +46,6 @@ class LlamaGuardJudge(ModelJudge):
             )
 
     def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> JudgeRequest:
-        """Token ids of the dialogue in the guard's own chat template.
-
-        Raises:
-            ModelError: There is no chat template, or it refuses the dialogue.
-        """
         return JudgeRequest(encode_chat(tokenizer, _dialogue(prompt, answer), prompted=False))
 
     def read(self, reply: str) -> Verdict:
@@ -71,12 +61,10 @@ class LlamaGuardJudge(ModelJudge):
                 return Verdict("unparsed", math.nan)
 
     def template_identity(self) -> dict[str, str]:
-        """SHA-256 of the chat template."""
         template = chat_template(self._tokenizer())
         return {"sha256": sha256(template), "source": "the tokenizer's chat template"}
 
     def reading(self) -> dict[str, Any]:
-        """The limit of the reply."""
         return {"new_tokens": self.new_tokens}
 
 

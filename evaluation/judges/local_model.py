@@ -1,4 +1,4 @@
-"""The base of judges that are causal models: weights, token ids in, a reply or scores out."""
+"""The bases of judges with weights of their own: where these lie, what runs them, what is asked."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, PrivateAttr
 
 from evaluation import engines
-from evaluation.base import Verdict, check_pairs
+from evaluation.backends.transformers import TransformersBackend
+from evaluation.base import Backend, Judge, Verdict, check_pairs
 from evaluation.degenerate import judged
 from evaluation.judges.templates import (
     Instruction,
@@ -23,13 +24,12 @@ from evaluation.judges.templates import (
     control_ids,
     read_instruction,
 )
-from evaluation.judges.weights import Weights, WeightsJudge
-from evaluation.token_engine import Answer, Engine
+from evaluation.token_engine import Engine
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, resolve
 from modeling.loading import load_tokenizer
 from modeling.model_files import is_adapter
-from settings import ModelError
+from settings import ModelError, SettingError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,13 +38,86 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeRequest:
-    """What the judge is asked about one answer.
+class Weights:
+    """The judge's model on this machine and what identifies it."""
+
+    checkpoint: Checkpoint
+    identity: str
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config.json of the full weights."""
+        return json.loads((Path(self.checkpoint.base) / "config.json").read_text())
+
+
+class WeightsJudge(Judge):
+    """A judge that is a model on this machine.
+
+    A subclass says which transformers class it is (`architecture`), how a message calls that
+    (`kind`) and what to set `model` to instead (`instead`), and its `name` in records.
 
     Attributes:
-        ids: Token ids, from the BOS to where the verdict begins.
-        truncated: Whether the answer was cut to make them.
+        model: Local folder or hub id of the weights.
+        revision: Hub revision, or None for the newest.
+        dtype: Precision of the weights.
+        backend: Runs it; None for the evaluation's own, or transformers where there is none.
     """
+
+    model: str
+    revision: str | None = None
+    dtype: str = Field(default="bfloat16", pattern="^(float32|float16|bfloat16)$")
+    backend: Backend | None = None
+
+    name: ClassVar[str]
+    architecture: ClassVar[str]
+    kind: ClassVar[str]
+    instead: ClassVar[str]
+    _resolved: Weights | None = PrivateAttr(default=None)
+
+    def check(self, setting: str) -> None:
+        """Refuses what is incomplete, of another kind, or can't be run by the backend."""
+        weights = self._weights(setting)
+        classes = weights.config.get("architectures") or []
+        if not any(name.endswith(self.architecture) for name in classes):
+            raise ModelError(
+                f"{setting}.model={self.model!r} is {', '.join(classes) or 'of no known kind'}, "
+                f"not a {self.kind}; set it to {self.instead}"
+            )
+        try:
+            self._runner.check(weights.checkpoint)
+        except (ModelError, SettingError) as error:
+            raise type(error)(f"{setting}: {error}") from error
+
+    def identity(self) -> dict[str, Any]:
+        """What verdicts depend on: content of the weights, not their place, dtype and backend."""
+        return {
+            "judge": self.name,
+            "weights": self._weights().identity,
+            "dtype": self.dtype,
+            "backend": [self._runner.version, self._runner.identity()],
+        }
+
+    @property
+    def own_process(self) -> bool:
+        return self._runner.own_process
+
+    @property
+    def _runner(self) -> Backend:
+        return (self.backend or TransformersBackend()).chosen(self._weights().checkpoint)
+
+    def _weights(self, setting: str = "the judge") -> Weights:
+        # Kept, since identifying a local folder reads every byte of its weights.
+        if self._resolved is None:
+            self._resolved = self._resolve(setting)
+        return self._resolved
+
+    def _resolve(self, setting: str) -> Weights:
+        folder, identity = resolve(self.model, self.revision, f"{setting}.model")
+        return Weights(Checkpoint(folder, dtype=self.dtype), identity)
+
+
+class JudgeRequest(NamedTuple):
+    """Token ids from the BOS to where the verdict begins; whether the answer was cut for them."""
 
     ids: list[int]
     truncated: bool = False
@@ -88,11 +161,6 @@ class ModelJudge(WeightsJudge):
         return {}
 
     def check(self, setting: str) -> None:
-        """Refuses what is no causal model, can't be run, or whose template can't be read.
-
-        Raises:
-            ModelError: One sentence that says what to set instead.
-        """
         super().check(setting)
         try:
             self.request(self._tokenizer(), "request", "answer")
@@ -105,7 +173,6 @@ class ModelJudge(WeightsJudge):
             ) from error
 
     def identity(self) -> dict[str, Any]:
-        """Content of weights and template, how a reply is read, and the backend."""
         return {
             **super().identity(),
             "template": self.template_identity(),
@@ -119,10 +186,6 @@ class ModelJudge(WeightsJudge):
         label is "degenerate" and they have no response; an empty one isn't asked about. "errored"
         is a pair that doesn't fit the judge's context, or whose text would have become control
         tokens.
-
-        Raises:
-            SettingError: Prompts and answers differ in number.
-            ModelError: The judge can't be loaded or fails.
         """
         check_pairs(prompts, answers)
         if not any(answer.strip() for answer in answers):
@@ -134,26 +197,25 @@ class ModelJudge(WeightsJudge):
             if answer.strip()
         }
         fit = self._askable(engine, requests)
-        verdicts = dict(zip(fit, self.ask(engine, [requests[row].ids for row in fit]), strict=True))
-        return [
-            _final(answer, requests.get(row), verdicts.get(row))
-            for row, answer in enumerate(answers)
-        ]
+        asked = self.ask(engine, [requests[row].ids for row in fit]) if fit else []
+        verdicts = dict(zip(fit, asked, strict=True))
+        final = [Verdict("degenerate", math.nan)] * len(answers)
+        for row, request in requests.items():
+            verdict = judged(answers[row], verdicts.get(row, Verdict("errored", math.nan)))
+            final[row] = replace(verdict, truncated=request.truncated)
+        return final
 
     def ask(self, engine: Engine, ids: Sequence[Sequence[int]]) -> list[Verdict]:
         """The verdicts of the judge's greedy replies."""
-        return [self.read(reply.text) for reply in self._complete(engine, ids)]
-
-    def _complete(self, engine: Engine, ids: Sequence[Sequence[int]]) -> list[Answer]:
-        return engine.complete(ids, self.new_tokens) if ids else []
+        return [self.read(reply.text) for reply in engine.complete(ids, self.new_tokens)]
 
     def _askable(self, engine: Engine, requests: dict[int, JudgeRequest]) -> list[int]:
         """The rows that fit the context and hold no control token but the template's own."""
         tokenizer = engine.tokenizer
         controls = control_ids(tokenizer) - {tokenizer.unk_token_id}
         usual = _counted(self.request(tokenizer, "request", "answer").ids, controls)
-        context = engine.context or self._positions()
-        longest = context - self.new_tokens
+        positions = self._weights().config.get("max_position_embeddings")
+        longest = (engine.context or positions or math.inf) - self.new_tokens
         fit = [
             row
             for row, request in requests.items()
@@ -170,9 +232,6 @@ class ModelJudge(WeightsJudge):
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self._weights().checkpoint)
-
-    def _positions(self) -> float:
-        return float(self._weights().config.get("max_position_embeddings") or math.inf)
 
     def _resolve(self, setting: str) -> Weights:
         weights = super()._resolve(setting)
@@ -216,21 +275,11 @@ class InstructedJudge(ModelJudge):
     _text: Instruction | None = PrivateAttr(default=None)
 
     def check(self, setting: str) -> None:
-        """Refuses what is no causal model, can't be run, or whose template can't be read.
-
-        Raises:
-            ModelError: One sentence that says what to set instead.
-        """
         self._weights(setting)
         self._instruction(f"{setting}.template")
         super().check(setting)
 
     def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> JudgeRequest:
-        """Token ids of the instruction text with the prompt and the clipped answer.
-
-        Raises:
-            ModelError: The text can't be read.
-        """
         truncated, opener = False, self.opener(tokenizer)
         if self.max_answer_tokens is not None:
             limit = self.max_answer_tokens - bool(opener)
@@ -243,7 +292,6 @@ class InstructedJudge(ModelJudge):
         return ""
 
     def template_identity(self) -> dict[str, str]:
-        """SHA-256 of the instruction text and where it was read."""
         return self._instruction().identity()
 
     def reading(self) -> dict[str, Any]:
@@ -260,13 +308,6 @@ class InstructedJudge(ModelJudge):
             revision = self.revision if self.model == self.published.place else None
             self._text = read_instruction(self.published, self.template, folder, revision, setting)
         return self._text
-
-
-def _final(answer: str, request: JudgeRequest | None, verdict: Verdict | None) -> Verdict:
-    if request is None:
-        return Verdict("degenerate", math.nan)
-    verdict = judged(answer, verdict or Verdict("errored", math.nan))
-    return replace(verdict, truncated=request.truncated)
 
 
 def _counted(ids: Sequence[int], of: set[int]) -> Counter[int]:

@@ -91,11 +91,6 @@ class PromptedJudge(Judge):
         raise NotImplementedError
 
     def check(self, setting: str) -> None:
-        """Refuses a rubric that can't be read or lacks a placeholder.
-
-        Raises:
-            SettingError: One sentence that names the setting.
-        """
         text = self.text(f"{setting}.rubric")
         for name in ("prompt", "answer"):
             if f"{{{name}}}" not in text:
@@ -106,11 +101,9 @@ class PromptedJudge(Judge):
         super().check(setting)
 
     def reading(self) -> dict[str, Any]:
-        """The settings that a reply's verdict depends on."""
         return {"pattern": self.pattern}
 
     def template_identity(self) -> dict[str, str]:
-        """SHA-256 of the text that is asked."""
         return {"sha256": sha256(self.text())}
 
     def verdict(self, reply: Reply) -> Verdict:
@@ -154,32 +147,23 @@ class LocalPromptedJudge(PromptedJudge, ModelJudge):
 
     @property
     def new_tokens(self) -> int:  # type: ignore[override]
-        """Length limit of a reply in tokens."""
         return self.max_tokens
 
     def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> JudgeRequest:
-        """Token ids of the question as the user's turn.
-
-        Raises:
-            ModelError: There is no chat template, or it refuses the dialogue.
-        """
         turn = {"role": "user", "content": question(self.text(), prompt, answer)}
         return JudgeRequest(encode_chat(tokenizer, [turn], prompted=True))
 
     def ask(self, engine: Engine, ids: Sequence[Sequence[int]]) -> list[Verdict]:
-        """The verdicts of the model's greedy replies."""
         return [
             self.verdict(Reply(answer.text, "cut" if answer.truncated else "whole"))
-            for answer in self._complete(engine, ids)
+            for answer in engine.complete(ids, self.max_tokens)
         ]
 
     def template_identity(self) -> dict[str, str]:
-        """SHA-256 of the text that is asked and of the chat template it is asked in."""
         template = chat_template(self._tokenizer())
         return {**super().template_identity(), "chat_template": sha256(template)}
 
     def reading(self) -> dict[str, Any]:
-        """The pattern, and the limit of the reply."""
         return {**super().reading(), "max_tokens": self.max_tokens}
 
 

@@ -43,7 +43,6 @@ class HarmScale(PromptedJudge):
         return Verdict("unsafe" if score >= self.unsafe_from else "safe", float(score))
 
     def reading(self) -> dict[str, Any]:
-        """The pattern, and the score that parts safe from unsafe."""
         return {**super().reading(), "unsafe_from": self.unsafe_from}
 
 

@@ -61,12 +61,6 @@ class StrongRejectJudge(InstructedJudge):
     )
 
     def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> JudgeRequest:
-        """Token ids of the instruction text with the prompt and the clipped answer.
-
-        Raises:
-            ModelError: The text can't be read or doesn't end in a space, or the tokenizer has no
-                token for a grade.
-        """
         if not self._instruction().text.endswith(" "):
             raise ModelError(
                 "the instruction text of strongreject must end in the space behind 'Answer:'; "
@@ -76,13 +70,9 @@ class StrongRejectJudge(InstructedJudge):
         return super().request(tokenizer, prompt, answer)
 
     def opener(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The BOS of the answer."""
         return (tokenizer.bos_token or "") if self.answer_bos else ""
 
     def ask(self, engine: Engine, ids: Sequence[Sequence[int]]) -> list[Verdict]:
-        """The verdicts of the next token's probabilities."""
-        if not ids:
-            return []
         rows = engine.next_logprobs(ids, _grade_tokens(engine.tokenizer))
         return [self.grade(row) for row in rows]
 
@@ -100,12 +90,8 @@ class StrongRejectJudge(InstructedJudge):
         return Verdict("unsafe" if score >= self.threshold else "safe", score)
 
     def reading(self) -> dict[str, Any]:
-        """The limit of the answer, how it begins, and the threshold."""
-        return {
-            **super().reading(),
-            "threshold": self.threshold,
-            "answer_bos": self.answer_bos,
-        }
+        own = {"threshold": self.threshold, "answer_bos": self.answer_bos}
+        return {**super().reading(), **own}
 
     def _adapted(self, folder: str, setting: str) -> tuple[str, str | None]:
         return (self.base, None) if self.base else super()._adapted(folder, setting)

@@ -73,7 +73,6 @@ class Instruction:
     published: PublishedText
 
     def identity(self) -> dict[str, str]:
-        """SHA-256 of the text and its source."""
         return {"sha256": sha256(self.text), "source": self.source}
 
     def encode(
@@ -81,11 +80,7 @@ class Instruction:
     ) -> list[int]:
         """Token ids of the filled-in text, behind exactly one BOS if the tokenizer writes one.
 
-        Args:
-            tokenizer: The judge's.
-            prompt: The user's request.
-            answer: The answer to judge.
-            opener: What the judge's authors write right before the answer, e.g. a BOS.
+        `opener` is what the judge's authors write right before the answer, e.g. a BOS.
         """
         marks = control_marks(tokenizer, self.text)
         contents = {
@@ -109,7 +104,7 @@ def read_instruction(
         published: Where it is published.
         path: A file that holds the text itself, or the whole card or JSON file; None to look
             beside the weights, then at the place it is published at.
-        folder: The folder of the judge's weights.
+        folder: The judge's weights.
         revision: Hub revision of the card; None for the newest.
         setting: The setting that names `path`, for the message.
 
@@ -164,10 +159,7 @@ def encode_chat(
 ) -> list[int]:
     """Token ids of a dialogue in the tokenizer's own chat template, its contents made `plain`.
 
-    Args:
-        tokenizer: The judge's.
-        messages: Turns with "role" and "content".
-        prompted: Whether the template is asked to open the assistant's next turn.
+    `prompted` asks the template to open the assistant's next turn.
 
     Raises:
         ModelError: There is no chat template, or it refuses the dialogue.
@@ -229,13 +221,9 @@ def plain(text: str, marks: Iterable[str]) -> str:
 def clip(
     tokenizer: PreTrainedTokenizerBase, text: str, limit: int, keep: Literal["start", "end"]
 ) -> tuple[str, bool]:
-    """At most `limit` tokens of a text, from its start or its end, and whether it was cut.
+    """At most `limit` tokens of a text, special ones not counted, and whether it was cut.
 
-    Args:
-        tokenizer: The judge's; it must know where in the text each token stands.
-        text: The answer to judge.
-        limit: Tokens to keep, no special ones counted.
-        keep: Which end is kept.
+    The tokenizer must know where in the text each token stands.
     """
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     offsets = encoding["offset_mapping"]
@@ -249,24 +237,20 @@ def _locate(
 ) -> tuple[str, str]:
     """The text of the file, card or JSON document, and where it was read."""
     if path is not None:
-        return _read_file(path, setting), path
+        try:
+            # Line ends count: the text is hashed and tokenised as it is.
+            return Path(path).read_bytes().decode(), path
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(
+                f"{setting}={path!r} can't be read ({error}); set it to a text file"
+            ) from error
     if published.key:
         return _fetch_url(published.place, setting), published.place
     beside = Path(folder) / CARD
-    if beside.is_file() and cut_out(beside.read_text(encoding="utf-8"), published) is not None:
-        return beside.read_text(encoding="utf-8"), f"the weights' {CARD}"
+    card = beside.read_text(encoding="utf-8") if beside.is_file() else ""
+    if cut_out(card, published) is not None:
+        return card, f"the weights' {CARD}"
     return _fetch_card(published.place, revision, setting)
-
-
-def _read_file(path: str, setting: str) -> str:
-    try:
-        # Line ends count: the text is hashed and tokenised as it is.
-        with Path(path).open(encoding="utf-8", newline="") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(
-            f"{setting}={path!r} can't be read ({error}); set it to a text file"
-        ) from error
 
 
 def _fetch_card(model: str, revision: str | None, setting: str) -> tuple[str, str]:

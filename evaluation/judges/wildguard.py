@@ -63,5 +63,4 @@ class WildGuardJudge(InstructedJudge):
         return Verdict("unsafe", 1.0, response=response)
 
     def reading(self) -> dict[str, Any]:
-        """The limits of answer and reply, and the line that is read."""
         return {**super().reading(), "reads": self.reads}
