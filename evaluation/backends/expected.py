@@ -226,8 +226,7 @@ def cached(
     key = (compute, checkpoint, _stamp(checkpoint), texts)
     if key not in _cache:
         _cache[key] = compute(checkpoint, texts)
-    scores: _Scores = _cache[key]
-    return scores
+    return _cache[key]
 
 
 def _stamp(checkpoint: Checkpoint) -> tuple[tuple[str, int, int], ...]:

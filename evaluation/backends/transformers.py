@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -93,9 +94,7 @@ class TransformersEngine(Engine):
         return self._model is not None
 
     def _answers(self, rows: list[PromptIds], max_new_tokens: int) -> list[Answer]:
-        def read(batch: list[PromptIds]) -> list[Answer]:
-            return self._generate_batch(batch, max_new_tokens)
-
+        read = partial(self._generate_batch, max_new_tokens=max_new_tokens)
         return in_batches(rows, self._batch_size, "answers", read, lambda row: len(row.ids))
 
     def _token_logprobs(self, rows: list[list[int]]) -> list[list[float]]:
@@ -107,18 +106,14 @@ class TransformersEngine(Engine):
     def _candidate_logprobs(
         self, rows: list[list[int]], candidates: list[int]
     ) -> list[list[float]]:
-        def read(batch: list[list[int]]) -> list[list[float]]:
-            return self._of_next(batch, candidates)
-
+        read = partial(self._of_next, candidates=candidates)
         return in_batches(rows, self._batch_size, "log-probabilities", read)
 
     def _of_tokens(self, rows: list[list[int]]) -> list[list[float]]:
         import torch
 
         # Padded on the right: what follows a row changes nothing before it.
-        width, pad = max(map(len, rows)), self.tokenizer.pad_token_id
-        padded = [row + [pad] * (width - len(row)) for row in rows]
-        ids = torch.tensor(padded, device=self._model.device)
+        ids = self._padded(rows, "right")["input_ids"]
         with inference(self._batch_size):
             logits = self._model(input_ids=ids).logits[:, :-1]
             chosen = torch.log_softmax(logits.float(), dim=-1).gather(-1, ids[:, 1:, None])
@@ -128,40 +123,34 @@ class TransformersEngine(Engine):
     def _of_next(self, rows: list[list[int]], candidates: list[int]) -> list[list[float]]:
         import torch
 
-        ids, mask = self._left_padded(rows)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        batch = self._padded(rows, "left")
+        positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         with inference(self._batch_size):
-            logits = self._model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1
-            ).logits[:, -1]
+            logits = self._model(**batch, position_ids=positions, logits_to_keep=1).logits[:, -1]
             logprobs = torch.log_softmax(logits.float(), dim=-1)[:, candidates]
         return logprobs.tolist()
 
     def _generate_batch(self, rows: list[PromptIds], max_new_tokens: int) -> list[Answer]:
         from transformers import LogitsProcessorList
 
-        ids, mask = self._left_padded([row.ids for row in rows])
+        batch = self._padded([row.ids for row in rows], "left")
         guard = _NonFiniteGuard(self._ends)
         with inference(self._batch_size):
             output = self._model.generate(
-                input_ids=ids,
-                attention_mask=mask,
+                **batch,
                 generation_config=self._greedy(max_new_tokens),
                 logits_processor=LogitsProcessorList([guard]),
             )
         finite = (~guard.broken).tolist()
-        return self._read(rows, list(zip(output[:, ids.shape[1] :].tolist(), finite, strict=True)))
+        generated = output[:, batch["input_ids"].shape[1] :].tolist()
+        return self._read(rows, list(zip(generated, finite, strict=True)))
 
-    def _left_padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and attention mask, both (batch, longest); positions follow from the mask."""
-        import torch
-
-        width = max(map(len, rows))
-        pad = self.tokenizer.pad_token_id
-        ids = [[pad] * (width - len(row)) + row for row in rows]
-        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-        device = self._model.device
-        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    def _padded(self, rows: list[list[int]], side: str) -> Any:
+        """Ids and attention mask, both (batch, longest), by the model's names for them."""
+        batch = self.tokenizer.pad(
+            {"input_ids": rows}, padding_side=side, return_attention_mask=True, return_tensors="pt"
+        )
+        return batch.to(self._model.device)
 
     def _greedy(self, max_new_tokens: int) -> GenerationConfig:
         from transformers import GenerationConfig
@@ -255,7 +244,7 @@ class TransformersClassifier:
         return self._model is not None
 
     def probabilities(self, ids: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Sigmoid scores in float32, one row of `len(labels)` per sequence.
+        """As `Classifier.probabilities`, in float32.
 
         Raises:
             ModelError: The model returns scores of another shape, or memory runs out.

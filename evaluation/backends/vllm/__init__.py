@@ -64,8 +64,7 @@ class VLLMBackend(Backend):
 
     @property
     def rows_at_once(self) -> int:
-        """Sequences that vLLM schedules together by default."""
-        return 256
+        return 256  # Sequences that vLLM schedules together by default.
 
     def identity(self) -> dict[str, Any]:
         """Class, and the settings that change how numbers are rounded."""
@@ -141,9 +140,15 @@ class VLLMBackend(Backend):
         return opened
 
     def _plan(self, what: ServedWeights, kind: str, dtype: str, config: Any) -> EnginePlan:
+        length = -1  # As many as the model has and memory holds.
+        if self.max_model_len is not None:
+            length = min(self.max_model_len, _positions(config) or self.max_model_len)
         options = {
+            "kind": kind,
+            "dtype": dtype,
+            "sleep": self.keep > 0,
             "gpu_memory_utilization": self.gpu_memory_utilization,
-            "max_model_len": self._length(config),
+            "max_model_len": length,
             "tensor_parallel_size": self.tensor_parallel_size,
             "enforce_eager": self.enforce_eager,
         }
@@ -151,16 +156,7 @@ class VLLMBackend(Backend):
             "VLLM_CPU_KVCACHE_SPACE": str(self.kv_cache_gib),
             "VLLM_BATCH_INVARIANT": str(int(self.batch_invariant)),
         }
-        return EnginePlan(
-            shape(what.folder), kind, dtype, what.rank, options, environment,
-            sleep=self.keep > 0, start_seconds=self.start_seconds,
-        )  # fmt: skip
-
-    def _length(self, config: Any) -> int:
-        """vLLM's `max_model_len`; -1 is as many as the model has and memory holds."""
-        if self.max_model_len is None:
-            return -1
-        return min(self.max_model_len, _positions(config) or self.max_model_len)
+        return EnginePlan(shape(what.folder), what.rank, options, environment, self.start_seconds)
 
     def _check_installed(self) -> None:
         reason = obstacle()

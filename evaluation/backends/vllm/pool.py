@@ -23,22 +23,16 @@ class EnginePlan:
 
     Attributes:
         shape: What the weights of one engine must have in common (`weights.shape`).
-        kind: "generate" or "classify".
-        dtype: Precision of weights and activations.
         rank: `max_lora_rank`, 0 for an engine without adapters.
-        options: Arguments of `vllm.LLM`.
+        options: Further arguments of `worker.Server.start`.
         environment: Variables of the process.
-        sleep: Whether an engine at rest gives its GPU memory back and stays.
         start_seconds: How long starting may take.
     """
 
     shape: str
-    kind: str
-    dtype: str
     rank: int
     options: Mapping[str, Any]
     environment: Mapping[str, str]
-    sleep: bool
     start_seconds: float
 
 
@@ -154,10 +148,7 @@ def _start(plan: EnginePlan, served: ServedWeights, keep: int) -> WarmEngine:
             "start",
             seconds=plan.start_seconds,
             model=str(served.folder),
-            kind=plan.kind,
-            dtype=plan.dtype,
             max_lora_rank=plan.rank,
-            sleep=plan.sleep,
             **plan.options,
         )
     except BaseException:

@@ -7,7 +7,9 @@ environment; its standard input ends when the process that started it does.
 from __future__ import annotations
 
 import json
+import math
 import sys
+import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -37,7 +39,7 @@ class Server:
     def start(
         self, model: str, kind: str, dtype: str, max_lora_rank: int, sleep: bool, **options: Any
     ) -> dict[str, Any]:
-        """Loads a model.
+        """Loads a model's folder.
 
         Args:
             model: Its folder.
@@ -93,10 +95,8 @@ class Server:
     ) -> list[tuple[list[int], bool]]:
         """Greedy token ids of each row, and whether every one came of finite logits."""
         sampling = {"max_tokens": max_new_tokens, "stop_token_ids": ends, "logprobs": 0}
-        return [
-            _checked(output)
-            for output in self._run(ids, [{**sampling, "ignore_eos": True}] * len(ids))
-        ]
+        outputs = self._run(ids, [{**sampling, "ignore_eos": True}] * len(ids))
+        return [_checked(output) for output in outputs]
 
     def logprobs(self, ids: Sequence[list[int]]) -> list[list[float]]:
         """Log-probability of every token but the first; each row has two at least."""
@@ -169,8 +169,6 @@ def _reply(server: Server, name: str, arguments: dict[str, Any]) -> dict[str, An
     try:
         return {"result": getattr(server, name)(**arguments)}
     except Exception as error:
-        import traceback
-
         traceback.print_exc()
         kind, text = type(error).__name__, str(error)
         memory = kind == "OutOfMemoryError" or "out of memory" in text
@@ -181,7 +179,7 @@ def _checked(output: RequestOutput) -> tuple[list[int], bool]:
     generated = output.outputs[0]
     ids = list(generated.token_ids)
     steps = zip(ids, generated.logprobs or [], strict=True)
-    return ids, all(_is_finite(step[token].logprob) for token, step in steps)
+    return ids, all(math.isfinite(step[token].logprob) for token, step in steps)
 
 
 def _scored(output: RequestOutput, row: list[int]) -> list[float]:
@@ -194,10 +192,6 @@ def _scored(output: RequestOutput, row: list[int]) -> list[float]:
 
 def _first(output: RequestOutput) -> Any:
     return (output.outputs[0].logprobs or [])[0]
-
-
-def _is_finite(value: float) -> bool:
-    return abs(value) < float("inf")
 
 
 if __name__ == "__main__":
