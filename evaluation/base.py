@@ -41,17 +41,15 @@ class Verdict:
 
 
 class Classifier(Protocol):
-    """A loaded sequence classifier with independent labels."""
+    """A loaded sequence classifier with independent labels.
 
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The classifier's tokenizer, padding and truncating on the right."""
-        ...
+    Attributes:
+        tokenizer: Pads and truncates on the right.
+        labels: What the columns of `probabilities` stand for.
+    """
 
-    @property
-    def labels(self) -> Sequence[str]:
-        """What the columns of `probabilities` stand for."""
-        ...
+    tokenizer: PreTrainedTokenizerBase
+    labels: list[str]
 
     @property
     def usable(self) -> bool:

@@ -26,12 +26,10 @@ class Clusters:
 
     @property
     def distinct_prompts(self) -> int:
-        """How many prompts there are."""
         return int(self.prompts.max(initial=-1)) + 1
 
     @property
     def distinct_seeds(self) -> int:
-        """How many seeds there are."""
         return int(self.seeds.max(initial=-1)) + 1
 
 

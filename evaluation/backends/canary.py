@@ -103,7 +103,7 @@ def verify(
     answers = served.complete(canaries.continued, NEW_TOKENS)
     following = served.next_logprobs(canaries.ids, canaries.candidates)
     logprobs = served.logprobs(canaries.ids)
-    own = cached(expected, checkpoint, canaries)
+    own: Expected = cached(expected, checkpoint, canaries)
     _check_lengths(checkpoint, logprobs, own.logprobs)
     if not _finite(own.logprobs, own.following) and not _finite(logprobs, following):
         _LOG.warning(

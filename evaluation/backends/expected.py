@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from evaluation.backends.transformers import TransformersClassifier
 from evaluation.token_engine import end_tokens
@@ -52,8 +52,6 @@ _TEXTS = (
 
 
 ScoreTable = list[list[float]]
-_Texts = TypeVar("_Texts")
-_Scores = TypeVar("_Scores")
 _TF32_EPS = 2.0**-10
 
 
@@ -219,9 +217,7 @@ def expected_probabilities(checkpoint: Checkpoint, ids: tuple[tuple[int, ...], .
 _cache: dict[tuple[Any, ...], Any] = {}
 
 
-def cached(
-    compute: Callable[[Checkpoint, _Texts], _Scores], checkpoint: Checkpoint, texts: _Texts
-) -> _Scores:
+def cached(compute: Callable[[Checkpoint, Any], Any], checkpoint: Checkpoint, texts: Any) -> Any:
     """What `compute` returns, kept for as long as the checkpoint's files are the same."""
     key = (compute, checkpoint, _stamp(checkpoint), texts)
     if key not in _cache:

@@ -127,8 +127,9 @@ class ModelJudge(WeightsJudge):
     """A judge that is a causal model; a subclass says what it is asked and how it is read.
 
     A subclass sets `name` and `new_tokens` (the length limit of a reply), and writes `request`
-    (token ids of a prompt and an answer), `read` (the verdict of a reply), and `template_identity`
-    and `reading`, what of these goes into its identity.
+    (token ids of a prompt and an answer; a ModelError where the template can't be read or doesn't
+    fit the tokenizer), `read` (the verdict of a reply, "unparsed" if it can't be read), and
+    `template_identity` and `reading`, what of these goes into its identity.
 
     Attributes:
         model: Local folder or hub id of a causal language model, or of a PEFT adapter of one.
@@ -141,23 +142,15 @@ class ModelJudge(WeightsJudge):
     instead: ClassVar[str] = "the judge's own"
 
     def request(self, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> JudgeRequest:
-        """What the judge is asked about an answer.
-
-        Raises:
-            ModelError: The template can't be read or doesn't fit the tokenizer.
-        """
         raise NotImplementedError
 
     def read(self, reply: str) -> Verdict:
-        """The verdict of a reply, "unparsed" with the score NaN if it can't be read."""
         raise NotImplementedError
 
     def template_identity(self) -> dict[str, str]:
-        """Hash and source of the text the judge is asked with."""
         raise NotImplementedError
 
     def reading(self) -> dict[str, Any]:
-        """The settings that what is asked and how it is read depend on."""
         return {}
 
     def check(self, setting: str) -> None:

@@ -24,7 +24,8 @@ from evaluation.backends import canary
 from evaluation.backends.auto import AutoBackend
 from evaluation.backends.expected import classifier_texts, expected_probabilities
 from evaluation.backends.transformers import TransformersBackend
-from evaluation.backends.vllm import VLLMBackend, pool, process
+from evaluation.backends.vllm import VLLMBackend, process
+from evaluation.backends.vllm import engine as engines
 from evaluation.backends.vllm.engine import VLLMClassifier, VLLMEngine
 from evaluation.backends.vllm.process import Worker
 from evaluation.backends.vllm.weights import ServedWeights, lora_rank, shape
@@ -53,7 +54,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(canary, "verify", lambda engine, *asked: passed.append(asked))
     process.obstacle.cache_clear()
     yield path
-    pool.shutdown()
+    engines.shutdown()
     process.obstacle.cache_clear()
 
 
@@ -401,7 +402,7 @@ def test_a_classifier_that_was_not_reloaded_is_refused_and_its_engine_ended(
     classifying(classifiers[0]).close()
     with pytest.raises(ModelError, match=r"scores differ by .* weights of another classifier"):
         classifying(classifiers[1])
-    assert not pool._running
+    assert not engines._running
     classifying(classifiers[1]).close()
 
 
@@ -415,7 +416,7 @@ def test_a_classifier_of_no_finite_scores_is_refused(
     (folder / "logits.json").write_text(json.dumps(rows))
     with pytest.raises(ModelError, match=kind):
         classifying(folder)
-    assert not pool._running
+    assert not engines._running
 
 
 def test_the_reference_model_reaches_the_canary(folder: Path, tmp_path: Path) -> None:
@@ -433,7 +434,7 @@ def test_an_error_of_vllms_is_one_line_and_ends_the_engine(folder: Path) -> None
     assert str(caught.value) == "vLLM failed at generate: ValueError: a token that is not liked"
     assert is_gone(process)
     assert not engine.usable
-    assert not pool._running
+    assert not engines._running
     engine.close()
     assert said(opened(folder)) == [15, 20, 25]
 
@@ -450,9 +451,9 @@ def test_a_killed_process_is_a_sentence(folder: Path) -> None:
     assert not engine.usable
     with pytest.raises(ModelError, match=r"was killed \(signal 9\), most often for want of memory"):
         said(engine)
-    assert not pool._running
+    assert not engines._running
     engine.close()
-    assert not pool._resting
+    assert not engines._resting
 
 
 def test_an_engine_killed_at_rest_is_replaced(folder: Path, tmp_path: Path) -> None:
@@ -476,7 +477,7 @@ def test_an_engine_that_does_not_start(
 ) -> None:
     with pytest.raises(ModelError, match=message):
         opened(model(original, tmp_path / "bad", step), start_seconds=seconds)
-    assert not pool._running
+    assert not engines._running
 
 
 def test_a_reload_that_fails_costs_a_new_engine(folder: Path, tmp_path: Path, log: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from evaluation.backends.transformers import TransformersBackend, TransformersEngine
 from evaluation.backends.vllm import VLLMBackend
-from evaluation.backends.vllm.pool import shutdown
+from evaluation.backends.vllm.engine import shutdown
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from modeling.folders import copy_besides

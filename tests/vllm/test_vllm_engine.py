@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 
 from evaluation.backends.auto import AutoBackend
 from evaluation.backends.transformers import TransformersBackend
-from evaluation.backends.vllm import pool
+from evaluation.backends.vllm import engine as engines
 from evaluation.backends.vllm.engine import VLLMEngine
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
@@ -50,7 +50,7 @@ def encoded(prompts: list[str]) -> list[list[int]]:
 
 
 def pids() -> list[int]:
-    return [running.worker.pid for running in pool._resting]
+    return [running.worker.pid for running in engines._resting]
 
 
 @pytest.mark.parametrize("checkpoint", [BASE, ALIGNED], ids=["full", "adapter"])
@@ -125,7 +125,7 @@ def test_what_is_said_does_not_depend_on_what_was_warm(tmp_path: Path) -> None:
 
     checkpoints = BASE, rewritten(tmp_path, change)
     rows = encoded(PROMPTS)
-    pool.shutdown()
+    engines.shutdown()
     said, processes = [], []
     for warm in (BASE, ALIGNED):
         opened(warm).close()
@@ -134,7 +134,7 @@ def test_what_is_said_does_not_depend_on_what_was_warm(tmp_path: Path) -> None:
             said.append((engine.logprobs(rows), engine.complete(rows, LIMIT)))
             engine.close()
         processes.append(pids())
-        pool.shutdown()
+        engines.shutdown()
     assert said[:2] == said[2:]
     assert said[0] != said[1]
     assert list(map(len, processes)) == [1, 1]
@@ -235,7 +235,7 @@ def test_a_killed_worker_is_a_sentence_and_the_next_open_starts_anew() -> None:
 def test_ending_leaves_no_process() -> None:
     opened(BASE).close()
     started = pids()
-    pool.shutdown()
+    engines.shutdown()
     time.sleep(0.1)
     assert started
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]

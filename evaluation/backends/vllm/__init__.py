@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,8 +10,7 @@ from pydantic import Field
 
 from evaluation.backends import canary
 from evaluation.backends.transformers import load_classifier_tokenizer, read_labels
-from evaluation.backends.vllm.engine import VLLMClassifier, VLLMEngine
-from evaluation.backends.vllm.pool import EnginePlan, WarmEngine, take
+from evaluation.backends.vllm.engine import EnginePlan, VLLMClassifier, VLLMEngine, take
 from evaluation.backends.vllm.process import obstacle
 from evaluation.backends.vllm.weights import ServedWeights, raw_config, served, shape
 from evaluation.base import Backend
@@ -105,8 +103,7 @@ class VLLMBackend(Backend):
             running = take(plan, what, self.keep)
         ends = end_tokens(generation, config, tokenizer)
         engine = VLLMEngine(running, tokenizer, style, ends, _positions(config))
-        passed = (checkpoint, reference)
-        _verified(running, engine, passed, lambda: canary.verify(engine, checkpoint, reference))
+        engine.verify(canary.verify, checkpoint, reference)
         return engine
 
     def classifier(self, folder: str, dtype: str) -> VLLMClassifier:
@@ -114,29 +111,24 @@ class VLLMBackend(Backend):
 
         Raises:
             SettingError: vLLM isn't installed.
-            ModelError: It can't be served, lacks a trained head or labels, or what is served isn't
+            ModelError: It can't be served, lacks a trained head, or what is served isn't
                 the classifier.
         """
         from transformers import AutoConfig
 
         self._check_installed()
-        _check_heads(json.loads((Path(folder) / "config.json").read_text()), _named(folder))
+        named = f"the classifier {folder!r}"
+        _check_heads(json.loads((Path(folder) / "config.json").read_text()), named)
         if "score.weight" not in stored_tensors(Path(folder)):
             raise ModelError(
-                f"{_named(folder)} lacks trained weights for score.weight; save or download it "
-                "again"
+                f"{named} lacks trained weights for score.weight; save or download it again"
             )
         config = AutoConfig.from_pretrained(folder)
-        labels = read_labels(folder, config)
+        labels = read_labels(config)
         what = ServedWeights(Path(folder))
         running = take(self._plan(what, "classify", dtype, config), what, self.keep)
         opened = VLLMClassifier(running, load_classifier_tokenizer(folder), labels)
-        checkpoint = Checkpoint(folder, dtype=dtype)
-
-        def verify() -> None:
-            canary.verify_classifier(opened, checkpoint, opened.context)
-
-        _verified(running, opened, (checkpoint,), verify)
+        opened.verify(canary.verify_classifier, Checkpoint(folder, dtype=dtype), opened.context)
         return opened
 
     def _plan(self, what: ServedWeights, kind: str, dtype: str, config: Any) -> EnginePlan:
@@ -185,24 +177,3 @@ def _configs(folder: Path) -> tuple[Any, Any]:
 
 def _positions(config: Any) -> int | None:
     return getattr(config, "max_position_embeddings", None)
-
-
-def _verified(
-    running: WarmEngine,
-    opened: VLLMEngine | VLLMClassifier,
-    what: tuple[Any, ...],
-    verify: Callable[[], None],
-) -> None:
-    """Runs the canary, unless what lies in the engine's memory has passed it already."""
-    if what in running.verified:
-        return
-    try:
-        verify()
-    except BaseException:
-        opened.discard()
-        raise
-    running.verified.add(what)
-
-
-def _named(folder: str) -> str:
-    return f"the classifier {folder!r}"

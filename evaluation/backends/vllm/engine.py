@@ -1,18 +1,163 @@
-"""Engines and classifiers as the evaluator sees them, over a worker process."""
+"""Engines over worker processes: in use as the evaluator sees them, and at rest between two uses.
+
+Those at rest are taken up again for the next checkpoint of their shape.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import atexit
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from evaluation.backends.vllm import pool
-from evaluation.backends.vllm.pool import WarmEngine
+from evaluation.backends.vllm.process import Worker
+from evaluation.backends.vllm.weights import ServedWeights
 from evaluation.token_engine import Answer, Engine, PromptIds, check_context
 from modeling.chat import PromptStyle
 from settings import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """How an engine is started; engines of equal plans are interchangeable.
+
+    So are those of a higher rank: an adapter of a lower one, or none, makes the same numbers there.
+
+    Attributes:
+        shape: What the weights of one engine must have in common (`weights.shape`).
+        rank: `max_lora_rank`, 0 for an engine without adapters.
+        options: Further arguments of `worker.Server.start`.
+        environment: Variables of the process.
+        start_seconds: How long starting may take.
+    """
+
+    shape: str
+    rank: int
+    options: Mapping[str, Any]
+    environment: Mapping[str, str]
+    start_seconds: float
+
+
+@dataclass(eq=False)
+class WarmEngine:
+    """A worker process with a model in it.
+
+    Attributes:
+        plan: How it was started.
+        worker: The process.
+        context: How many tokens a prompt and its answer may have.
+        stamp: Which full weights it serves.
+        adapter: Which adapter (`ServedWeights.adapter_stamp`).
+        keep: How many engines stay at rest.
+        verified: What the canary has found to be served right, of these weights and this adapter as
+            they lie in memory.
+    """
+
+    plan: EnginePlan
+    worker: Worker
+    context: int
+    stamp: tuple[Any, ...]
+    keep: int
+    adapter: tuple[Any, ...] | None = None
+    verified: set[Any] = field(default_factory=set)
+
+
+_resting: list[WarmEngine] = []
+_running: set[Worker] = set()
+
+
+def take(plan: EnginePlan, served: ServedWeights, keep: int) -> WarmEngine:
+    """An engine that serves these weights: one at rest, reloaded if need be, or a new one.
+
+    Beyond `keep` engines, a new one included, those that have rested longest are ended.
+
+    Raises:
+        ModelError: vLLM can't load it.
+    """
+    running = _take_up(plan, served)
+    if running is None:
+        _end_all_but(max(0, keep - 1))
+        running = _start(plan, served, keep)
+    running.keep = keep
+    # What has been loaded or woken must pass the canary again, and so does an adapter beside it.
+    if not running.verified or running.adapter != served.adapter_stamp:
+        running.verified.clear()
+        try:
+            running.worker.ask("adapt", folder=served.adapter and str(served.adapter))
+        except ModelError:
+            discard(running)
+            raise
+        running.adapter = served.adapter_stamp
+    return running
+
+
+def discard(running: WarmEngine) -> None:
+    """Ends an engine."""
+    running.worker.end()
+    _running.discard(running.worker)
+
+
+def shutdown() -> None:
+    """Ends every engine, at rest or not."""
+    _resting.clear()
+    while _running:
+        _running.pop().end()
+
+
+def _take_up(plan: EnginePlan, served: ServedWeights) -> WarmEngine | None:
+    fitting = [each for each in _resting if _serves(each.plan, plan)]
+    if not fitting:
+        return None
+    running = min(fitting, key=lambda each: (each.stamp != served.stamp, each.plan.rank))
+    _resting.remove(running)
+    try:
+        if running.worker.ask("wake"):
+            running.verified.clear()
+        if running.stamp != served.stamp:
+            running.verified.clear()
+            running.worker.ask("load", model=str(served.folder))
+            running.stamp = served.stamp
+    except ModelError as error:
+        _LOG.warning("a warm vLLM engine couldn't be taken up again; starting anew (%s)", error)
+        discard(running)
+        return None
+    return running
+
+
+def _serves(started: EnginePlan, wanted: EnginePlan) -> bool:
+    return started.rank >= wanted.rank and replace(started, rank=wanted.rank) == wanted
+
+
+def _start(plan: EnginePlan, served: ServedWeights, keep: int) -> WarmEngine:
+    worker = Worker(plan.environment)
+    _running.add(worker)
+    try:
+        started = worker.ask(
+            "start",
+            seconds=plan.start_seconds,
+            model=str(served.folder),
+            max_lora_rank=plan.rank,
+            **plan.options,
+        )
+    except BaseException:
+        worker.end()
+        _running.discard(worker)
+        raise
+    return WarmEngine(plan, worker, started["context"], served.stamp, keep)
+
+
+def _end_all_but(keep: int) -> None:
+    while len(_resting) > keep:
+        discard(_resting.pop(0))
+
+
+atexit.register(shutdown)
 
 
 class _Lease:
@@ -25,16 +170,40 @@ class _Lease:
     def usable(self) -> bool:
         return self._running is not None and self._running.worker.is_alive
 
+    def verify(self, check: Callable[..., None], *asked: Any) -> None:
+        """Runs the canary, unless what lies in the engine's memory has passed it already."""
+        if self._running is None or asked in self._running.verified:
+            return
+        try:
+            check(self, *asked)
+        except BaseException:
+            self.discard()
+            raise
+        self._running.verified.add(asked)
+
     def close(self) -> None:
-        """Puts the engine to rest: a GPU's memory is given back, the process stays."""
-        if self._running is not None:
-            pool.rest(self._running)
-            self._running = None
+        """Puts the engine to rest: a GPU's memory is given back, the process stays.
+
+        Those that have rested longest are ended, beyond as many as are kept.
+        """
+        running, self._running = self._running, None
+        if running is None:
+            return
+        if running.worker.is_alive and running.keep:
+            try:
+                running.worker.ask("rest")
+            except ModelError as error:
+                _LOG.warning("a vLLM engine was ended instead of put to rest: %s", error)
+        if running.worker.is_alive and running.keep:
+            _resting.append(running)
+        else:
+            discard(running)
+        _end_all_but(running.keep)
 
     def discard(self) -> None:
         """Ends the engine, so that no other checkpoint is put into it."""
         if self._running is not None:
-            pool.discard(self._running)
+            discard(self._running)
             self._running = None
 
     def _ask(self, name: str, rows: list[list[int]], **arguments: Any) -> Any:
@@ -90,7 +259,7 @@ class VLLMClassifier(_Lease):
         self,
         running: WarmEngine,
         tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str],
+        labels: list[str],
     ) -> None:
         super().__init__(running)
         self.tokenizer = tokenizer
