@@ -36,13 +36,8 @@ BATCH = 25
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """One head's directions.
-
-    Attributes:
-        layer: Its layer.
-        head: Its place in the layer.
-        accuracy: Share of held-out answers that its direction puts on the right side.
-        cosine: Between its direction at answers and the one at the prompt's end.
+    """One head: its place, the share of held-out answers that its direction puts on the right
+    side, and the cosine between its direction at answers and the one at the prompt's end.
     """
 
     layer: int
@@ -57,9 +52,6 @@ def heads(checkpoint: Checkpoint) -> list[Head]:
     Half of the answer pairs give the directions (difference of means over their last tokens),
     the other half the accuracies, with the threshold midway between the means. At the prompt's
     end the contrast is the system line that asks for safety against the one that frees.
-
-    Args:
-        checkpoint: The model to look into.
     """
     model: Any = load_model(checkpoint).eval()
     tokenizer, rng = load_tokenizer(checkpoint), stream("measure")

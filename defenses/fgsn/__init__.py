@@ -164,12 +164,7 @@ class FGSN(Defense):
         return settings
 
     def check(self, models: Models, attacked: Checkpoint | None) -> None:
-        """Refuses models without a safety direction, layers that aren't there, others' neurons.
-
-        Raises:
-            SettingError: What to set instead.
-            ModelError: The models have different shapes, or `continue_from` doesn't fit them.
-        """
+        """Refuses models without a safety direction, layers that aren't there, others' neurons."""
         from defenses.fgsn.layers import by_layer, named_layers
         from defenses.fgsn.union import load_union
         from modeling.pairing import open_pairing
@@ -192,13 +187,7 @@ class FGSN(Defense):
             open_pairing(aligned, attacked)
 
     def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
-        """Writes the token rows of both kinds of prompts, and the layers' gaps.
-
-        Raises:
-            DataError: There are too few prompts.
-            SettingError: A dimension isn't among the prompts' categories.
-            ModelError: Alignment changed nothing.
-        """
+        """Writes the token rows of both kinds of prompts, and the layers' gaps."""
         from defenses.fgsn.artefact import write_artefact
 
         return write_artefact(self, models, calibration, out)

@@ -83,14 +83,9 @@ def project_dimensions(
 
     With fixed scores every step's model is `start` with all neurons so far projected, once and
     from `start`'s own weights, so that the last one depends on their union alone.  With
-    `rescore` a step scores and edits the model of the step before.
-
-    Args:
-        plan: The settings, and where neurons are looked for.
-        models: Base and aligned.
-        start: The model to edit, and what an earlier run has edited.
-        prompts: Token rows of each dimension in order, and of the benign prompts (`BENIGN`).
-        out: The folder of the last model; those before go to "steps" in it.
+    `rescore` a step scores and edits the model of the step before.  `prompts` holds the token rows
+    of each dimension in order, and of the benign prompts (`BENIGN`); the last model is written to
+    `out`, those before to "steps" in it.
     """
     rescore, granularity = plan.settings.rescore, plan.settings.granularity
     dimensions = [key for key in prompts if key != BENIGN]
@@ -169,16 +164,7 @@ def write_step(
     fresh: Mapping[str, Tensor],
     out: Path,
 ) -> tuple[Checkpoint, Tally]:
-    """Writes `source` with the neurons of `written` edited.
-
-    Args:
-        plan: The settings.
-        models: Base and aligned.
-        source: The model to edit.
-        written: What is edited in it.
-        fresh: Those among them that no step before selected, for the tally.
-        out: The folder to write.
-    """
+    """Writes `source` with the neurons of `written` edited; `fresh` no step before selected."""
     device, tally = device_name(), Tally()
     scalars = written.scalars
     tally.selected = sum(

@@ -46,12 +46,6 @@ def find_start(
 
     A model that isn't the one that the earlier run edited is taken to hold that edit.
 
-    Args:
-        plan: The plan of this run.
-        attacked: The attacked model.
-        identity: Its identity.
-        aligned: The aligned model's.
-
     Raises:
         ModelError: What `continue_from` names is damaged or doesn't fit.
         SettingError: The earlier run edited this very model in another way.

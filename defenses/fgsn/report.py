@@ -16,14 +16,7 @@ from modeling.headers import count_parameters
 
 
 def describe(plan: EditPlan, result: ContinualEdit, attacked: Checkpoint, edited: int) -> Edit:
-    """Describes an edit as the contract of a defense asks.
-
-    Args:
-        plan: The settings.
-        result: The steps, their tallies and U.
-        attacked: The model that was edited.
-        edited: Scalars of effective weights that differ from its own.
-    """
+    """Describes an edit as the contract of a defense asks; `edited` scalars differ by it."""
     steps, tallies, total = result.steps, result.tallies, plan.scalars
     selected = sum(tally.selected for tally in tallies)
     touched = {name for tally in tallies for name in tally.modules}

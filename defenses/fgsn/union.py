@@ -29,9 +29,7 @@ FORMAT = 1
 class Union:
     """A set of neurons: rows or single weights of projections, eight to a byte.
 
-    Attributes:
-        granularity: "row" or "weight".
-        shapes: {projection: (d_out, d_in)} of the projections that may have neurons in it.
+    `shapes` {projection: (d_out, d_in)} holds all projections that may have neurons in it.
     """
 
     granularity: str
@@ -102,19 +100,11 @@ def load_union(
     granularity: str,
     shapes: Mapping[str, tuple[int, int]],
 ) -> tuple[Union, dict[str, Any]]:
-    """Reads a stored set and checks that it belongs to this model.
-
-    Args:
-        folder: As of `union_folder`.
-        aligned: Identity of the aligned model; None: not looked at.
-        granularity: "row" or "weight".
-        shapes: Of all projections of the model.
-
-    Returns:
-        The set, and what `save` was given as its record.
+    """Reads a stored set and its record, and checks that it belongs to this model.
 
     Raises:
-        ModelError: It is damaged, or of another model or granularity.
+        ModelError: It is damaged, or of another model or granularity; where `aligned` is None, the
+            aligned model isn't looked at.
     """
     place = union_folder(folder)
     try:

@@ -168,11 +168,7 @@ class NLSR(Defense):
         return settings
 
     def check(self, models: Models, attacked: Checkpoint | None) -> None:
-        """Refuses models without adapters, and attacks that didn't resume the aligned one's.
-
-        Raises:
-            SettingError: What to set instead.
-        """
+        """Refuses models without adapters, and attacks that didn't resume the aligned one's."""
         aligned = _aligned_adapter(models)
         if attacked is not None:
             from defenses.nlsr.coordinates import check_coordinates

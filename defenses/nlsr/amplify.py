@@ -12,12 +12,6 @@ def amplify(aligned: LoraAdapter, out: Path, scale_a: float, scale_b: float) -> 
 
     The paper's W_e = (1 + beta) W_a - beta W_0 is exact on a LoRA, whose product is W_a - W_0:
     scale_a = 1 and scale_b = 1 + beta.  The official code has 2 alpha for both.
-
-    Args:
-        aligned: The alignment adapter over W_0.
-        out: The folder of the reference adapter.
-        scale_a: What every lora_A is multiplied by.
-        scale_b: What every lora_B is multiplied by.
     """
 
     def scaled(_: str, pair: LoraPair) -> LoraPair:

@@ -18,21 +18,14 @@ _ADVICE = "set attack.adapter=resume, so that the attack trains the aligned mode
 
 
 def check_coordinates(aligned: LoraAdapter, attacked: LoraAdapter) -> dict[str, float]:
-    """Checks that `attacked` is `aligned` trained on, and not an adapter of its own.
+    """The median and the smallest cosine of two adapters that share coordinates.
 
     Names, shapes and scales must be equal, and the lora_A matrices, compared by the median over
     modules of their cosine, must point the same way (`MIN_COSINE`); the cosine doesn't see the
     reference's amplification.
 
-    Args:
-        aligned: The alignment adapter, or the reference made from it.
-        attacked: The victim's adapter.
-
-    Returns:
-        The median and the smallest cosine, for the record.
-
     Raises:
-        SettingError: They don't share coordinates.
+        SettingError: `attacked` isn't `aligned` trained on.
     """
     if set(aligned.shapes) != set(attacked.shapes):
         odd = sorted(set(aligned.shapes) ^ set(attacked.shapes))

@@ -24,14 +24,7 @@ class PatchCount:
 def similarities(
     reference: LoraAdapter, attacked: LoraAdapter, masks: Path, device: str
 ) -> dict[str, float]:
-    """S per module, in the reference's order, computed a stack of same-shaped modules at a time.
-
-    Args:
-        reference: The safety reference e.
-        attacked: The attacked adapter t, in the same coordinates.
-        masks: The file of `save_masks`.
-        device: Where to compute.
-    """
+    """S per module, in the reference's order, computed a stack of same-shaped modules at a time."""
     by_module: dict[str, float] = {}
     for names in reference.groups():
         scores = masked_similarity(
@@ -51,13 +44,6 @@ def splice(
     The paper writes the patch as a sum of two masked products; splicing A and B also yields the
     cross terms between reference and attacked neurons.  Modules that aren't selected stay as
     they are, to the bit.
-
-    Args:
-        reference: The safety reference e.
-        attacked: The attacked adapter t.
-        masks: The file of `save_masks`.
-        modules: The modules to patch.
-        out: The folder of the patched adapter.
     """
     count = PatchCount()
 

@@ -20,15 +20,9 @@ Pair = tuple[Tensor, Tensor]
 
 
 def masked_similarity(reference: Pair, attacked: Pair, masks: Pair) -> Tensor:
-    """S = cos(vec((M_B*B_e)(M_A*A_e)), vec((M_B*B_t)(M_A*A_t))) (paper: step 3).
+    """S = cos(vec((M_B*B_e)(M_A*A_e)), vec((M_B*B_t)(M_A*A_t))) (paper: step 3), (m,) in float64.
 
-    Args:
-        reference: A_e (m, r, d_in) and B_e (m, d_out, r).
-        attacked: A_t and B_t, of the same shapes.
-        masks: M_A and M_B, bool, of the same shapes.
-
-    Returns:
-        (m,) in float64; d_out x d_in is never formed (`modeling.lora.product_cosine`).
+    Of pairs (m, r, d_in), (m, d_out, r); d_out x d_in is never formed (`product_cosine`).
     """
     mask_a, mask_b = masks
     return product_cosine(
@@ -45,13 +39,6 @@ def patch_probabilities(
     module j is left alone, with P_L = 1 - prune_rate - delta / 2; it is patched with 1 - P_j.
     "min_max" is the official clip((prune_rate - eps) + 2 eps norm_j, 0, 1), the probability of
     being patched, with eps = delta / 2 and norm_j in [0, 1] by rank (0.5 for a single module).
-
-    Args:
-        similarities: S per module.
-        prune_rate: The middle of the probabilities to be patched.
-        delta: Their range.
-        order: Which modules are the likeliest to be patched.
-        rule: Which of the two formulas.
     """
     n = len(similarities)
     sign = 1 if order == "least_similar" else -1

@@ -48,11 +48,7 @@ def empty_adapter(pairing: Pairing, out: Path) -> EditCount:
 
 
 def write_aligned(aligned: Checkpoint, attacked: Checkpoint, out: Path) -> EditCount:
-    """Writes the aligned weights, an adapter merged; for an attack that trained all weights.
-
-    Raises:
-        ModelError: The attacked model isn't of the aligned one's shape.
-    """
+    """Writes the aligned weights, an adapter merged; for an attack that trained all weights."""
     source = replace(aligned, dtype=attacked.dtype)
     count = rewrite_weights(source, out, lambda name, weight: None)
     differing = _differing_scalars(out, local_folder(attacked), getattr(torch, attacked.dtype))

@@ -30,15 +30,11 @@ class Lock:
     are what it is meant to be applied with, None where that is left open.
 
     Attributes:
-        directions: Unit vectors and standard deviations.
         scores: (seeds, layers, heads) float32; the first seed's choose the heads, the others
             tell how stable the choice is.
         accuracy: (layers, heads) float32, the probes' validation accuracy with the first seed.
-        layout: Shape of the model.
         origin: Hashes that identify the model and the chat template it was taken from.
         settings: The settings it was made with.
-        k: How many heads.
-        alpha: How strongly.
     """
 
     directions: Directions
@@ -57,9 +53,8 @@ class Lock:
     def stability(self, k: int) -> dict[str, Any]:
         """How the set of K heads depends on the seed of the probes' split.
 
-        Returns:
-            "jaccard", the mean over all pairs of seeds, "seeds", how many there are, and
-            "frequency", per chosen head the share of seeds that choose it.
+        "jaccard" is the mean over all pairs of seeds, "seeds" their number, "frequency" per chosen
+        head the share of seeds that choose it.
         """
         sets = [top(score, k) for score in self.scores]
         return {
@@ -73,8 +68,7 @@ class Lock:
     def deltas(self, heads: Sequence[tuple[int, int]], alpha: float) -> dict[int, Tensor]:
         """delta_l = concat_h(1[h in S_l] alpha sigma u), added to o_proj's input.
 
-        Returns:
-            {layer: (heads * head_dim,) float32}, layers without a chosen head left out.
+        Layers without a chosen head are left out; the others' are (heads * head_dim,) float32.
         """
         width = self.layout.heads * self.layout.head_dim
         deltas: dict[int, Tensor] = {}
@@ -85,11 +79,7 @@ class Lock:
         return deltas
 
     def check_fits(self, layout: HeadLayout, setting: str) -> None:
-        """Refuses a model of another architecture or shape.
-
-        Raises:
-            ModelError: One sentence that says where they differ.
-        """
+        """Refuses (ModelError) a model of another architecture or shape."""
         theirs = asdict(layout)
         for name, ours in asdict(self.layout).items():
             if theirs[name] != ours:
@@ -137,11 +127,7 @@ class Lock:
 
 
 def load_lock(folder: Path, setting: str) -> Lock:
-    """Reads a lock back.
-
-    Args:
-        folder: What `Lock.save` wrote.
-        setting: What named the folder, for messages.
+    """Reads a lock back; `setting` named its folder.
 
     Raises:
         ModelError: It is incomplete, damaged, or of another format.

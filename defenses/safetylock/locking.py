@@ -34,22 +34,11 @@ def lock_model(
     baked: bool,
     out: Path,
 ) -> Edit:
-    """Locks a fine-tuned model.
+    """Locks a fine-tune of the model that the lock was taken from.
 
-    Args:
-        lock: The lock.
-        attacked: A fine-tune of the model that the lock was taken from.
-        heads: The heads to steer.
-        alpha: Strength; below zero unlocks.
-        positions: Which positions are steered.
-        baked: Whether a plain model is written, which needs `positions` "all"; else `out` gets
-            what a hook needs.
-        out: The folder to write.
-
-    Returns:
-        What was written: the scalars edited are those of the biases (baked) or of the steering
-        vectors (hooked) that aren't zero; the diagnostics, seconds and how the export compares
-        with the hooked model.
+    Where it is `baked`, a plain model is written, which needs `positions` "all"; else `out` gets
+    what a hook needs. The scalars edited are those of the biases or of the steering vectors that
+    aren't zero; the diagnostics hold seconds and how the export compares with the hooked model.
 
     Raises:
         ModelError: The model has another shape, or the export differs from the hooked model.

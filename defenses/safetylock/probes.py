@@ -27,28 +27,13 @@ GROUP_BYTES = {"cpu": 16 * 2**20, "cuda": 2 * 2**30}
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """One linear probe per head; positive decisions mean safe.
-
-    Attributes:
-        weights: (heads, d), float32.
-        biases: (heads,), float32.
-    """
+    """One linear probe per head: weights (heads, d), biases (heads,), float32; positive is safe."""
 
     weights: Tensor
     biases: Tensor
 
     def decision(self, x: Tensor) -> Tensor:
-        """w.x + b, the log-odds of safe.
-
-        Args:
-            x: Activations (heads, n, d), floating point, on the probes' device.
-
-        Returns:
-            (heads, n), in x's dtype.
-
-        Raises:
-            DataError: x is not of these probes' heads and dimension.
-        """
+        """w.x + b, the log-odds of safe, (heads, n) in the dtype of x (heads, n, d)."""
         heads, d = self.weights.shape
         if x.ndim != 3 or (x.shape[0], x.shape[2]) != (heads, d):
             raise DataError(
@@ -126,29 +111,14 @@ def _each(
 
 
 def accuracy(probes: Probes, x: Tensor, labels: Tensor) -> Tensor:
-    """Share of rows on the right side of each head's boundary.
-
-    Args:
-        probes: Of as many heads as x has.
-        x: (heads, n, d).
-        labels: (n,), bool, True for safe.
-
-    Returns:
-        (heads,), float32, between 0 and 1; a decision of exactly 0 counts as unsafe.
-    """
+    """Share of rows on the right side of each head's boundary, (heads,); 0 counts as unsafe."""
     return ((probes.decision(x) > 0) == labels.to(x.device)).float().mean(1)
 
 
 def log_loss(probes: Probes, x: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log-likelihood of the labels, without the penalty.
+    """Mean negative log-likelihood of the labels without the penalty, (heads,), nats per row.
 
-    Args:
-        probes: Of as many heads as x has.
-        x: (heads, n, d).
-        labels: (n,), bool, True for safe.
-
-    Returns:
-        (heads,), nats per row, in x's dtype; finite however wrong a decision is.
+    It is finite however wrong a decision is.
     """
     signs = labels.to(x) * 2 - 1
     return softplus(-signs * probes.decision(x)).mean(1)

@@ -31,12 +31,7 @@ STEPS = "steps"
 
 
 class Stack(Defense):
-    """Applies defenses in order; its settings are theirs.
-
-    Attributes:
-        order: Names of the defenses, the first one to be applied first.
-        parts: The defenses themselves, in that order.
-    """
+    """Applies defenses in `order`, their names, the first one first; its settings are theirs."""
 
     order: tuple[str, ...]
     parts: tuple[Defense, ...]

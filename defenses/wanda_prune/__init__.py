@@ -68,11 +68,7 @@ class WandaPrune(ProjectionDefense):
         return {name: getattr(self, name) for name in ("scored", "positions", "batch_size")}
 
     def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
-        """Writes the token rows and, where the aligned model is scored, its input norms.
-
-        Raises:
-            DataError: There are no prompts of a set, or no safe answer to any.
-        """
+        """Writes the token rows and, where the aligned model is scored, its input norms."""
         from safetensors.torch import save_file
 
         from modeling.projections import projections

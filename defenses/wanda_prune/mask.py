@@ -8,15 +8,5 @@ from modeling.importance import top_share
 
 
 def set_difference(safety: Tensor, utility: Tensor, q: float, p: float) -> Tensor:
-    """S(p, q) = S^s(q) - S^u(p): top q on safety data minus top p on utility data, per matrix.
-
-    Args:
-        safety: Scores on safety data, (d_out, d_in).
-        utility: Scores on utility data, of the same shape.
-        q: Share of safety-critical weights.
-        p: Share of utility-critical weights.
-
-    Returns:
-        (d_out, d_in) bool.
-    """
+    """S(p, q) = S^s(q) - S^u(p): top q on safety data minus top p on utility data, per matrix."""
     return top_share(safety, q, "tensor") & ~top_share(utility, p, "tensor")
