@@ -48,10 +48,8 @@ def factor_norms(
     model: Any = load_model(checkpoint).eval()
     squares = SquareSums()
     data = batches(rows, batch_size, str(model.device), by_length=True)
-    linears, counted = (
-        adapter_linears(model, adapter.names),
-        partial(counted_tokens, positions=positions),
-    )
+    linears = adapter_linears(model, adapter.names)
+    counted = partial(counted_tokens, positions=positions)
     consume_inputs(model.get_base_model().base_model, linears, data, counted, squares.add)
     return {name: sums.sqrt().cpu() for name, sums in squares.sums.items()}
 

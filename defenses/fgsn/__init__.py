@@ -200,11 +200,9 @@ class FGSN(Defense):
             SettingError: A dimension isn't there, or `target_edited` is out of reach.
         """
         from defenses.fgsn.artefact import read_artefact
-        from defenses.fgsn.continual import project_dimensions
-        from defenses.fgsn.continuation import find_start, projection_settings
+        from defenses.fgsn.continual import describe, project_dimensions
         from defenses.fgsn.plan import plan_edit
-        from defenses.fgsn.report import describe
-        from defenses.fgsn.union import FOLDER
+        from defenses.fgsn.union import FOLDER, find_start, projection_settings
 
         artefact_record, prompts = read_artefact(self, artefact)
         aligned = artefact_record["aligned"]

@@ -43,11 +43,6 @@ class EditPlan:
         settings = self.settings
         return Projection(settings.edit, settings.norm, settings.blend_weight)
 
-    @property
-    def low_rank(self) -> bool:
-        """Whether an edit of an adapter is again an adapter."""
-        return self.settings.target == "delta" and self.settings.granularity == "row"
-
 
 def plan_edit(
     settings: FGSN, models: Models, attacked: Checkpoint, gaps: Sequence[float] | None

@@ -242,8 +242,7 @@ class SafetyLock(Defense):
             ModelError: The lock is damaged or of another model, or the export isn't the hooked
                 model.
         """
-        from defenses.safetylock.lock import load_lock
-        from defenses.safetylock.locking import lock_model
+        from defenses.safetylock.lock import load_lock, lock_model
 
         lock = load_lock(artefact / LOCK, "the artefact's lock")
         heads = lock.heads(self.heads(lock.layout))
