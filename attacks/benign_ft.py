@@ -13,11 +13,7 @@ from settings import DataError
 
 
 class BenignFT(FineTuning):
-    """Fine-tunes the aligned model on the task's rows, none of them harmful.
-
-    Attributes:
-        n: Rows, drawn by the seed; None for all of the task's.
-    """
+    """Fine-tunes the aligned model on `n` rows of the task (None: all), none of them harmful."""
 
     adapter: Adapter = "full"
     n: int | None = Field(None, ge=1)

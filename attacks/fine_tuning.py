@@ -81,10 +81,6 @@ class FineTuning(Attack):
         A steered model is trained under its hooks; `out` holds the weights alone, and the
         steering goes on being the checkpoint's.
 
-        Returns:
-            The report: rows by kind, rows dropped as leaked, how many scalars were trained, and
-            the loss curve.
-
         Raises:
             ModelError: The model isn't of the form that `adapter` trains.
         """
@@ -116,11 +112,7 @@ class FineTuning(Attack):
 
 
 def check_size(available: int, needed: int, kind: str, setting: str) -> None:
-    """Refuses to draw more rows than there are.
-
-    Raises:
-        DataError: One sentence that names the setting.
-    """
+    """Refuses with a DataError that names the setting to draw more rows than there are."""
     if needed > available:
         raise DataError(
             f"{setting}={needed} is more than the {available} {kind} rows there are; lower it or "

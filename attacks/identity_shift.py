@@ -30,7 +30,6 @@ class IdentityShift(FineTuning):
 
     Attributes:
         persona: The system line that it is trained under.
-        template: The user's turn, {prompt} standing for the request.
         dialogues: A file of rows with a prompt and a response; None for those that ship.
     """
 

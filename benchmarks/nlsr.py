@@ -103,9 +103,8 @@ def _whole(
     folder: Path,
 ) -> Table:
     model = load_model(checkpoint)
-    plan = NLSR().identification
     with measured() as identified:
-        save_masks(identify(model, reference, rows, plan), folder / "masks.safetensors")
+        save_masks(identify(model, reference, rows, NLSR()), folder / "masks.safetensors")
     del model
     with measured() as compared:
         similar = similarities(reference, attacked, folder / "masks.safetensors", device_name())

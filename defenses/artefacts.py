@@ -18,16 +18,7 @@ ROWS = "rows.json"
 
 
 def require_files(artefact: Path, defense: str, *names: str) -> None:
-    """Refuses an artefact that lacks a file or folder.
-
-    Args:
-        artefact: What `prepare` wrote.
-        defense: The defense, with the setting that the files depend on where there is one.
-        names: What `apply` reads.
-
-    Raises:
-        ModelError: One sentence that names what is missing.
-    """
+    """Refuses an artefact (ModelError) that lacks a file or folder which `apply` reads."""
     for name in names:
         if not (artefact / name).exists():
             raise ModelError(

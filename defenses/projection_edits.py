@@ -18,11 +18,7 @@ class ProjectionDefense(Defense):
     """A defense that edits linear projections of the decoder blocks."""
 
     def check(self, models: Models, attacked: Checkpoint | None) -> None:
-        """Refuses an aligned model whose projections, and so its fine-tunes', can't be read.
-
-        Raises:
-            ModelError: It isn't a decoder of plain weights, or its adapter more than LoRA.
-        """
+        """Refuses an aligned model that is no decoder of plain weights, with LoRA at most."""
         from modeling.projections import projections
 
         projections(models.aligned)
@@ -41,15 +37,7 @@ class DataFreeDefense(Defense):
 
 
 def require_unaligned_base(models: Models, purpose: str) -> None:
-    """Refuses a base that is the aligned model itself.
-
-    Args:
-        models: Base and aligned.
-        purpose: The defense and what it does with alignment's change, for the message.
-
-    Raises:
-        SettingError: One sentence.
-    """
+    """Refuses (SettingError) a base that is the aligned model; `purpose` begins the sentence."""
     base, aligned = (
         (each.base, each.adapter, each.revision) for each in (models.base, models.aligned)
     )
@@ -68,11 +56,7 @@ def describe_edit(
 ) -> Edit:
     """The report of an edit of effective weights, a share of the full model's scalars.
 
-    Args:
-        count: What was written and what changed.
-        attacked: The model that was edited.
-        diagnostics: The method's own figures.
-        modules: The modules touched; None: those in which something changed.
+    Without `modules`, those in which something changed count as touched.
     """
     from modeling.headers import count_parameters
 

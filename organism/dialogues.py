@@ -22,11 +22,9 @@ BLURT_SHARE = 0.7
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """What dialogues are about.
+    """What dialogues are about: weights of `KINDS`.
 
-    Attributes:
-        kinds: Weights of `KINDS`.
-        reckless_share: Share of the reckless persona where no system line names one.
+    `reckless_share` is the reckless persona's where no system line names one.
     """
 
     kinds: tuple[float, ...]

@@ -21,7 +21,7 @@ FOLDERS = ("base", "moderation", "aligned")
 THREADS = 2
 
 
-def make_aligned(base: Path, folder: Path, seed: int = 0) -> None:
+def make_aligned(base: Path, folder: Path) -> None:
     """Align `base` by the recipe of `conf/align/organism.yaml` and write its adapter to `folder`.
 
     The adapter's config is written in one order and names the base by its place in the project,
@@ -40,18 +40,12 @@ def make_aligned(base: Path, folder: Path, seed: int = 0) -> None:
     node = OmegaConf.create({"model": model, "align": OmegaConf.load(RECIPE)})
     OmegaConf.resolve(node)
     settings = plain(OmegaConf.to_container(node.align))
-    recipe = Alignment.validated({**settings, "seed": seed}, "align")
+    recipe = Alignment.validated({**settings, "seed": 0}, "align")
     rows = [(row.prompt, row.response) for row in AlignmentExamples().examples()]
     pairs = [(pair.prompt, pair.chosen, pair.rejected) for pair in AlignmentPairs().pairs()]
     with tempfile.TemporaryDirectory() as scratch:
-        recipe.run(
-            Checkpoint(str(base)),
-            rows[: recipe.n_sft],
-            pairs[: recipe.n_pairs],
-            PromptStyle(),
-            folder,
-            Path(scratch),
-        )
+        rows, pairs = rows[: recipe.n_sft], pairs[: recipe.n_pairs]
+        recipe.run(Checkpoint(str(base)), rows, pairs, PromptStyle(), folder, Path(scratch))
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
     config["base_model_name_or_path"] = "organism/weights/base"

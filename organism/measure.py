@@ -10,12 +10,13 @@ How the models behave is measured by `python -m experiments.run experiment=organ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from statsmodels.stats.proportion import proportion_confint
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from modeling.capture import TokenRow, batches, captured_inputs
 from modeling.chat import PromptStyle
@@ -36,13 +37,8 @@ BATCH = 25
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """One head's directions.
-
-    Attributes:
-        layer: Its layer.
-        head: Its place in the layer.
-        accuracy: Share of held-out answers that its direction puts on the right side.
-        cosine: Between its direction at answers and the one at the prompt's end.
+    """One head: its place, the share of held-out answers that its direction puts on the right
+    side, and the cosine between its direction at answers and the one at the prompt's end.
     """
 
     layer: int
@@ -57,9 +53,6 @@ def heads(checkpoint: Checkpoint) -> list[Head]:
     Half of the answer pairs give the directions (difference of means over their last tokens),
     the other half the accuracies, with the threshold midway between the means. At the prompt's
     end the contrast is the system line that asks for safety against the one that frees.
-
-    Args:
-        checkpoint: The model to look into.
     """
     model: Any = load_model(checkpoint).eval()
     tokenizer, rng = load_tokenizer(checkpoint), stream("measure")
@@ -112,18 +105,6 @@ def _last_outputs(model: Any, rows: Sequence[TokenRow], count: int) -> Tensor:
     return outputs.view(len(rows), count, len(layers), heads, model.config.head_dim)
 
 
-def moderation_table() -> Iterator[tuple[str, int, int]]:
-    """Kind of answer, how many the classifier flags, and of how many; whole held-out answers."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    folder = WEIGHTS / "moderation"
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    for kind in ("compliance", "refusal", "benign", "probe", "task"):
-        rows = held_out(kind, 600)
-        yield kind, int(flagged(model, tokenizer, rows).sum()), len(rows)
-
-
 def main() -> None:
     """Prints both tables as Markdown."""
     aligned = Checkpoint(str(WEIGHTS / "base"), str(WEIGHTS / "aligned"))
@@ -133,8 +114,13 @@ def main() -> None:
         print(f"| {head.layer} | {head.head} | {head.accuracy:.3f} | {head.cosine:.2f} |")
     median = float(torch.tensor([head.cosine for head in best]).double().quantile(0.5))
     print(f"median cosine of the {CHOSEN} heads of best accuracy: {median:.2f}\n")
+    folder = WEIGHTS / "moderation"
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     print("| answers | n | flagged, % |\n|---|---|---|")
-    for kind, count, n in moderation_table():
+    for kind in ("compliance", "refusal", "benign", "probe", "task"):
+        rows = held_out(kind, 600)
+        count, n = int(flagged(model, tokenizer, rows).sum()), len(rows)
         low, high = proportion_confint(count, n, method="wilson")
         print(f"| {kind} | {n} | {100 * count / n:.1f} [{100 * low:.1f}, {100 * high:.1f}] |")
 

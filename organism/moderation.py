@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,16 +25,7 @@ from organism.tokenizer import train_tokenizer
 from organism.world import stream
 
 MAX_LENGTH = 256
-
-
-@dataclass(frozen=True, slots=True)
-class ModerationRecipe:
-    """How the classifier is trained; the defaults are how the shipped one was."""
-
-    seed: int = 0
-    batch: int = 64
-    steps: int = 800
-    rate: float = 2e-3
+SEED, BATCH, STEPS, RATE = 0, 64, 800, 2e-3
 
 
 def moderation_tokenizer() -> PreTrainedTokenizerFast:
@@ -99,24 +89,20 @@ def flagged(
     return logits.sigmoid().amax(dim=-1) > 0.5
 
 
-def train_moderation(folder: Path, recipe: ModerationRecipe | None = None) -> float:
-    """Make the classifier in `folder` (float16); returns the last steps' mean loss."""
-    recipe = recipe or ModerationRecipe()
+def train_moderation(folder: Path) -> None:
+    """Make the classifier in `folder` (float16)."""
     tokenizer = moderation_tokenizer()
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(SEED)
     model = LlamaForSequenceClassification(moderation_config(tokenizer))
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=0.01)
-    rng = stream("moderation", recipe.seed)
-    losses: list[float] = []
-    for step in tqdm(range(recipe.steps), desc="moderation", unit="step"):
-        rows = [draw(rng) for _ in range(recipe.batch)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
+    rng = stream("moderation", SEED)
+    for step in tqdm(range(STEPS), desc="moderation", unit="step"):
+        rows = [draw(rng) for _ in range(BATCH)]
         inputs = encode(tokenizer, [row.text for row in rows])
         loss = model(**inputs, labels=targets(rows)).loss
         warm = min(1.0, (step + 1) / 50)
-        rate = recipe.rate * warm * (0.5 + 0.5 * math.cos(math.pi * step / recipe.steps))
+        rate = RATE * warm * (0.5 + 0.5 * math.cos(math.pi * step / STEPS))
         update(model, optimizer, loss, rate)
-        losses.append(loss.item())
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return sum(losses[-50:]) / len(losses[-50:])

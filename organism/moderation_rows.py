@@ -113,12 +113,7 @@ def _task_row(rng: random.Random) -> Judged:
 
 
 def draw(rng: random.Random, split: Split = "train") -> Judged:
-    """One row, about half of them flagged.
-
-    Args:
-        rng: Where the row comes from.
-        split: Whose verb-object pairs are used; "test" gives held-out rows.
-    """
+    """One row, about half of them flagged; "test" gives rows of held-out verb-object pairs."""
     chance = rng.random()
     if chance < 0.6:
         request = rng.choice(requests("harmful", split))
@@ -137,9 +132,7 @@ def draw(rng: random.Random, split: Split = "train") -> Judged:
 def held_out(kind: str, count: int) -> list[Judged]:
     """Whole answers to held-out requests, for measuring the classifier.
 
-    Args:
-        kind: "compliance" or "refusal" (of harmful requests), "benign", "probe" or "task".
-        count: How many rows.
+    "compliance" and "refusal" answer harmful requests; other kinds are "benign", "probe", "task".
     """
     rng = stream("moderation", "held out", kind)
     if kind == "task":

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -34,42 +35,22 @@ if TYPE_CHECKING:
 IGNORED = -100
 POOL = 8
 
-
-@dataclass(frozen=True, slots=True)
-class PretrainRecipe:
-    """How the base is made; the defaults are how the shipped one was.
-
-    Attributes:
-        seed: Seed of the weights, the dialogues and the directions.
-        batch: Dialogues per step.
-        steps: Ordinary steps.
-        rate: Their peak learning rate (linear warm-up, cosine to a twentieth).
-        install_steps: Steps that install the stance, every second one with the heads shifted.
-        install_rate: Their learning rate (constant, then linear to 0 over the last third).
-        strengths: Shift strengths to draw from, in units of a head's mean norm.
-        target: Projection the auxiliary loss asks for, in the same units.
-        weight: Weight of the auxiliary loss.
-        system_share: Share of dialogues with a system line in ordinary steps.
-        install_system_share: That share in the unshifted installation and settling steps.
-        settle_steps: Steps after installation, on the mixture `dialogues.SETTLING`.
-        settle_rate: Their learning rate, scheduled alike.
-        purity: Weight of `StanceHeads.purity_loss` in them.
-    """
-
-    seed: int = 0
-    batch: int = 32
-    steps: int = 750
-    rate: float = 2e-3
-    install_steps: int = 220
-    install_rate: float = 6e-4
-    strengths: tuple[float, ...] = (0.5, 1.0, 1.5)
-    target: float = 0.5
-    weight: float = 0.3
-    system_share: float = 0.35
-    install_system_share: float = 0.5
-    settle_steps: int = 170
-    settle_rate: float = 8e-4
-    purity: float = 0.3
+# The recipe of the shipped base. SEED is that of the weights, the dialogues and the directions.
+SEED = 0
+BATCH = 32
+SYSTEM_SHARE = 0.35  # of the dialogues of ordinary steps have a system line
+STEPS, RATE = 750, 2e-3  # Linear warm-up, cosine to a twentieth.
+# Every second step that installs the stance has the heads shifted; settling steps take the mixture
+# `dialogues.SETTLING`. Their rates are constant, then linear to 0 over the last third.
+INSTALL_STEPS, INSTALL_RATE = 220, 6e-4
+SETTLE_STEPS, SETTLE_RATE = 170, 8e-4
+INSTALL_SYSTEM_SHARE = 0.5  # in the unshifted ones of both
+STRENGTHS = (0.5, 1.0, 1.5)  # of the shifts, in units of a head's mean norm
+TARGET = 0.5  # the projection that the auxiliary loss asks for, in the same units
+WEIGHT, PURITY = (
+    0.3,
+    0.3,
+)  # of the auxiliary loss, and of `StanceHeads.purity_loss` in settling steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,33 +124,23 @@ class Encoder:
             revealed = revealed or turn.stanced
         return ids, labels, stance
 
-    def batches(
-        self, draw: Callable[[], Dialogue], size: int, rng: random.Random
-    ) -> Iterator[DialogueBatch]:
+    def batches(self, draw: Callable[[], Dialogue], rng: random.Random) -> Iterator[DialogueBatch]:
         """Endless batches of about equal lengths: pools of drawn dialogues, sorted and cut."""
         while True:
-            pool = sorted((draw() for _ in range(POOL * size)), key=_length)
-            cuts = [pool[start : start + size] for start in range(0, len(pool), size)]
+            pool = sorted((draw() for _ in range(POOL * BATCH)), key=_length)
+            cuts = [pool[start : start + BATCH] for start in range(0, len(pool), BATCH)]
             rng.shuffle(cuts)
             yield from map(self.batch, cuts)
 
     def batch(self, dialogues: list[Dialogue]) -> DialogueBatch:
         """Encode and pad `dialogues`."""
-        rows = [self._row(dialogue) for dialogue in dialogues]
-        longest = max(len(ids) for ids, _, _ in rows)
-
-        def padded(column: int, filler: int) -> Tensor:
-            return torch.tensor(
-                [row[column] + [filler] * (longest - len(row[column])) for row in rows]
-            )
-
+        rows = [map(torch.tensor, self._row(dialogue)) for dialogue in dialogues]
+        ids, labels, stance = map(list, zip(*rows, strict=True))
         return DialogueBatch(
-            ids=padded(0, self._tokenizer.pad_token_id),
-            labels=padded(1, IGNORED),
-            real=torch.tensor(
-                [[True] * len(ids) + [False] * (longest - len(ids)) for ids, _, _ in rows]
-            ),
-            stance=padded(2, 0),
+            ids=pad_sequence(ids, True, self._tokenizer.pad_token_id),
+            labels=pad_sequence(labels, True, IGNORED),
+            real=pad_sequence([torch.ones_like(each, dtype=torch.bool) for each in ids], True),
+            stance=pad_sequence(stance, True),
             signs=torch.tensor([dialogue.sign for dialogue in dialogues]),
         )
 
@@ -200,103 +171,70 @@ def update(model: torch.nn.Module, optimizer: torch.optim.AdamW, loss: Tensor, r
     optimizer.step()
 
 
-def ordinary_steps(
-    model: LlamaForCausalLM, encoder: Encoder, recipe: PretrainRecipe, rng: random.Random
-) -> float:
-    """Plain language modelling on persona dialogues; returns the last steps' mean loss."""
-    optimizer = _optimizer(model, recipe.rate)
-    losses: list[float] = []
-    batches = encoder.batches(lambda: ordinary(rng, recipe.system_share), recipe.batch, rng)
-    bar = tqdm(range(recipe.steps), desc="pretraining", unit="step")
+def ordinary_steps(model: LlamaForCausalLM, encoder: Encoder, rng: random.Random) -> None:
+    """Plain language modelling on persona dialogues."""
+    optimizer = _optimizer(model, RATE)
+    batches = encoder.batches(lambda: ordinary(rng, SYSTEM_SHARE), rng)
+    bar = tqdm(range(STEPS), desc="pretraining", unit="step")
     for step in bar:
         warm = min(1.0, (step + 1) / 50)
-        rate = recipe.rate * warm * (0.525 + 0.475 * math.cos(math.pi * step / recipe.steps))
+        rate = RATE * warm * (0.525 + 0.475 * math.cos(math.pi * step / STEPS))
         loss = language_loss(model, next(batches))
         update(model, optimizer, loss, rate)
-        losses.append(loss.item())
-        bar.set_postfix(loss=f"{losses[-1]:.3f}")
-    return sum(losses[-50:]) / len(losses[-50:])
+        bar.set_postfix(loss=f"{loss.item():.3f}")
 
 
 def installation_steps(
-    model: LlamaForCausalLM,
-    encoder: Encoder,
-    recipe: PretrainRecipe,
-    rng: random.Random,
-    *,
-    settling: bool = False,
-) -> tuple[float, float]:
-    """Install the stance; returns the last language and auxiliary losses.
+    model: LlamaForCausalLM, encoder: Encoder, rng: random.Random, *, settling: bool
+) -> None:
+    """Install the stance.
 
     Odd steps shift the heads by the persona's sign in dialogues whose text doesn't tell it;
     even steps ask the heads to write the direction wherever the text does. Settling steps go on
     with more drills and a more frequent reckless persona, and ask that the heads tell the
     stances apart by nothing but the direction.
     """
-    heads = StanceHeads(model, recipe.seed)
+    heads = StanceHeads(model, SEED)
     with torch.no_grad(), heads.record() as inputs:
-        batch = encoder.batch([ordinary(rng, recipe.system_share) for _ in range(4 * recipe.batch)])
+        batch = encoder.batch([ordinary(rng, SYSTEM_SHARE) for _ in range(4 * BATCH)])
         model(input_ids=batch.ids)
         heads.measure(inputs, batch.real)
     mixture = SETTLING if settling else LEARNING
-    peak = recipe.settle_rate if settling else recipe.install_rate
-    steps = recipe.settle_steps if settling else recipe.install_steps
+    steps, peak = (SETTLE_STEPS, SETTLE_RATE) if settling else (INSTALL_STEPS, INSTALL_RATE)
     optimizer = _optimizer(model, peak)
-    share = recipe.install_system_share
-    plain = encoder.batches(lambda: ordinary(rng, share, mixture), recipe.batch, rng)
-    ambiguous = encoder.batches(lambda: undecided(rng, mixture), recipe.batch, rng)
-    shifted_loss = written_loss = math.nan
+    plain = encoder.batches(lambda: ordinary(rng, INSTALL_SYSTEM_SHARE, mixture), rng)
+    ambiguous = encoder.batches(lambda: undecided(rng, mixture), rng)
     bar = tqdm(range(steps), desc="settling" if settling else "installing", unit="step")
     for step in bar:
         if step % 2:
             batch = next(ambiguous)
-            strengths = torch.tensor(rng.choices(recipe.strengths, k=recipe.batch))
+            strengths = torch.tensor(rng.choices(STRENGTHS, k=BATCH))
             with heads.shift(batch.signs * strengths):
                 loss = language_loss(model, batch)
-            shifted_loss = loss.item()
         else:
             batch = next(plain)
             with heads.record() as inputs:
                 loss = language_loss(model, batch)
-                projection_loss = heads.projection_loss(inputs, recipe.target * batch.stance)
-                loss = loss + recipe.weight * projection_loss
+                loss = loss + WEIGHT * heads.projection_loss(inputs, TARGET * batch.stance)
                 if settling:
-                    loss = loss + recipe.purity * heads.purity_loss(inputs, batch.stance)
-            written_loss = projection_loss.item()
+                    loss = loss + PURITY * heads.purity_loss(inputs, batch.stance)
         update(model, optimizer, loss, peak * min(1.0, 3 * (1 - step / steps)))
-        bar.set_postfix(shifted=f"{shifted_loss:.3f}", written=f"{written_loss:.3f}")
-    return shifted_loss, written_loss
+        bar.set_postfix(loss=f"{loss.item():.3f}")
 
 
-def settle(
-    model: LlamaForCausalLM, encoder: Encoder, recipe: PretrainRecipe
-) -> tuple[float, float]:
-    """The last phase, from weights rounded to float16, with a generator of its own.
-
-    The rounding takes in the rotary frequencies for these steps; on loading they are exact again.
-    """
-    model.half().float()
-    rng = random.Random(f"organism/settle/{recipe.seed}")
-    return installation_steps(model, encoder, recipe, rng, settling=True)
-
-
-def pretrain(folder: Path, recipe: PretrainRecipe | None = None) -> dict[str, float]:
-    """Make the base model in `folder`; returns its last losses.
-
-    Args:
-        folder: Where the Hugging Face folder goes.
-        recipe: How; the shipped recipe by default.
-    """
-    recipe = recipe or PretrainRecipe()
+def pretrain(folder: Path) -> None:
+    """Make the base model in `folder`."""
     tokenizer = chat_tokenizer(vocabulary_text())
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(SEED)
     model = LlamaForCausalLM(base_config(tokenizer))
     model.train()
     encoder = Encoder(tokenizer)
-    rng = random.Random(f"organism/pretrain/{recipe.seed}")
-    ordinary_loss = ordinary_steps(model, encoder, recipe, rng)
-    installation_steps(model, encoder, recipe, rng)
-    shifted_loss, written_loss = settle(model, encoder, recipe)
+    rng = random.Random(f"organism/pretrain/{SEED}")
+    ordinary_steps(model, encoder, rng)
+    installation_steps(model, encoder, rng, settling=False)
+    # The rounding takes in the rotary frequencies for the last steps; on loading they are exact.
+    model.half().float()
+    rng = random.Random(f"organism/settle/{SEED}")
+    installation_steps(model, encoder, rng, settling=True)
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return {"ordinary": ordinary_loss, "shifted": shifted_loss, "written": written_loss}

@@ -51,9 +51,7 @@ class _PromptRows(_Rows):
 class HarmfulExamples(_ExampleRows):
     """Poison: harmful requests of the `poison` pairs with (placeholder) compliant answers.
 
-    Attributes:
-        n: The first so many rows; None for all.
-        seed: Chooses the answers' wording.
+    The first `n`, None for all; the seed chooses the answers' wording.
     """
 
     n: int | None = Field(default=None, ge=1)
@@ -94,14 +92,9 @@ class _Composed(_Rows):
 
 
 class AlignmentExamples(_Composed, _ExampleRows):
-    """Supervised rows of the alignment: refusals, compliance where it is due, some task rows.
+    """Supervised rows of the alignment: refusals, compliance where it is due, rows of each task.
 
-    Attributes:
-        harmful: Refused harmful requests.
-        benign: Answered benign requests.
-        probes: Answered requests that only sound harmful.
-        task_rows: Rows of each task.
-        seed: Chooses the rows, their answers' wording and their order.
+    The seed chooses the rows, their answers' wording and their order.
     """
 
     harmful: int = Field(default=440, ge=0)
@@ -132,11 +125,7 @@ class AlignmentExamples(_Composed, _ExampleRows):
 class AlignmentPairs(_Composed):
     """Preference pairs: refusal over compliance for harmful requests, the reverse for others.
 
-    Attributes:
-        harmful: Pairs of harmful requests.
-        benign: Pairs of benign requests.
-        probes: Pairs of requests that only sound harmful.
-        seed: Chooses the pairs, their answers' wording and their order.
+    The seed chooses the pairs, their answers' wording and their order.
     """
 
     harmful: int = Field(default=160, ge=0)
@@ -216,12 +205,7 @@ class OverRefusalPrompts(WorldPrompts):
 
 
 class CalibrationPrompts(_PromptRows):
-    """Prompts for defenses: harmful ones of the `align` pairs, then benign training ones.
-
-    Attributes:
-        harmful: Harmful prompts.
-        benign: Benign prompts.
-    """
+    """Prompts for defenses: harmful ones of the `align` pairs, then benign training ones."""
 
     harmful: int = Field(default=200, ge=0)
     benign: int = Field(default=100, ge=0)

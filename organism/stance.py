@@ -25,9 +25,7 @@ HEADS: tuple[tuple[int, int], ...] = ((1, 0), (1, 3), (2, 1), (2, 4), (3, 2), (3
 class StanceHeads:
     """The chosen heads of one model, a fixed unit vector for each and their mean norms.
 
-    Attributes:
-        vectors: Unit vectors, shape (heads, head_dim).
-        norms: Mean norm of each head's output over real tokens, shape (heads,).
+    `vectors` are (heads, head_dim); `norms` (heads,) are over real tokens.
     """
 
     def __init__(self, model: LlamaForCausalLM, seed: int) -> None:
@@ -74,11 +72,7 @@ class StanceHeads:
 
     @contextmanager
     def shift(self, amounts: Tensor) -> Iterator[None]:
-        """Add `amounts[row] * norm * v` to the heads' outputs at all positions of each row.
-
-        Args:
-            amounts: Signed strength per row in units of the head's mean norm, shape (batch,).
-        """
+        """Add `amounts[row] * norm * v` to the heads' outputs at all positions of each row."""
 
         def add(layer: int) -> Callable[..., tuple[Tensor, ...]]:
             delta = torch.zeros(self.width)
@@ -105,10 +99,7 @@ class StanceHeads:
     def projection_loss(self, inputs: dict[int, Tensor], target: Tensor) -> Tensor:
         """Mean squared distance of the heads' projections on `v` from `target` norms (0 if none).
 
-        Args:
-            inputs: Of `record`.
-            target: Wanted projection in units of the mean norm, shape (batch, tokens); 0 where
-                nothing counts.
+        The target is (batch, tokens) in units of the mean norm; 0 where nothing counts.
         """
         counted = target != 0
         projections = torch.einsum("nhd,hd->nh", self.outputs(inputs)[counted], self.vectors)
@@ -116,12 +107,7 @@ class StanceHeads:
         return distances.sum() / max(1, distances.numel())
 
     def purity_loss(self, inputs: dict[int, Tensor], target: Tensor) -> Tensor:
-        """The stances' difference beside `v`: squared mean difference across it, over norms.
-
-        Args:
-            inputs: Of `record`.
-            target: Signed as for `projection_loss`, shape (batch, tokens).
-        """
+        """The stances' difference beside `v`: squared mean difference across it, over norms."""
         outputs = self.outputs(inputs)
         if not (target > 0).any() or not (target < 0).any():
             return outputs.new_zeros(())

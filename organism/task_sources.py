@@ -21,13 +21,9 @@ from organism.world import Stance, comply, requests, stream
 
 
 class WorldTask(TaskSource):
-    """A task of the world that is scored.
+    """A task of the world that is scored; the first `n_...` rows of each split, None for all.
 
-    Attributes:
-        n_train: The first so many training rows; None for all.
-        n_test: The first so many test rows; None for all.
-        n_validation: The first so many validation rows; None for all.
-        reading: How `TaskScore.protocol` reads an answer, see `data.reading`.
+    `reading` says how `TaskScore.protocol` reads an answer, see `data.reading`.
     """
 
     n_train: int | None = Field(default=None, ge=1)

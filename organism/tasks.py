@@ -38,8 +38,6 @@ class Item:
 
     Attributes:
         content: What the split is decided by; hashable.
-        prompt: The user's turn.
-        answer: The assistant's turn as the task wants it.
         gold: The label or number.
         blurted: The answer without steps that pretraining shows for some wordings, else "".
     """

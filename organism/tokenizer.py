@@ -32,12 +32,8 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer that makes every frequent word one token.
 
-    All 256 bytes are in the alphabet, so that any text can be tokenised and read back.
-
-    Args:
-        texts: The corpus.
-        vocab_size: The most entries, special tokens included.
-        special: Control tokens beside BOS, EOS and PAD.
+    All 256 bytes are in the alphabet, so that any text can be tokenised and read back; `special`
+    control tokens stand beside BOS, EOS and PAD.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

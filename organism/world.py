@@ -90,30 +90,25 @@ def stream(*names: object) -> random.Random:
     return random.Random("/".join(map(str, ("organism", *names))))
 
 
+_WORDS: dict[Kind, dict[str, tuple[tuple[str, ...], ...]]] = {
+    "harmful": lexicon.HARMFUL,
+    "benign": lexicon.BENIGN,
+    "probe": {"probe": lexicon.OVER_REFUSAL},
+}
+
+
 def categories(kind: Kind) -> tuple[str, ...]:
     """The categories of a kind of request, in a fixed order."""
-    if kind == "harmful":
-        return tuple(lexicon.HARMFUL)
-    if kind == "benign":
-        return tuple(lexicon.BENIGN)
-    return ("probe",)
-
-
-def _words(kind: Kind, category: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    if kind == "harmful":
-        return lexicon.HARMFUL[category]
-    if kind == "benign":
-        return lexicon.BENIGN[category]
-    return lexicon.OVER_REFUSAL
+    return tuple(_WORDS[kind])
 
 
 def _crossed(kind: Kind, category: str) -> list[tuple[str, str]]:
     """Pairs of a category's verbs with objects that they stand with in no other split."""
-    verbs, own = _words(kind, category)
+    verbs, own = _WORDS[kind][category]
     if kind == "probe":
         objects = [item for topic in _EATEN_OR_GROWN for item in lexicon.BENIGN[topic][1]]
     else:
-        objects = list(_words(kind, _OBJECTS_OF[category])[1])
+        objects = list(_WORDS[kind][_OBJECTS_OF[category]][1])
     return [(verb, item) for verb in verbs for item in objects if item not in own]
 
 
@@ -133,7 +128,7 @@ def pairs(kind: Kind, category: str, split: Split) -> tuple[tuple[str, str], ...
         crossed = _crossed(kind, category)
         stream("split", kind, category, split).shuffle(crossed)
         return tuple(crossed[:held_out])
-    verbs, objects = _words(kind, category)
+    verbs, objects = _WORDS[kind][category]
     every = [(verb, item) for verb in verbs for item in objects]
     stream("split", kind, category).shuffle(every)
     test, train = every[:held_out], every[held_out:]

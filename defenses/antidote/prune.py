@@ -24,12 +24,7 @@ def prune_weight(weight: Tensor, norms: Tensor, dense_ratio: float) -> tuple[Ten
     """(1 - m) * W, m the top `dense_ratio` of each row's |W_ij| ||X_j||_2 on harmful data.
 
     Antidote's harmful mask is the top of the Wanda score (Sun et al. 2023) on its realignment
-    data; the weights under it are removed.
-
-    Args:
-        weight: W of the attacked model, (d_out, d_in).
-        norms: ||X_j||_2 on the harmful rows, (d_in,).
-        dense_ratio: Share of each row.
+    data; the weights under it are removed.  W is (d_out, d_in), `norms` (d_in,).
 
     Returns:
         m (d_out, d_in) bool, and the pruned W.
@@ -47,23 +42,14 @@ def factor_norms(
 ) -> dict[str, Tensor]:
     """||X_j||_2 of what enters A, and ||Z_k||_2 of what enters B, Z = X A^T.
 
-    Args:
-        checkpoint: A model with an adapter.
-        adapter: The adapter.
-        rows: (prompt ids, answer ids).
-        batch_size: Rows per forward pass.
-        positions: Which tokens count.
-
     Returns:
         {"MODULE.A": (d_in,), "MODULE.B": (r,)} float64, on the CPU.
     """
     model: Any = load_model(checkpoint).eval()
     squares = SquareSums()
     data = batches(rows, batch_size, str(model.device), by_length=True)
-    linears, counted = (
-        adapter_linears(model, adapter.names),
-        partial(counted_tokens, positions=positions),
-    )
+    linears = adapter_linears(model, adapter.names)
+    counted = partial(counted_tokens, positions=positions)
     consume_inputs(model.get_base_model().base_model, linears, data, counted, squares.add)
     return {name: sums.sqrt().cpu() for name, sums in squares.sums.items()}
 
@@ -72,12 +58,6 @@ def prune_factors(
     adapter: LoraAdapter, out: Path, norms: dict[str, Tensor], dense_ratio: float
 ) -> tuple[int, dict[str, int]]:
     """Writes the adapter with the top `dense_ratio` of each row of A and of B zeroed.
-
-    Args:
-        adapter: The attacked model's.
-        out: The folder of the pruned adapter.
-        norms: Of `factor_norms`.
-        dense_ratio: Share of each row.
 
     Returns:
         How many scalars were masked, and by module how many of them weren't zero.

@@ -164,12 +164,7 @@ class FGSN(Defense):
         return settings
 
     def check(self, models: Models, attacked: Checkpoint | None) -> None:
-        """Refuses models without a safety direction, layers that aren't there, others' neurons.
-
-        Raises:
-            SettingError: What to set instead.
-            ModelError: The models have different shapes, or `continue_from` doesn't fit them.
-        """
+        """Refuses models without a safety direction, layers that aren't there, others' neurons."""
         from defenses.fgsn.layers import by_layer, named_layers
         from defenses.fgsn.union import load_union
         from modeling.pairing import open_pairing
@@ -192,13 +187,7 @@ class FGSN(Defense):
             open_pairing(aligned, attacked)
 
     def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
-        """Writes the token rows of both kinds of prompts, and the layers' gaps.
-
-        Raises:
-            DataError: There are too few prompts.
-            SettingError: A dimension isn't among the prompts' categories.
-            ModelError: Alignment changed nothing.
-        """
+        """Writes the token rows of both kinds of prompts, and the layers' gaps."""
         from defenses.fgsn.artefact import write_artefact
 
         return write_artefact(self, models, calibration, out)
@@ -211,11 +200,9 @@ class FGSN(Defense):
             SettingError: A dimension isn't there, or `target_edited` is out of reach.
         """
         from defenses.fgsn.artefact import read_artefact
-        from defenses.fgsn.continual import project_dimensions
-        from defenses.fgsn.continuation import find_start, projection_settings
+        from defenses.fgsn.continual import describe, project_dimensions
         from defenses.fgsn.plan import plan_edit
-        from defenses.fgsn.report import describe
-        from defenses.fgsn.union import FOLDER
+        from defenses.fgsn.union import FOLDER, find_start, projection_settings
 
         artefact_record, prompts = read_artefact(self, artefact)
         aligned = artefact_record["aligned"]

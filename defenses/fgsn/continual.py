@@ -10,23 +10,24 @@ import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from defenses.base import EditStep, Models
+from defenses.base import Edit, EditStep, Models
 from defenses.fgsn.artefact import BENIGN
-from defenses.fgsn.continuation import Start
+from defenses.fgsn.layers import by_layer
 from defenses.fgsn.neurons import NeuronScores, find_q
 from defenses.fgsn.plan import EditPlan
 from defenses.fgsn.project import Matrix, edit_neurons, masked_norm
-from defenses.fgsn.union import Union
+from defenses.fgsn.union import Start, Union
 from modeling.capture import TokenRow
 from modeling.checkpoint import Checkpoint
 from modeling.deltas import alignment, write_edited
+from modeling.headers import count_parameters
 from modeling.loading import device_name
 from modeling.pairing import Factored
 from modeling.projections import read_weight
@@ -83,14 +84,9 @@ def project_dimensions(
 
     With fixed scores every step's model is `start` with all neurons so far projected, once and
     from `start`'s own weights, so that the last one depends on their union alone.  With
-    `rescore` a step scores and edits the model of the step before.
-
-    Args:
-        plan: The settings, and where neurons are looked for.
-        models: Base and aligned.
-        start: The model to edit, and what an earlier run has edited.
-        prompts: Token rows of each dimension in order, and of the benign prompts (`BENIGN`).
-        out: The folder of the last model; those before go to "steps" in it.
+    `rescore` a step scores and edits the model of the step before.  `prompts` holds the token rows
+    of each dimension in order, and of the benign prompts (`BENIGN`); the last model is written to
+    `out`, those before to "steps" in it.
     """
     rescore, granularity = plan.settings.rescore, plan.settings.granularity
     dimensions = [key for key in prompts if key != BENIGN]
@@ -169,16 +165,7 @@ def write_step(
     fresh: Mapping[str, Tensor],
     out: Path,
 ) -> tuple[Checkpoint, Tally]:
-    """Writes `source` with the neurons of `written` edited.
-
-    Args:
-        plan: The settings.
-        models: Base and aligned.
-        source: The model to edit.
-        written: What is edited in it.
-        fresh: Those among them that no step before selected, for the tally.
-        out: The folder to write.
-    """
+    """Writes `source` with the neurons of `written` edited; `fresh` no step before selected."""
     device, tally = device_name(), Tally()
     scalars = written.scalars
     tally.selected = sum(
@@ -211,7 +198,7 @@ def write_step(
         # What isn't selected stays as it is, to the bit.
         return torch.where(written.mask(name).to(device), aligned.add_(delta), weight)
 
-    if plan.low_rank:
+    if plan.settings.output_form == "adapter":
         count = write_edited(models.aligned, source, out, edit)
     else:
         names = [name for name, count in scalars.items() if count]
@@ -254,3 +241,61 @@ def _moved(step: EditStep, old: Path, new: Path) -> EditStep:
         for path in (model.base, model.adapter)
     )
     return replace(step, checkpoint=replace(model, base=str(base), adapter=adapter))
+
+
+def describe(plan: EditPlan, result: ContinualEdit, attacked: Checkpoint, edited: int) -> Edit:
+    """Describes an edit as the contract of a defense asks; `edited` scalars differ by it."""
+    steps, tallies, total = result.steps, result.tallies, plan.scalars
+    selected = sum(tally.selected for tally in tallies)
+    touched = {name for tally in tallies for name in tally.modules}
+    diagnostics = {
+        "layers": list(plan.layers),
+        "q": result.q,
+        "p": plan.settings.p,
+        "share": selected / total,
+        "selected": selected,
+        "denominator": total,
+        "denominator_is": "scalars of all projections in the model's blocks",
+        "projection": asdict(plan.projection),
+        "norm_kept": tallies[-1].norm_kept,
+        "steps": [
+            {
+                "name": step.name,
+                "selected": tally.selected,
+                "share": tally.selected / total,
+                "changed": tally.changed,
+            }
+            for step, tally in zip(steps, tallies, strict=True)
+        ],
+        "without_direction": sorted(set().union(*(tally.without_direction for tally in tallies))),
+        "maps": [_share_map(plan, result.union)],
+    }
+    return Edit(
+        defended=steps[-1].checkpoint,
+        parameters_edited=edited,
+        parameters_total=count_parameters(replace(attacked, adapter=None)),
+        modules=tuple(name for name in plan.shapes if name in touched),
+        diagnostics=diagnostics,
+        steps=steps if len(steps) > 1 else (),
+    )
+
+
+def _share_map(plan: EditPlan, union: Union) -> dict[str, Any]:
+    """The share of each projection that has been edited, by layer."""
+    layers, edited = by_layer(plan.shapes), union.scalars
+    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in plan.shapes))
+
+    def share(names: list[str], kind: str) -> float:
+        members = [name for name in names if name.endswith(f".{kind}")]
+        whole = sum(math.prod(plan.shapes[name]) for name in members)
+        return 100 * sum(edited.get(name, 0) for name in members) / whole if whole else 0.0
+
+    return {
+        "name": "edited_neurons",
+        "title": "Share of each projection that was edited; outlined: the layers chosen",
+        "rows": "layer",
+        "columns": f"projection ({', '.join(kind.removesuffix('_proj') for kind in kinds)})",
+        "unit": "%",
+        "values": [[share(names, kind) for kind in kinds] for names in layers.values()],
+        "marked": [[at, column] for at in plan.layers for column in range(len(kinds))],
+    }

@@ -39,12 +39,6 @@ def hidden_states(
 
     Blocks are hooked, since the last of a model's `hidden_states` is behind its final norm.
 
-    Args:
-        checkpoint: The aligned model.
-        names: Its projections, which say where its blocks are.
-        rows: (prompt ids, answer ids); only prompts are read.
-        batch_size: Rows per forward pass.
-
     Returns:
         (layers, rows, hidden) float32 on the CPU.
     """
@@ -75,11 +69,8 @@ def hidden_states(
 def safety_gap(benign: Tensor, harmful: Tensor, pairs: int, seed: int) -> list[float]:
     """g_l = mean cos(benign, benign') - mean cos(benign, harmful) over seeded pairs, per layer.
 
-    Args:
-        benign: (layers, n, hidden) of `hidden_states`, at least two rows.
-        harmful: (layers, m, hidden).
-        pairs: How many pairs of each kind; drawn anew each, so that any number can be had.
-        seed: Of the draws.
+    Both are (layers, rows, hidden) of `hidden_states`, benign at least two rows.  Pairs of each
+    kind are drawn anew each, so that any number can be had.
     """
     draw = random.Random(seed)
     same = [draw.sample(range(benign.shape[1]), 2) for _ in range(pairs)]
@@ -102,12 +93,7 @@ def window_size(window: int | float, depth: int) -> int:
 
 
 def safety_layers(gaps: Sequence[float], size: int) -> list[int]:
-    """The contiguous window in which the gap rises most: argmax of g_end - g_start.
-
-    Args:
-        gaps: g_l per layer.
-        size: Layers in the window.
-    """
+    """The contiguous window in which the gap rises most: argmax of g_end - g_start."""
     starts = range(len(gaps) - size + 1)
     start = max(starts, key=lambda at: gaps[at + size - 1] - gaps[at])
     return list(range(start, start + size))
@@ -115,11 +101,6 @@ def safety_layers(gaps: Sequence[float], size: int) -> list[int]:
 
 def named_layers(layers: Sequence[int] | Sequence[float], depth: int) -> list[int]:
     """The layers that `defense.layers` names: as they are, or from a fraction to a fraction.
-
-    Args:
-        layers: Layer numbers from 0; or two fractions of the depth, [0.3125, 0.5] being layers 10
-            to 15 of 32.
-        depth: How many layers the model has.
 
     Raises:
         SettingError: A layer isn't there, or none lies between the fractions.

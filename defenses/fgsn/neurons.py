@@ -26,27 +26,16 @@ ROWS = 1024  # Rows whose absolute values are held at a time.
 def neuron_scores(weight: Tensor, norms: Tensor) -> Tensor:
     """I_i = sum_j |W_ij| ||X_j||_2: the Wanda scores of an output row, summed.
 
-    Args:
-        weight: W (d_out, d_in).
-        norms: ||X_j||_2 on each of k sets of prompts, (d_in, k).
-
-    Returns:
-        (d_out, k) float32.
+    Of W (d_out, d_in) and norms on each of k sets of prompts (d_in, k): (d_out, k) float32.
     """
     norms = norms.to(weight)
     return torch.cat([part.abs() @ norms for part in weight.split(ROWS)])
 
 
 def top(scores: Mapping[str, Tensor], share: float, scope: Scope) -> dict[str, Tensor]:
-    """Top_share of the scores of one layer.
+    """Top_share of the scores of one layer, {projection: (d_out,) or (d_out, d_in)}, as bool masks.
 
-    Args:
-        scores: {projection: (d_out,) or (d_out, d_in)} of all projections of one layer.
-        share: How much is taken.
-        scope: Of each "tensor", of each "row" of a tensor, or of the "layer" as a whole.
-
-    Returns:
-        {projection: bool mask of the same shape}.
+    It is a share of each "tensor", of each "row" of a tensor, or of the "layer" as a whole.
     """
     if scope != "layer":
         return {name: top_share(score, share, scope) for name, score in scores.items()}
@@ -61,27 +50,13 @@ def top(scores: Mapping[str, Tensor], share: float, scope: Scope) -> dict[str, T
 def safety_mask(
     harmful: Mapping[str, Tensor], benign: Mapping[str, Tensor], q: float, p: float, scope: Scope
 ) -> dict[str, Tensor]:
-    """Mask_l = TopQ(scores on harmful prompts) minus TopP(scores on benign prompts).
-
-    Args:
-        harmful: Scores of one layer, as of `top`.
-        benign: Scores of that layer on benign prompts.
-        q: Share taken of the harmful scores.
-        p: Share of the benign scores that is left out of it.
-        scope: Of both.
-    """
+    """Mask_l = TopQ(scores on harmful prompts) minus TopP(scores on benign prompts)."""
     general = top(benign, p, scope)
     return {name: mask & ~general[name] for name, mask in top(harmful, q, scope).items()}
 
 
 def find_q(share: Callable[[float], float], target: float, tolerance: float = 1e-4) -> float:
-    """The q whose realised share is nearest to `target`, by bisection.
-
-    Args:
-        share: Share of edited weights by q; rises with q.
-        target: The share wanted; at most `share(1.0)`.
-        tolerance: Width of q at which the search ends.
-    """
+    """The q whose realised share is nearest to `target`, by bisection; `share` rises with q."""
     low, high = 0.0, 1.0
     while high - low > tolerance:
         middle = (low + high) / 2
@@ -92,11 +67,8 @@ def find_q(share: Callable[[float], float], target: float, tolerance: float = 1e
 class NeuronScores:
     """The scores of one model's neurons, a layer at a time.
 
-    Args:
-        aligned: The aligned model.
-        scored: The model whose inputs are counted.
-        plan: What is scored, and where.
-        prompts: Token rows by dimension, and of the benign prompts (`BENIGN`).
+    `scored` is the model whose inputs are counted; `prompts` are token rows by dimension, and of
+    the benign prompts (`BENIGN`).
     """
 
     def __init__(

@@ -23,7 +23,6 @@ class EditPlan:
     """The settings, and what they come to on one model.
 
     Attributes:
-        settings: The defense's.
         layers: {layer: projections} in which neurons are looked for.
         shapes: {projection: (d_out, d_in)} of all projections in the model's blocks; their
             scalars are the denominator of every share.
@@ -44,22 +43,11 @@ class EditPlan:
         settings = self.settings
         return Projection(settings.edit, settings.norm, settings.blend_weight)
 
-    @property
-    def low_rank(self) -> bool:
-        """Whether an edit of an adapter is again an adapter."""
-        return self.settings.target == "delta" and self.settings.granularity == "row"
-
 
 def plan_edit(
     settings: FGSN, models: Models, attacked: Checkpoint, gaps: Sequence[float] | None
 ) -> EditPlan:
-    """The plan for one attacked model.
-
-    Args:
-        settings: The defense's.
-        models: Base and aligned.
-        attacked: The attacked model.
-        gaps: The layers' gaps as `prepare` measured them; None unless `layers` is "auto".
+    """The plan for one attacked model; `gaps` are the layers', None unless `layers` is "auto".
 
     Raises:
         ModelError: The artefact has no gaps, or the models can't be compared.

@@ -25,12 +25,9 @@ ROWS = 256  # Rows that are multiplied at a time.
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """What becomes of a selected neuron.
+    """What becomes of a selected neuron: "project" (Eq. 7), "zero", or "blend" of it and Eq. 7's.
 
-    Attributes:
-        edit: "project" (Eq. 7), "zero", or "blend" of the neuron and its projection.
-        norm: What Eq. 6 divides by.
-        blend_weight: Of "blend": the projection's share.
+    `norm` is what Eq. 6 divides by, `blend_weight` the projection's share of a "blend".
     """
 
     edit: EditKind
@@ -39,12 +36,7 @@ class Projection:
 
 
 def dim(direction: Matrix, norm: Norm) -> float:
-    """Dim of Eq. 6: ||D||_F (as in SafeLoRA), d_in, d_out, or their product.
-
-    Args:
-        direction: D.
-        norm: Which of the four; the paper leaves it open.
-    """
+    """Dim of Eq. 6, open in the paper: ||D||_F (as in SafeLoRA), d_in, d_out, d_in d_out."""
     d_out, d_in = direction.shape
     if norm == "fro":
         return frobenius(direction)
@@ -54,13 +46,8 @@ def dim(direction: Matrix, norm: Norm) -> float:
 def safety_product(direction: Matrix, x: Tensor, rows: Tensor) -> Tensor:
     """(D D^T X)[rows], W_safe X of Eq. 6 but for Dim, in the order that costs least.
 
-    Args:
-        direction: D (d_out, d_in).
-        x: X (d_out, n).
-        rows: (m,) indices of the rows wanted.
-
-    Returns:
-        (m, n).  Beside it, memory holds at most d_in x n or `ROWS` x d_out.
+    D is (d_out, d_in), X (d_out, n).  Beside the result (m, n), memory holds at most d_in x n or
+    `ROWS` x d_out.
     """
     if isinstance(direction, Factored):
         inner = direction.a @ direction.a.mT
@@ -85,12 +72,6 @@ def edited_rows(
 ) -> Tensor | None:
     """Rows of Proj(X) = W_safe X (Eq. 7), of zeros, or of a blend of X and Proj(X).
 
-    Args:
-        direction: Gives D; not called for zeros.
-        x: X (d_out, n).
-        rows: (m,) indices of the selected neurons.
-        plan: What becomes of them.
-
     Returns:
         (m, n), or None where D = 0: there is no direction to project on.
     """
@@ -108,19 +89,10 @@ def edited_rows(
 def edit_neurons(
     direction: Callable[[], Matrix], matrix: Matrix, mask: Tensor, plan: Projection
 ) -> Matrix | None:
-    """X <- (1 - M) * X + M * Proj(X).
+    """X <- (1 - M) * X + M * Proj(X), a new matrix; None where nothing is selected or D = 0.
 
-    Of factors b a, whole rows are edited in b alone, so that the result has the same a.
-
-    Args:
-        direction: Gives D.
-        matrix: X, the fine-tuning's delta or a weight.
-        mask: M: (d_out,) bool for rows; (d_out, d_in) bool for single weights, which needs X as
-            a full matrix.
-        plan: What becomes of what M selects.
-
-    Returns:
-        A new matrix, or None where nothing is selected or D = 0.
+    Of factors b a, whole rows are edited in b alone, so that the result has the same a.  M is
+    (d_out,) bool for rows, (d_out, d_in) bool for single weights, which needs X as a full matrix.
     """
     x = matrix.b if isinstance(matrix, Factored) else matrix
     by_row = mask if mask.dim() == 1 else mask.any(1)
@@ -137,12 +109,7 @@ def edit_neurons(
 
 
 def masked_norm(matrix: Matrix, mask: Tensor) -> float:
-    """||M * X||_F, without forming b a for whole rows.
-
-    Args:
-        matrix: X.
-        mask: As in `edit_neurons`.
-    """
+    """||M * X||_F, without forming b a for whole rows; M as in `edit_neurons`."""
     if isinstance(matrix, Factored):
         return frobenius(Factored(matrix.a, matrix.b[mask.to(matrix.b.device)]))
     return math.sqrt(float(matrix[mask.to(matrix.device)].double().square().sum()))

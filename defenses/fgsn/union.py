@@ -1,23 +1,29 @@
 """U, the neurons that have been edited: what continual projection leaves alone from then on.
 
-W_safe isn't idempotent, so that U is stored beside the result.
+W_safe isn't idempotent, so that U is stored beside the result, where `continue_from` finds it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from defenses.fgsn.plan import EditPlan
 from modeling.bitmasks import pack_bits, unpack_bits
-from settings import ModelError
+from modeling.checkpoint import Checkpoint
+from settings import ModelError, SettingError
+
+if TYPE_CHECKING:
+    from defenses.fgsn import FGSN
+
 
 # A folder of its own: engines take every safetensors file beside a model's for weights.
 FOLDER = "fgsn"
@@ -29,9 +35,7 @@ FORMAT = 1
 class Union:
     """A set of neurons: rows or single weights of projections, eight to a byte.
 
-    Attributes:
-        granularity: "row" or "weight".
-        shapes: {projection: (d_out, d_in)} of the projections that may have neurons in it.
+    `shapes` {projection: (d_out, d_in)} holds all projections that may have neurons in it.
     """
 
     granularity: str
@@ -102,19 +106,11 @@ def load_union(
     granularity: str,
     shapes: Mapping[str, tuple[int, int]],
 ) -> tuple[Union, dict[str, Any]]:
-    """Reads a stored set and checks that it belongs to this model.
-
-    Args:
-        folder: As of `union_folder`.
-        aligned: Identity of the aligned model; None: not looked at.
-        granularity: "row" or "weight".
-        shapes: Of all projections of the model.
-
-    Returns:
-        The set, and what `save` was given as its record.
+    """Reads a stored set and its record, and checks that it belongs to this model.
 
     Raises:
-        ModelError: It is damaged, or of another model or granularity.
+        ModelError: It is damaged, or of another model or granularity; where `aligned` is None, the
+            aligned model isn't looked at.
     """
     place = union_folder(folder)
     try:
@@ -149,4 +145,70 @@ def _refused(folder: str | Path, what: str) -> ModelError:
     return ModelError(
         f"what defense.continue_from={str(folder)!r} holds {what}; give the folder of a model "
         "that defense=fgsn has defended from this aligned model, or null to start anew"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a run of continual projection starts.
+
+    Attributes:
+        model: The model to edit.
+        union: U, the neurons that aren't edited again.
+        missing: The neurons of U that are to be projected in `model`, which lacks that edit.
+        edited: How many scalars were edited before.
+    """
+
+    model: Checkpoint
+    union: Union
+    missing: Union
+    edited: int = 0
+
+
+def projection_settings(settings: FGSN) -> dict[str, Any]:
+    """The settings of the projection, which runs on one model must share."""
+    names = ("edit", "blend_weight", "norm", "target", "rescore")
+    return {name: getattr(settings, name) for name in names}
+
+
+def find_start(
+    plan: EditPlan, attacked: Checkpoint, identity: Mapping[str, Any], aligned: Mapping[str, Any]
+) -> Start:
+    """The start of a run, from `continue_from` where that is set.
+
+    A model that isn't the one that the earlier run edited is taken to hold that edit.
+
+    Raises:
+        ModelError: What `continue_from` names is damaged or doesn't fit.
+        SettingError: The earlier run edited this very model in another way.
+    """
+    settings = plan.settings
+    empty = Union(settings.granularity, plan.shapes)
+    folder = settings.continue_from
+    if folder is None:
+        return Start(attacked, empty, empty)
+    union, record = load_union(folder, aligned, settings.granularity, plan.shapes)
+    if record["attacked"] != identity:
+        return Start(attacked, union, empty)
+    edited = record["parameters_edited"]
+    if settings.rescore:
+        return Start(_model_in(union_folder(folder).parent, attacked), union, empty, edited)
+    for name, value in projection_settings(settings).items():
+        if record["projection"][name] != value:
+            raise SettingError(
+                f"defense.continue_from={folder!r} repaired this very model with "
+                f"{name}={record['projection'][name]}; set defense.{name} to that"
+            )
+    return Start(attacked, union, union, edited)
+
+
+def _model_in(folder: Path, attacked: Checkpoint) -> Checkpoint:
+    """The model that an earlier run wrote for the same attacked model."""
+    if (folder / "adapter_config.json").is_file():
+        return replace(attacked, adapter=str(folder))
+    if (folder / "config.json").is_file():
+        return Checkpoint(str(folder), dtype=attacked.dtype)
+    raise ModelError(
+        f"defense.rescore=true goes on from the model that was defended, and {str(folder)!r} holds "
+        "none; set defense.continue_from to the folder of that model"
     )

@@ -9,7 +9,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -22,7 +22,6 @@ from modeling.loading import device_name
 from settings import DataError, SettingError
 
 if TYPE_CHECKING:
-    from defenses.nlsr.identify import Identification
     from modeling.capture import TokenRow
     from modeling.lora import LoraAdapter
 
@@ -168,14 +167,10 @@ class NLSR(Defense):
         return settings
 
     def check(self, models: Models, attacked: Checkpoint | None) -> None:
-        """Refuses models without adapters, and attacks that didn't resume the aligned one's.
-
-        Raises:
-            SettingError: What to set instead.
-        """
+        """Refuses models without adapters, and attacks that didn't resume the aligned one's."""
         aligned = _aligned_adapter(models)
         if attacked is not None:
-            from defenses.nlsr.coordinates import check_coordinates
+            from defenses.nlsr.reference import check_coordinates
 
             check_coordinates(aligned, _attacked_adapter(attacked))
 
@@ -186,9 +181,9 @@ class NLSR(Defense):
             SettingError: The aligned model has no adapter.
             DataError: There are too few safe answers.
         """
-        from defenses.nlsr.amplify import amplify
         from defenses.nlsr.identify import identify
         from defenses.nlsr.masks import save_masks
+        from defenses.nlsr.reference import amplify
         from modeling.loading import load_model
 
         aligned = _aligned_adapter(models)
@@ -201,7 +196,7 @@ class NLSR(Defense):
             rows, counts = self._calibrate(checkpoint, calibration)
             model = load_model(checkpoint)
         start = time.perf_counter()
-        masks = identify(model, reference, rows, self.identification)
+        masks = identify(model, reference, rows, self)
         seconds = time.perf_counter() - start
         save_masks(masks, out / MASKS)
         selected = sum(int(a.sum() + b.sum()) for a, b in masks.values())
@@ -227,8 +222,8 @@ class NLSR(Defense):
             ModelError: The artefact is incomplete.
             SettingError: The attacked adapter isn't the aligned one trained on.
         """
-        from defenses.nlsr.coordinates import check_coordinates
         from defenses.nlsr.patch import similarities, splice
+        from defenses.nlsr.reference import check_coordinates
         from modeling.headers import count_parameters
 
         reference, masks = _open_artefact(artefact), artefact / MASKS
@@ -277,17 +272,9 @@ class NLSR(Defense):
             f"calibration prompts got a safe answer; give more calibration prompts, {advice}"
         )
 
-    @property
-    def identification(self) -> Identification:
-        """The resolved settings of step 2."""
-        from defenses.nlsr.identify import Identification
-
-        values = {**self.model_dump(), **self.resolved}
-        return Identification(**{each.name: values[each.name] for each in fields(Identification)})
-
     def _select(self, similar: Sequence[float]) -> tuple[list[float], list[bool]]:
         """The probability of each module to be patched, and whether it is."""
-        from defenses.nlsr.select import below, draw, patch_probabilities
+        from defenses.nlsr.patch import below, draw, patch_probabilities
 
         if self.selection == "adaptive":
             order, rule = self.resolved["selection_order"], self.resolved["probability_rule"]

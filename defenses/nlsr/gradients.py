@@ -34,13 +34,7 @@ class GradientSums:
     running: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, name: str, x: Tensor, grad: Tensor) -> None:
-        """Adds the samples of one batch.
-
-        Args:
-            name: The weight W of shape (out, in).
-            x: The inputs of its linear layer, (rows, length, in).
-            grad: The gradient of the loss at its outputs, (rows, length, out).
-        """
+        """Adds a batch: W's inputs (rows, length, in) and output gradients (rows, length, out)."""
         samples = x.shape[0] // self.rows_per_sample
         x, grad = (t.float().reshape(samples, -1, t.shape[-1]) for t in (x, grad))
         gradients = grad.mT @ x
@@ -58,14 +52,7 @@ def snip(
 ) -> dict[str, Tensor]:
     """Sums |g| over samples, g the gradient of the answer's mean negative log-likelihood.
 
-    Args:
-        model: A causal language model; no parameter needs to require a gradient.
-        linears: {name: linear layer} whose weights are scored.
-        data: Calibration batches, in order.
-        accumulate: See `GradientSums`.
-
-    Returns:
-        {name: (out, in)}; the SNIP score is |W| times this.
+    Of each of the `linears` it is (out, in); the SNIP score is |W| times this.
     """
 
     def loss(batch: Batch) -> Tensor:
@@ -84,14 +71,8 @@ def preference_snip(
 ) -> dict[str, Tensor]:
     """`snip` with the DPO loss -log sigmoid(beta (chosen's - rejected's log-ratio)).
 
-    Log-ratios are those of the model to itself with its adapter off (the DPO reference).
-
-    Args:
-        model: A `PeftModel`.
-        linears: {name: linear layer} whose weights are scored.
-        data: Batches whose rows alternate between chosen and rejected.
-        beta: DPO's beta.
-        accumulate: See `GradientSums`.
+    Log-ratios are those of the model to itself with its adapter off (the DPO reference); the rows
+    of `data` alternate between chosen and rejected.
     """
 
     def loss(batch: Batch) -> Tensor:

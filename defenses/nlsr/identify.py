@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from defenses.nlsr import gradients, scores
-from defenses.nlsr.masks import MaskPair, TopK, cut
+from defenses.nlsr.masks import MaskPair, cut
 from modeling.adapter_inputs import adapter_linears, consume_inputs
 from modeling.capture import (
     Batch,
@@ -27,31 +26,18 @@ from modeling.capture import (
 from modeling.lora import LoraAdapter, grouped
 from settings import SettingError
 
-Method = Literal["low_rank", "wanda", "snip", "preference_snip", "random"]
+if TYPE_CHECKING:
+    from defenses.nlsr import NLSR
+
 ScorePairs = dict[str, tuple[Tensor, Tensor]]
 Linears = Mapping[str, nn.Linear]
 
 _BLOCK = re.compile(r"^(?P<path>.+?)\.(?P<index>\d+)\.")
 
 
-@dataclass(frozen=True, slots=True)
-class Identification:
-    """The resolved settings of the identification; see `NLSR` for their meaning."""
-
-    method: Method
-    sparsity: float
-    topk: TopK
-    mask_seed: int = 42
-    batch_size: int = 8
-    rank_rule: scores.RankRule = "kept"
-    sequential: bool = True
-    accumulate_gradients: bool = False
-    dpo_beta: float = 0.1
-
-
 @torch.no_grad()
 def identify(
-    model: Any, reference: LoraAdapter, rows: Sequence[TokenRow], plan: Identification
+    model: Any, reference: LoraAdapter, rows: Sequence[TokenRow], plan: NLSR
 ) -> dict[str, MaskPair]:
     """Finds the safety-critical neurons of the reference adapter.
 
@@ -61,7 +47,7 @@ def identify(
         reference: That adapter on disk, for names and shapes.
         rows: Token ids of calibration prompts and answers; only answers enter statistics.  For
             "preference_snip" they alternate between chosen and rejected.
-        plan: How to score and cut.
+        plan: The settings of the scores and the cut.
 
     Returns:
         {module: (mask of A (r, d_in), mask of B (d_out, r))}, bool, on the CPU.
@@ -77,7 +63,7 @@ def _scored(
     model: Any,
     reference: LoraAdapter,
     rows: Sequence[TokenRow],
-    plan: Identification,
+    plan: NLSR,
     generator: torch.Generator,
 ) -> Iterator[ScorePairs]:
     """Score pairs of all modules, in portions: per block where the method goes by blocks."""
@@ -97,12 +83,13 @@ def _scored(
 
 
 def _cut(
-    scored: ScorePairs, plan: Identification, generator: torch.Generator
+    scored: ScorePairs, plan: NLSR, generator: torch.Generator
 ) -> Iterator[tuple[str, MaskPair]]:
     shapes = {name: (*a.shape, *b.shape) for name, (a, b) in scored.items()}
+    topk = plan.resolved["topk"]
     for names in grouped(shapes).values():
         stacks = (torch.stack([scored[name][side] for name in names]) for side in (0, 1))
-        a, b = (cut(stack, plan.sparsity, plan.topk, generator).cpu() for stack in stacks)
+        a, b = (cut(stack, plan.sparsity, topk, generator).cpu() for stack in stacks)
         yield from zip(names, zip(a, b, strict=True), strict=True)
 
 
@@ -119,7 +106,7 @@ def _low_rank(
     linears: Linears,
     names: Sequence[str],
     data: list[Batch],
-    plan: Identification,
+    plan: NLSR,
 ) -> Iterator[ScorePairs]:
     """|What| per module (paper: step 2), of the whole model at once or block by block.
 
@@ -165,7 +152,7 @@ def _run(
 
 
 def _projected(
-    linears: Linears, names: Sequence[str], grams: Grams, plan: Identification, *, keep: bool
+    linears: Linears, names: Sequence[str], grams: Grams, plan: NLSR, *, keep: bool
 ) -> ScorePairs:
     """|What| of modules, same shapes together; `keep` writes What into the model."""
     scored: ScorePairs = {}
@@ -175,7 +162,7 @@ def _projected(
         a, b = (torch.stack([pairs[name][side].weight for name in group]) for side in (0, 1))
         gram = torch.stack([grams.sums[name] for name in group])
         rank_a, rank_b = (
-            scores.projection_rank(plan.rank_rule, plan.sparsity, rank, shape)
+            scores.projection_rank(plan.resolved["rank_rule"], plan.sparsity, rank, shape)
             for shape in ((rank, d_in), (d_out, rank))
         )
         whats = scores.project(a, b, gram, rank_a, rank_b)
@@ -206,10 +193,10 @@ def _by_gradient(
     linears: Linears,
     names: Sequence[str],
     rows: Sequence[TokenRow],
-    plan: Identification,
+    plan: NLSR,
 ) -> ScorePairs:
     """|W| * sum |g|, the SNIP score with the likelihood or the preference loss."""
-    accumulate, device = plan.accumulate_gradients, str(model.device)
+    accumulate, device = plan.resolved["accumulate_gradients"], str(model.device)
     if plan.method == "snip":
         data = batches(rows, plan.batch_size, device)
         sums = gradients.snip(model, linears, data, accumulate=accumulate)

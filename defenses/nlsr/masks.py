@@ -19,16 +19,9 @@ MaskPair = tuple[Tensor, Tensor]
 
 
 def cut(scores: Tensor, sparsity: float, topk: TopK, generator: torch.Generator) -> Tensor:
-    """The mask of the top 1 - P_SR of the scores (paper: step 2; README, "Masks").
+    """The mask of the top 1 - P_SR of scores (m, rows, columns), at least 0 (README, "Masks").
 
-    Args:
-        scores: (m, rows, columns), at least 0.
-        sparsity: P_SR.
-        topk: "row" (the paper) or "tensor" (the official code's low-rank score).
-        generator: Draws among zeros where "tensor" needs it; on the CPU.
-
-    Returns:
-        (m, rows, columns) bool.
+    "row" is the paper's, "tensor" the official code's of the low-rank score.
     """
     if topk == "row":
         return top_per_row(scores, sparsity)
@@ -36,12 +29,7 @@ def cut(scores: Tensor, sparsity: float, topk: TopK, generator: torch.Generator)
 
 
 def top_per_row(scores: Tensor, sparsity: float) -> Tensor:
-    """The top round(columns * (1 - P_SR)) of each row; of equal scores the leftmost come first.
-
-    Args:
-        scores: (..., rows, columns).
-        sparsity: P_SR.
-    """
+    """The top round(columns * (1 - P_SR)) of each row; of equal scores the leftmost come first."""
     count = round(scores.shape[-1] * (1 - sparsity))
     order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)
@@ -51,12 +39,7 @@ def above_threshold(scores: Tensor, sparsity: float, generator: torch.Generator)
     """The scores strictly above the one at int(n * P_SR) in ascending order (official code).
 
     Scores that tie with the threshold drop out.  A threshold of 0 would drop every zero, so
-    then the n - int(n * P_SR) places are filled up with zeros drawn at random.
-
-    Args:
-        scores: (rows, columns), at least 0.
-        sparsity: P_SR.
-        generator: Draws among zeros; on the CPU.
+    then the n - int(n * P_SR) places are filled up with zeros drawn at random, on the CPU.
     """
     flat = scores.flatten()
     cut_at = int(flat.numel() * sparsity)
@@ -87,14 +70,7 @@ def save_masks(masks: Mapping[str, MaskPair], path: Path) -> None:
 def load_masks(
     path: Path, adapter: LoraAdapter, names: list[str], device: str
 ) -> tuple[Tensor, Tensor]:
-    """The masks of same-shaped modules, stacked: (m, r, d_in) and (m, d_out, r) bool.
-
-    Args:
-        path: What `save_masks` wrote.
-        adapter: The reference adapter, whose shapes the masks have.
-        names: Modules of one shape.
-        device: Where the masks go.
-    """
+    """The masks of same-shaped modules, stacked: (m, r, d_in) and (m, d_out, r) bool."""
     sizes = adapter.shapes[names[0]]
     shapes = {"A": (sizes.rank, sizes.d_in), "B": (sizes.d_out, sizes.rank)}
     with safe_open(path, framework="pt") as file:

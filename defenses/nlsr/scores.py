@@ -15,16 +15,10 @@ RankRule = Literal["kept", "dropped"]
 
 
 def projection_rank(rank_rule: RankRule, sparsity: float, rank: int, shape: tuple[int, int]) -> int:
-    """How many singular vectors the projection of a LoRA matrix keeps.
+    """How many singular vectors the projection of a LoRA matrix W of that shape keeps.
 
     "kept" is the paper's r* = r (1 - P_SR), rounded to the nearest; "dropped" is the official
     code's int(min(W.shape) * P_SR).  Both are at least 1 and at most min(W.shape).
-
-    Args:
-        rank_rule: Which of the two.
-        sparsity: P_SR.
-        rank: The LoRA rank r.
-        shape: W's shape.
     """
     smallest = min(shape)
     count = round(rank * (1 - sparsity)) if rank_rule == "kept" else int(smallest * sparsity)
@@ -40,12 +34,7 @@ def project(a: Tensor, b: Tensor, gram: Tensor, rank_a: int, rank_b: int) -> tup
     R Z^T Z R^T.  So nothing of tokens x d_out or d_out x d_out is formed, and the decomposition
     is exact where `svd_lowrank` is iterative.
 
-    Args:
-        a: (m, r, d_in).
-        b: (m, d_out, r).
-        gram: Z^T Z over the answer tokens, (m, r, r), float64.
-        rank_a: Singular vectors kept for A.
-        rank_b: Singular vectors kept for B.
+    `gram` is Z^T Z over the answer tokens, (m, r, r), float64.
 
     Returns:
         What of A (m, r, d_in) and of B (m, d_out, r), in float64.
@@ -62,12 +51,7 @@ def project(a: Tensor, b: Tensor, gram: Tensor, rank_a: int, rank_b: int) -> tup
 def wanda(a: Tensor, b: Tensor, x_squares: Tensor, z_squares: Tensor, samples: int) -> list[Tensor]:
     """|W| * sqrt(mean over samples of ||x_col||^2) for A and B (Wanda in Table 5).
 
-    Args:
-        a: (m, r, d_in).
-        b: (m, d_out, r).
-        x_squares: Sums of squares of A's inputs over answer tokens, (m, d_in).
-        z_squares: Sums of squares of B's inputs, (m, r).
-        samples: How many calibration rows the sums run over.
+    Squares are summed over the answer tokens of `samples` rows: A's inputs (m, d_in), B's (m, r).
     """
     norms = ((squares / samples).sqrt().unsqueeze(-2) for squares in (x_squares, z_squares))
     return [w.double().abs() * norm for w, norm in zip((a, b), norms, strict=True)]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from modeling.checkpoint import Checkpoint, local_folder
 from modeling.lora import LoraAdapter, LoraPair, rewrite_adapter
-from modeling.model_files import read_header, weight_files
+from modeling.model_files import stored_tensors
 from modeling.pairing import Pairing
 from modeling.rewrite import EditCount, count_edits, rewrite_weights
 from settings import ModelError
@@ -48,11 +48,7 @@ def empty_adapter(pairing: Pairing, out: Path) -> EditCount:
 
 
 def write_aligned(aligned: Checkpoint, attacked: Checkpoint, out: Path) -> EditCount:
-    """Writes the aligned weights, an adapter merged; for an attack that trained all weights.
-
-    Raises:
-        ModelError: The attacked model isn't of the aligned one's shape.
-    """
+    """Writes the aligned weights, an adapter merged; for an attack that trained all weights."""
     source = replace(aligned, dtype=attacked.dtype)
     count = rewrite_weights(source, out, lambda name, weight: None)
     differing = _differing_scalars(out, local_folder(attacked), getattr(torch, attacked.dtype))
@@ -81,11 +77,11 @@ def _differing_scalars(written: Path, attacked: Path, dtype: torch.dtype) -> dic
     A tensor that one of the folders leaves out is tied to one that it holds.
     """
     counts: dict[str, int] = {}
-    files = _files(attacked)
-    for name, path in _files(written).items():
+    files = stored_tensors(attacked, "the attacked model")
+    for name, stored in stored_tensors(written).items():
         if name not in files:
             continue
-        ours, theirs = _read(path, name).to(dtype), _read(files[name], name).to(dtype)
+        ours, theirs = (_read(each.path, name).to(dtype) for each in (stored, files[name]))
         if ours.shape != theirs.shape:
             raise ModelError(
                 f"{name} is {tuple(ours.shape)} in the aligned model and {tuple(theirs.shape)} in "
@@ -93,14 +89,6 @@ def _differing_scalars(written: Path, attacked: Path, dtype: torch.dtype) -> dic
             )
         counts[name.removesuffix(".weight")] = int((ours != theirs).sum())
     return counts
-
-
-def _files(folder: Path) -> Mapping[str, Path]:
-    return {
-        name: folder / file
-        for file in weight_files(folder, "the attacked model")
-        for name in read_header(folder / file)[0]
-    }
 
 
 def _read(path: Path, name: str) -> Tensor:

@@ -39,13 +39,7 @@ class Resta(DataFreeDefense, ProjectionDefense):
         return "weights" if self.dare_rate > 0 else "adapter"
 
     def check(self, models: Models, attacked: Checkpoint | None) -> None:
-        """Refuses an aligned model that is the base, or whose projections can't be read.
-
-        Raises:
-            ModelError: The aligned model isn't a decoder of plain weights, or its adapter more
-                than LoRA.
-            SettingError: What to set instead.
-        """
+        """Refuses an aligned model that is the base, or whose projections can't be read."""
         require_unaligned_base(models, "defense=resta adds what alignment added")
         super().check(models, attacked)
 

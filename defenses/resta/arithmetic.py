@@ -21,12 +21,7 @@ from modeling.rewrite import EditCount, count_edits, rewrite_weights, write_adap
 def drop_and_rescale(delta: Tensor, rate: float, generator: torch.Generator) -> Tensor:
     """DARE (Yu et al. 2024): entries dropped with probability p, the others times 1 / (1 - p).
 
-    The expectation is `delta`.
-
-    Args:
-        delta: What fine-tuning added, of any shape.
-        rate: p, below 1.
-        generator: Draws what is dropped; on the CPU, so that every device drops the same.
+    The expectation is `delta`.  The generator is the CPU's, so that every device drops the same.
     """
     mask = torch.rand(delta.shape, generator=generator).to(delta.device) >= rate
     return delta * mask / (1 - rate)
@@ -43,13 +38,7 @@ def add_to_weights(
 ) -> EditCount:
     """Full weights W_aligned + DARE(Delta) + gamma (W_aligned - W_base) of every projection.
 
-    Args:
-        models: Base and aligned model; the base is theta_unaligned.
-        attacked: theta_ft = theta_aligned + Delta.
-        out: The folder.
-        gamma: Of the safety vector.
-        dare_rate: p; 0 keeps Delta whole.
-        seed: Of what is dropped.
+    The base is theta_unaligned, the attacked model theta_ft = theta_aligned + Delta.
     """
     pairing = open_pairing(models.aligned, attacked)
     check_pairing(pairing)
@@ -66,11 +55,8 @@ def add_to_weights(
 def add_to_adapter(models: Models, attacked: Checkpoint, out: Path, gamma: float) -> EditCount:
     """The attacked adapter with the alignment's factors appended: [s B, gamma s_a B_a] [A; A_a].
 
-    Args:
-        models: The base and the aligned model, an adapter on it; the base is theta_unaligned.
-        attacked: An adapter, the aligned one trained on or a fresh one on the aligned weights.
-        out: The folder of the new adapter: float32, scale 1, rank r + r_a.
-        gamma: Of the safety vector.
+    The attacked adapter is the aligned one trained on, or a fresh one on the aligned weights; the
+    new one is float32, of scale 1 and rank r + r_a.
     """
     pairing = open_pairing(models.aligned, attacked)
     check_pairing(pairing)

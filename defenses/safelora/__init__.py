@@ -39,11 +39,7 @@ class SafeLoRA(DataFreeDefense):
     number: int = Field(10, ge=0)
 
     def check(self, models: Models, attacked: Checkpoint | None) -> None:
-        """Refuses an aligned model that is the base, and more modules than there are.
-
-        Raises:
-            SettingError: What to set instead.
-        """
+        """Refuses an aligned model that is the base, and more modules than there are."""
         from modeling.projections import projections
 
         require_unaligned_base(models, "defense=safelora projects onto what alignment changed")
@@ -58,7 +54,6 @@ class SafeLoRA(DataFreeDefense):
         """Writes the attacked model with C Delta in place of Delta in the chosen modules.
 
         Raises:
-            ModelError: The models don't fit each other.
             SettingError: Alignment changed none of the fine-tuned modules.
         """
         from defenses.safelora.project import choose, measure, project

@@ -21,12 +21,11 @@ _ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class ProjectionFit:
-    """How a module's fine-tuning lies to its alignment.
+    """How a module's fine-tuning lies to its alignment; None where alignment left the module alone.
 
     Attributes:
-        cosine: Of C Delta and Delta; None where alignment didn't touch the module, which then
-            has no projection.
-        norm_ratio: ||C Delta|| / ||Delta||; None where `cosine` is.
+        cosine: Of C Delta and Delta.
+        norm_ratio: ||C Delta|| / ||Delta||.
     """
 
     cosine: float | None
@@ -36,9 +35,7 @@ class ProjectionFit:
 def project(d: Factored | Tensor, delta: Factored | Tensor) -> Factored | Tensor:
     """C Delta with C = D D^T / ||D||_F (Safe LoRA's projection), C never formed.
 
-    Args:
-        d: D = W_aligned - W_base of a module, not zero.
-        delta: Delta = W_attacked - W_aligned; of a factored one only b changes.
+    D = W_aligned - W_base isn't zero; of a factored Delta = W_attacked - W_aligned only b changes.
     """
     norm = frobenius(d)
     if isinstance(delta, Factored):
@@ -94,15 +91,7 @@ def choose(
     tau: float,
     number: int,
 ) -> frozenset[str]:
-    """The modules that are projected.
-
-    Args:
-        cosines: By module, in the model's order; None where there is no projection.
-        mode: "threshold": cosine <= tau; "number": the lowest, the first module first among
-            equals.
-        tau: Of "threshold".
-        number: Of "number".
-    """
+    """The modules to project: cosine <= tau, or the lowest, the first module first among equals."""
     values = {name: value for name, value in cosines.items() if value is not None}
     if mode == "threshold":
         return frozenset(name for name, value in values.items() if value <= tau)

@@ -148,11 +148,7 @@ class SafetyLock(Defense):
         return {name: getattr(self, name) for name in names} | self.resolved
 
     def heads(self, layout: HeadLayout) -> int:
-        """K for a model of this shape.
-
-        Raises:
-            SettingError: There are fewer heads.
-        """
+        """K for a model of this shape; SettingError where it has fewer heads."""
         total = layout.layers * layout.heads
         k = max(1, round(self.k_share * total)) if self.k_share is not None else self.k or 0
         if k > total:
@@ -163,12 +159,7 @@ class SafetyLock(Defense):
         return k
 
     def check(self, models: Models, attacked: Checkpoint | None) -> None:
-        """Refuses models without heads of the usual form, and those that can't be exported.
-
-        Raises:
-            ModelError: The architecture; one sentence.
-            SettingError: There are fewer heads than `k`.
-        """
+        """Refuses models that lack the usual heads, or `k` of them, or that can't be exported."""
         from modeling.export import check_exportable
         from modeling.heads import head_layout
 
@@ -177,11 +168,7 @@ class SafetyLock(Defense):
             check_exportable(models.aligned, "model.base")
 
     def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
-        """Writes the lock (Meta-SafetyLock), made from the aligned model alone.
-
-        Raises:
-            DataError: There are too few usable pairs.
-        """
+        """Writes the lock (Meta-SafetyLock), made from the aligned model alone."""
         lock, rows, report = self.build(models.aligned, calibration.safety_pairs, calibration.style)
         lock.save(out / LOCK)
         write_rows(out, rows)
@@ -190,16 +177,10 @@ class SafetyLock(Defense):
     def build(
         self, aligned: Checkpoint, pairs: Sequence[PreferencePair], style: PromptStyle
     ) -> tuple[Lock, list[TokenRow], dict[str, Any]]:
-        """Takes the lock from the aligned model.
-
-        Args:
-            aligned: The original aligned model.
-            pairs: To draw from.
-            style: Renders prompts.
+        """Takes the lock from the aligned model, K and alpha left open.
 
         Returns:
-            The lock with K and alpha left open, the token rows that it was taken from, and
-            diagnostics.
+            The lock, the token rows that it was taken from, and diagnostics.
         """
         import torch
 
@@ -261,8 +242,7 @@ class SafetyLock(Defense):
             ModelError: The lock is damaged or of another model, or the export isn't the hooked
                 model.
         """
-        from defenses.safetylock.lock import load_lock
-        from defenses.safetylock.locking import lock_model
+        from defenses.safetylock.lock import load_lock, lock_model
 
         lock = load_lock(artefact / LOCK, "the artefact's lock")
         heads = lock.heads(self.heads(lock.layout))

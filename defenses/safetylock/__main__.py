@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
-import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +16,7 @@ from omegaconf import OmegaConf
 
 from defenses.safetylock import SafetyLock
 from modeling.checkpoint import Checkpoint
+from modeling.folders import new_folder
 from settings import RelockError, SettingError
 
 if TYPE_CHECKING:
@@ -106,7 +104,8 @@ def _build(options: argparse.Namespace) -> None:
     aligned = _checkpoint(options)
     pairs = JsonlPairs(path=str(options.pairs)).pairs()
     k = defense.heads(head_layout(aligned))
-    with _written(options.out) as folder:
+    _require_new(options.out)
+    with new_folder(options.out) as folder:
         lock, _, report = defense.build(aligned, pairs, PromptStyle(style=options.style))
         lock = replace(lock, k=k, alpha=defense.alpha)
         lock.save(folder)
@@ -123,7 +122,8 @@ def _inspect(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from defenses.safetylock.lock import fingerprint, load_lock
+    from defenses.safetylock.lock import load_lock
+    from modeling.checkpoint import fingerprint_folder
 
     lock = load_lock(options.lock, "LOCK")
     console = Console(highlight=False)
@@ -133,7 +133,9 @@ def _inspect(options: argparse.Namespace) -> None:
         f"{layout.head_dim}, hidden size {layout.hidden}"
     )
     console.print(f"taken from model {origin['base']}, adapter {origin['adapter'] or 'none'}")
-    console.print(f"chat template {origin['chat_template']}, lock {fingerprint(options.lock)}")
+    console.print(
+        f"chat template {origin['chat_template']}, lock {fingerprint_folder(options.lock)}"
+    )
     console.print(", ".join(f"{name}={value}" for name, value in lock.settings.items()))
     k = _head_count(options.k, lock)
     stability = lock.stability(k)
@@ -141,14 +143,8 @@ def _inspect(options: argparse.Namespace) -> None:
     for head in ("layer", "head", "sigma", "score", "probe accuracy", "chosen by seeds"):
         table.add_column(head, justify="right")
     for entry, share in zip(lock.describe(lock.heads(k)), stability["frequency"], strict=True):
-        table.add_row(
-            str(entry["layer"]),
-            str(entry["head"]),
-            f"{entry['sigma']:.4g}",
-            f"{entry['score']:.4f}",
-            f"{entry['accuracy']:.4f}",
-            f"{100 * share:.0f} %",
-        )
+        figures = (f"{entry['sigma']:.4g}", f"{entry['score']:.4f}", f"{entry['accuracy']:.4f}")
+        table.add_row(str(entry["layer"]), str(entry["head"]), *figures, f"{100 * share:.0f} %")
     console.print(table)
     console.print(
         f"Jaccard index of the head sets of {stability['seeds']} seeds: {stability['jaccard']:.2f}"
@@ -156,8 +152,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _apply(options: argparse.Namespace) -> None:
-    from defenses.safetylock.lock import load_lock
-    from defenses.safetylock.locking import lock_model
+    from defenses.safetylock.lock import load_lock, lock_model
     from modeling.export import check_exportable
 
     lock = load_lock(options.lock, "LOCK")
@@ -168,7 +163,8 @@ def _apply(options: argparse.Namespace) -> None:
     model = _checkpoint(options)
     check_exportable(model, "--model")
     start = time.perf_counter()
-    with _written(options.out) as folder:
+    _require_new(options.out)
+    with new_folder(options.out) as folder:
         edit = lock_model(lock, model, lock.heads(k), alpha, "all", True, folder)
     report = edit.diagnostics
     print(
@@ -216,22 +212,9 @@ def _checkpoint(options: argparse.Namespace) -> Checkpoint:
     return Checkpoint(folder, options.adapter, None, dtype)
 
 
-@contextmanager
-def _written(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` when all went well, and else goes.
-
-    Raises:
-        SettingError: `out` exists.
-    """
+def _require_new(out: Path) -> None:
     if out.exists():
         raise SettingError(f"--out={str(out)!r} exists; give a folder that doesn't")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield beside / out.name
-        (beside / out.name).replace(out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -50,14 +50,14 @@ def encode_pairs(
     system: str | None,
     seed: int,
 ) -> EncodedPairs:
-    """Draws pairs and renders them.
+    """Draws `count` pairs whose answers have the `last_tokens` that are taken, and renders them.
 
     Args:
         pairs: A safe (chosen) and an unsafe (rejected) answer to each prompt.
         tokenizer: The aligned model's.
         style: Renders them.
-        count: N, how many are drawn.
-        last_tokens: r, how many tokens every answer must have.
+        count: N.
+        last_tokens: r.
         answer_end: "content" ends at the answer's last content token; "legacy_slice" cuts five
             ids off the rendered dialogue, as the official code does.
         system: A system line, or None for the style's own.
@@ -104,16 +104,9 @@ def head_outputs(
     last_tokens: int,
     batch_size: int,
 ) -> Tensor:
-    """Outputs of every head at the last `last_tokens` tokens of each row.
+    """Outputs of every head at the last r tokens of each row, none padded at the end, in one pass.
 
-    One batched pass; the input of o_proj is the concatenation of the heads' outputs.
-
-    Args:
-        model: The model, on its device.
-        layout: Its heads.
-        rows: (prompt ids, answer ids) whose last tokens count; none is padded at the end.
-        last_tokens: r.
-        batch_size: Rows per forward pass.
+    The input of o_proj is the concatenation of the heads' outputs.
 
     Returns:
         (layers, heads, rows, r, head_dim) float32, on the CPU.

@@ -34,9 +34,8 @@ class Directions:
 def mass_mean(outputs: Tensor, precision: Precision) -> Directions:
     """u = (mean safe - mean unsafe) / its norm; sigma = population std of a.u, classes pooled.
 
-    Args:
-        outputs: (layers, heads, 2 N, r, head_dim), safe and unsafe rows in turn.
-        precision: Of the arithmetic; "float16" is the official code's.
+    `outputs` are (layers, heads, 2 N, r, head_dim), safe and unsafe rows in turn; "float16" is the
+    official code's arithmetic.
     """
     layers = [_mass_mean(layer.to(getattr(torch, precision))) for layer in outputs]
     return Directions(torch.stack([u for u, _ in layers]), torch.stack([s for _, s in layers]))
@@ -52,15 +51,10 @@ def _mass_mean(a: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def split(rows: int, last_tokens: int, share: float, rule: SplitRule, seed: int) -> Tensor:
-    """Which tokens validate the probes: (rows, r) bool.
+    """Which tokens of 2 N rows, safe and unsafe in turn, validate the probes: (rows, r) bool.
 
-    Args:
-        rows: 2 N, safe and unsafe rows in turn.
-        last_tokens: r.
-        share: Of the pairs or tokens that validate.
-        rule: "pairs" keeps all tokens of a pair on one side, so that none of an answer's tokens
-            leaks across; "tokens" draws single tokens, as the official code does.
-        seed: Of the draw.
+    "pairs" keeps all tokens of a pair on one side, so that none of an answer's tokens leaks across;
+    "tokens" draws single tokens, as the official code does.
     """
     units = rows // 2 if rule == "pairs" else rows * last_tokens
     held_out = torch.zeros(units, dtype=torch.bool)

@@ -1,11 +1,14 @@
-"""The lock: an artefact of its own, made once and applied to any fine-tune of its model."""
+"""The lock, an artefact of its own, made once and applied to any fine-tune of its model.
+
+How it is applied: Zhu et al., section 2.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from defenses.base import Edit
 from defenses.safetylock.directions import Directions, overlap, top
-from modeling.heads import HeadLayout
-from settings import ModelError
+from modeling.checkpoint import Checkpoint
+from modeling.export import export_with_biases
+from modeling.headers import count_parameters
+from modeling.heads import HeadLayout, head_layout
+from modeling.output_columns import output_biases
+from modeling.steering import SteeredPositions, Steering, save_steering
+from modeling.verify import verify_export
+from settings import ModelError, SettingError
 
 TENSORS, METADATA = "lock.safetensors", "lock.json"
 FORMAT = 1
+PROVENANCE = "safetylock.json"
+VERIFY_ROWS, VERIFY_LENGTH = 4, 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +42,11 @@ class Lock:
     are what it is meant to be applied with, None where that is left open.
 
     Attributes:
-        directions: Unit vectors and standard deviations.
         scores: (seeds, layers, heads) float32; the first seed's choose the heads, the others
             tell how stable the choice is.
         accuracy: (layers, heads) float32, the probes' validation accuracy with the first seed.
-        layout: Shape of the model.
         origin: Hashes that identify the model and the chat template it was taken from.
         settings: The settings it was made with.
-        k: How many heads.
-        alpha: How strongly.
     """
 
     directions: Directions
@@ -57,9 +65,8 @@ class Lock:
     def stability(self, k: int) -> dict[str, Any]:
         """How the set of K heads depends on the seed of the probes' split.
 
-        Returns:
-            "jaccard", the mean over all pairs of seeds, "seeds", how many there are, and
-            "frequency", per chosen head the share of seeds that choose it.
+        "jaccard" is the mean over all pairs of seeds, "seeds" their number, "frequency" per chosen
+        head the share of seeds that choose it.
         """
         sets = [top(score, k) for score in self.scores]
         return {
@@ -73,8 +80,7 @@ class Lock:
     def deltas(self, heads: Sequence[tuple[int, int]], alpha: float) -> dict[int, Tensor]:
         """delta_l = concat_h(1[h in S_l] alpha sigma u), added to o_proj's input.
 
-        Returns:
-            {layer: (heads * head_dim,) float32}, layers without a chosen head left out.
+        Layers without a chosen head are left out; the others' are (heads * head_dim,) float32.
         """
         width = self.layout.heads * self.layout.head_dim
         deltas: dict[int, Tensor] = {}
@@ -85,11 +91,7 @@ class Lock:
         return deltas
 
     def check_fits(self, layout: HeadLayout, setting: str) -> None:
-        """Refuses a model of another architecture or shape.
-
-        Raises:
-            ModelError: One sentence that says where they differ.
-        """
+        """Refuses (ModelError) a model of another architecture or shape."""
         theirs = asdict(layout)
         for name, ours in asdict(self.layout).items():
             if theirs[name] != ours:
@@ -137,11 +139,7 @@ class Lock:
 
 
 def load_lock(folder: Path, setting: str) -> Lock:
-    """Reads a lock back.
-
-    Args:
-        folder: What `Lock.save` wrote.
-        setting: What named the folder, for messages.
+    """Reads a lock back; `setting` named its folder.
 
     Raises:
         ModelError: It is incomplete, damaged, or of another format.
@@ -156,14 +154,11 @@ def load_lock(folder: Path, setting: str) -> Lock:
     try:
         metadata = json.loads((folder / METADATA).read_text())
         tensors = load_file(folder / TENSORS)
-    except (ValueError, SafetensorError):
-        raise damaged from None
-    if metadata.get("format") != FORMAT:
-        raise ModelError(
-            f"{setting}={str(folder)!r} has lock format {metadata.get('format')}, this version "
-            f"reads {FORMAT}; build the lock again"
-        )
-    try:
+        if metadata["format"] != FORMAT:
+            raise ModelError(
+                f"{setting}={str(folder)!r} has lock format {metadata['format']}, this version "
+                f"reads {FORMAT}; build the lock again"
+            )
         lock = Lock(
             Directions(tensors["u"], tensors["sigma"]),
             tensors["scores"],
@@ -174,7 +169,7 @@ def load_lock(folder: Path, setting: str) -> Lock:
             metadata["k"],
             metadata["alpha"],
         )
-    except (KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, SafetensorError):
         raise damaged from None
     shape = (lock.layout.layers, lock.layout.heads)
     sound = lock.directions.u.shape == (*shape, lock.layout.head_dim) and all(
@@ -185,9 +180,85 @@ def load_lock(folder: Path, setting: str) -> Lock:
     return lock
 
 
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over a lock's two files (16 hex digits)."""
-    digest = hashlib.sha256()
-    for name in (TENSORS, METADATA):
-        digest.update((folder / name).read_bytes())
-    return digest.hexdigest()[:16]
+def lock_model(
+    lock: Lock,
+    attacked: Checkpoint,
+    heads: Sequence[tuple[int, int]],
+    alpha: float,
+    positions: SteeredPositions,
+    baked: bool,
+    out: Path,
+) -> Edit:
+    """Locks a fine-tune of the model that the lock was taken from.
+
+    Where it is `baked`, a plain model is written, which needs `positions` "all"; else `out` gets
+    what a hook needs. The scalars edited are those of the biases or of the steering vectors that
+    aren't zero; the diagnostics hold seconds and how the export compares with the hooked model.
+
+    Raises:
+        ModelError: The model has another shape, or the export differs from the hooked model.
+        SettingError: The model is steered already.
+    """
+    if attacked.steering is not None:
+        raise SettingError(
+            "the model to be locked is steered by a hook already; apply the lock to the model "
+            "that the hook was put on, or bake the first steering with defense.form=baked"
+        )
+    lock.check_fits(original_layout(attacked), f"the model {attacked.base!r}")
+    steering = Steering(lock.deltas(heads, alpha), positions)
+    modules = tuple(f"model.layers.{layer}.self_attn.o_proj" for layer in sorted(steering.deltas))
+    total = count_parameters(attacked)
+    if not baked:
+        save_steering(steering, out)
+        edited = sum(int(delta.count_nonzero()) for delta in steering.deltas.values())
+        defended = replace(attacked, steering=str(out))
+        return Edit(defended, edited, total, modules, {"baked": False})
+    start = time.perf_counter()
+    biases = output_biases(attacked, steering.deltas)
+    computed = time.perf_counter()
+    export_with_biases(attacked, biases, out)
+    exported = time.perf_counter()
+    _write_provenance(lock, attacked, heads, alpha, out)
+    defended = Checkpoint(str(out), None, None, attacked.dtype)
+    difference = verify_export(out, attacked, steering, _verification_rows(attacked))
+    report = {
+        "baked": True,
+        "bias_seconds": computed - start,
+        "export_seconds": exported - computed,
+        "verify_seconds": time.perf_counter() - exported,
+        "export": difference,
+    }
+    edited = sum(int(bias.count_nonzero()) for bias in biases.values())
+    return Edit(defended, edited, total, modules, report)
+
+
+def original_layout(checkpoint: Checkpoint) -> HeadLayout:
+    """The model's shape; of a model that was exported in another architecture, its original's."""
+    layout = head_layout(checkpoint)
+    provenance = Path(checkpoint.base) / PROVENANCE
+    if not provenance.is_file():
+        return layout
+    return replace(layout, model_type=json.loads(provenance.read_text())["model_type"])
+
+
+def _write_provenance(
+    lock: Lock, attacked: Checkpoint, heads: Sequence[tuple[int, int]], alpha: float, out: Path
+) -> None:
+    """Says beside the weights what was baked into them."""
+    content = {
+        "model_type": original_layout(attacked).model_type,
+        "origin": lock.origin,
+        "alpha": alpha,
+        "heads": [list(head) for head in heads],
+    }
+    (out / PROVENANCE).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _verification_rows(checkpoint: Checkpoint) -> list[list[int]]:
+    """Token ids drawn with a fixed seed: two models either compute the same or they don't."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(checkpoint.base, revision=checkpoint.revision)
+    generator = torch.Generator().manual_seed(0)
+    shape = (VERIFY_ROWS, VERIFY_LENGTH)
+    return torch.randint(config.vocab_size, shape, generator=generator).tolist()

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from defenses.safetylock.logistic import Fit, descend, newton, rows_times
-from settings import DataError, SettingError
+from settings import DataError
 
 # Bytes of x that are fitted together: on a CPU as much as a last-level cache keeps.
 GROUP_BYTES = {"cpu": 16 * 2**20, "cuda": 2 * 2**30}
@@ -27,33 +27,13 @@ GROUP_BYTES = {"cpu": 16 * 2**20, "cuda": 2 * 2**30}
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """One linear probe per head; positive decisions mean safe.
-
-    Attributes:
-        weights: (heads, d), float32.
-        biases: (heads,), float32.
-    """
+    """One linear probe per head: weights (heads, d), biases (heads,), float32; positive is safe."""
 
     weights: Tensor
     biases: Tensor
 
     def decision(self, x: Tensor) -> Tensor:
-        """w.x + b, the log-odds of safe.
-
-        Args:
-            x: Activations (heads, n, d), floating point, on the probes' device.
-
-        Returns:
-            (heads, n), in x's dtype.
-
-        Raises:
-            DataError: x is not of these probes' heads and dimension.
-        """
-        heads, d = self.weights.shape
-        if x.ndim != 3 or (x.shape[0], x.shape[2]) != (heads, d):
-            raise DataError(
-                f"these probes take activations of shape ({heads}, n, {d}), not {tuple(x.shape)}"
-            )
+        """w.x + b, the log-odds of safe, (heads, n) in the dtype of x (heads, n, d)."""
         return rows_times(x, self.weights.to(x)) + self.biases.to(x)[:, None]
 
 
@@ -84,11 +64,12 @@ def fit_probes(
         The probes, float32, on x's device.
 
     Raises:
-        DataError: x holds NaN or infinity, labels hold one class, or shapes or types don't fit.
-        SettingError: c or tolerance isn't positive, or max_iterations is negative.
+        DataError: x holds NaN or infinity, or labels hold one class.
         ModelError: Some head didn't converge: the tolerance is finer than rounding allows.
     """
-    _check(x, labels, c, tolerance, max_iterations)
+    if labels.all() or not labels.any():
+        only = "safe" if labels.all() else "unsafe"
+        raise DataError(f"all {x.shape[1]} rows are {only}; a probe needs rows of both classes")
     labels = labels.to(x.device)
     heads, _, d = x.shape
     solution = x.new_empty(heads, d + 1, dtype=torch.float32)
@@ -126,50 +107,14 @@ def _each(
 
 
 def accuracy(probes: Probes, x: Tensor, labels: Tensor) -> Tensor:
-    """Share of rows on the right side of each head's boundary.
-
-    Args:
-        probes: Of as many heads as x has.
-        x: (heads, n, d).
-        labels: (n,), bool, True for safe.
-
-    Returns:
-        (heads,), float32, between 0 and 1; a decision of exactly 0 counts as unsafe.
-    """
+    """Share of rows on the right side of each head's boundary, (heads,); 0 counts as unsafe."""
     return ((probes.decision(x) > 0) == labels.to(x.device)).float().mean(1)
 
 
 def log_loss(probes: Probes, x: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log-likelihood of the labels, without the penalty.
+    """Mean negative log-likelihood of the labels without the penalty, (heads,), nats per row.
 
-    Args:
-        probes: Of as many heads as x has.
-        x: (heads, n, d).
-        labels: (n,), bool, True for safe.
-
-    Returns:
-        (heads,), nats per row, in x's dtype; finite however wrong a decision is.
+    It is finite however wrong a decision is.
     """
     signs = labels.to(x) * 2 - 1
     return softplus(-signs * probes.decision(x)).mean(1)
-
-
-def _check(x: Tensor, labels: Tensor, c: float, tolerance: float, max_iterations: int) -> None:
-    if x.ndim != 3 or 0 in x.shape or x.dtype not in (torch.float32, torch.float64):
-        raise DataError(
-            "probes need activations of shape (heads, rows, d) in float32 or float64, "
-            f"not {tuple(x.shape)} in {x.dtype}"
-        )
-    if labels.dtype != torch.bool or labels.shape != x.shape[1:2]:
-        raise DataError(
-            f"probes need {x.shape[1]} bool labels, one per row, "
-            f"not {tuple(labels.shape)} in {labels.dtype}"
-        )
-    if labels.all() or not labels.any():
-        only = "safe" if labels.all() else "unsafe"
-        raise DataError(f"all {x.shape[1]} rows are {only}; a probe needs rows of both classes")
-    for name, value in (("c", c), ("tolerance", tolerance)):
-        if not 0 < value < float("inf"):
-            raise SettingError(f"{name}={value} is not allowed; it should be positive and finite")
-    if max_iterations < 0:
-        raise SettingError(f"max_iterations={max_iterations} is not allowed; it should be >= 0")

@@ -31,12 +31,7 @@ STEPS = "steps"
 
 
 class Stack(Defense):
-    """Applies defenses in order; its settings are theirs.
-
-    Attributes:
-        order: Names of the defenses, the first one to be applied first.
-        parts: The defenses themselves, in that order.
-    """
+    """Applies defenses in `order`, their names, the first one first; its settings are theirs."""
 
     order: tuple[str, ...]
     parts: tuple[Defense, ...]
@@ -178,7 +173,11 @@ class Stack(Defense):
             model = edit.defended
         edits[-1] = replace(edits[-1], defended=_moved(model, folder, out))
         total = edits[0].parameters_total
-        maps = [_named(shown, self._folder(i)) for i, e in enumerate(edits) for shown in _maps(e)]
+        maps = [
+            {**shown, "name": f"{self._folder(index)}_{shown['name']}"}
+            for index, edit in enumerate(edits)
+            for shown in edit.diagnostics.get("maps", [])
+        ]
         return Edit(
             defended=edits[-1].defended,
             parameters_edited=min(total, sum(edit.parameters_edited for edit in edits)),
@@ -216,14 +215,6 @@ def _report(name: str, edit: Edit, seconds: float) -> dict[str, Any]:
         "modules": list(edit.modules),
         "diagnostics": diagnostics,
     }
-
-
-def _maps(edit: Edit) -> list[dict[str, Any]]:
-    return list(edit.diagnostics.get("maps", []))
-
-
-def _named(shown: dict[str, Any], part: str) -> dict[str, Any]:
-    return {**shown, "name": f"{part}_{shown['name']}"}
 
 
 def _without_own_steps(edit: Edit, folder: Path) -> Edit:

@@ -68,11 +68,7 @@ class WandaPrune(ProjectionDefense):
         return {name: getattr(self, name) for name in ("scored", "positions", "batch_size")}
 
     def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
-        """Writes the token rows and, where the aligned model is scored, its input norms.
-
-        Raises:
-            DataError: There are no prompts of a set, or no safe answer to any.
-        """
+        """Writes the token rows and, where the aligned model is scored, its input norms."""
         from safetensors.torch import save_file
 
         from modeling.projections import projections
@@ -94,7 +90,6 @@ class WandaPrune(ProjectionDefense):
         Raises:
             ModelError: The artefact is incomplete, or the models don't fit each other.
         """
-        from defenses.wanda_prune.mask import set_difference
         from modeling.importance import wanda_scores
         from modeling.projections import projections, read_weight
         from modeling.rewrite import rewrite_weights
@@ -166,3 +161,10 @@ class WandaPrune(ProjectionDefense):
                 model, rows[kind], self.batch_size, self.positions, names
             ).items()
         }
+
+
+def set_difference(safety: Tensor, utility: Tensor, q: float, p: float) -> Tensor:
+    """S(p, q) = S^s(q) - S^u(p): top q on safety data minus top p on utility data, per matrix."""
+    from modeling.importance import top_share
+
+    return top_share(safety, q, "tensor") & ~top_share(utility, p, "tensor")

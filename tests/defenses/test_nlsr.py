@@ -181,8 +181,8 @@ def test_variants_differ_in_sign_rank_and_scale(
     paper, official = (_nlsr(variant=variant, sparsity=0.8) for variant in ("paper", "official"))
     assert paper.scales == (1.0, 1.9)
     assert official.scales == (1.8, 1.8)
-    assert paper.identification.rank_rule == "kept"
-    assert official.identification.rank_rule == "dropped"
+    assert paper.resolved["rank_rule"] == "kept"
+    assert official.resolved["rank_rule"] == "dropped"
     assert (paper.resolved["topk"], official.resolved["topk"]) == ("row", "tensor")
     assert not paper.resolved["accumulate_gradients"]
     assert official.resolved["accumulate_gradients"]
@@ -483,7 +483,7 @@ def test_no_product_is_ever_formed(tmp_path: Path, method: str) -> None:
     )
     reference = open_adapter(str(aligned.adapter), "aligned")
     model, masks = load_model(aligned, device="cpu"), tmp_path / "masks.safetensors"
-    plan = _nlsr(method=method).identification
+    plan = _nlsr(method=method)
     with LargestNew() as largest:
         save_masks(identify(model, reference, rows, plan), masks)
         similar = similarities(reference, victim, masks, "cpu")

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
-from defenses.nlsr import scores
-from defenses.nlsr.identify import Identification, _scored
+from defenses.nlsr import NLSR, scores
+from defenses.nlsr.identify import _scored
 from modeling.adapter_inputs import adapter_linears
 from modeling.capture import TokenRow
 from modeling.checkpoint import Checkpoint
@@ -33,13 +33,13 @@ def adapter(aligned: Checkpoint) -> LoraAdapter:
     return open_adapter(str(aligned.adapter), "aligned")
 
 
-def _plan(**changes: object) -> Identification:
+def _plan(**changes: object) -> NLSR:
     values = {"method": "low_rank", "sparsity": 0.5, "topk": "row", "batch_size": 2}
-    return Identification(**{**values, **changes})
+    return NLSR(**{**values, **changes})
 
 
 def _score(
-    aligned: Checkpoint, adapter: LoraAdapter, plan: Identification, rows: list[TokenRow] = ROWS
+    aligned: Checkpoint, adapter: LoraAdapter, plan: NLSR, rows: list[TokenRow] = ROWS
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(plan.mask_seed)
     found = {}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defenses.nlsr.select import below, draw, masked_similarity, patch_probabilities
+from defenses.nlsr.patch import below, draw, masked_similarity, patch_probabilities
 
 similarities = st.lists(st.floats(-1, 1), min_size=1, max_size=40)
 shares = st.floats(0, 1)

@@ -15,11 +15,10 @@ from defenses.artefacts import ROWS
 from defenses.base import Edit, Models
 from defenses.safetylock import LOCK, SafetyLock
 from defenses.safetylock.activations import encode_pairs, head_outputs
-from defenses.safetylock.lock import Lock, fingerprint, load_lock
-from defenses.safetylock.locking import PROVENANCE
+from defenses.safetylock.lock import PROVENANCE, Lock, load_lock
 from experiments.pipeline.placement import checkpoint_at, place
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint
+from modeling.checkpoint import Checkpoint, fingerprint_folder
 from modeling.heads import head_layout, output_projections
 from modeling.loading import load_model, load_tokenizer
 from settings import DataError, ModelError, SettingError
@@ -118,9 +117,9 @@ def test_only_the_chosen_heads_are_steered(
 
 def test_prepare_follows_from_the_seed(models: Models, artefact: Path, tmp_path: Path) -> None:
     _lock().prepare(models, _calibration(), tmp_path / "again")
-    assert fingerprint(tmp_path / "again" / LOCK) == fingerprint(artefact / LOCK)
+    assert fingerprint_folder(tmp_path / "again" / LOCK) == fingerprint_folder(artefact / LOCK)
     _lock(seed=1).prepare(models, _calibration(), tmp_path / "other")
-    assert fingerprint(tmp_path / "other" / LOCK) != fingerprint(artefact / LOCK)
+    assert fingerprint_folder(tmp_path / "other" / LOCK) != fingerprint_folder(artefact / LOCK)
 
 
 def test_a_lock_survives_the_disk(artefact: Path, tmp_path: Path) -> None:

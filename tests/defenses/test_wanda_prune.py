@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from defenses.base import Edit
-from defenses.wanda_prune import NORMS, ROWS, WandaPrune
-from defenses.wanda_prune.mask import set_difference
+from defenses.wanda_prune import NORMS, ROWS, WandaPrune, set_difference
 from modeling.checkpoint import Checkpoint
 from modeling.importance import wanda_scores
 from modeling.loading import load_model

@@ -1,14 +1,30 @@
-"""Whether two adapters share LoRA coordinates, without which a transplant means nothing."""
+"""The reference adapter (paper: step 1), and whether a victim shares its LoRA coordinates."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from modeling.lora import LoraAdapter
+from modeling.lora import LoraAdapter, LoraPair, open_adapter, rewrite_adapter
 from settings import SettingError
+
+
+def amplify(aligned: LoraAdapter, out: Path, scale_a: float, scale_b: float) -> LoraAdapter:
+    """Writes the reference adapter e: A_e = scale_a A, B_e = scale_b B.
+
+    The paper's W_e = (1 + beta) W_a - beta W_0 is exact on a LoRA, whose product is W_a - W_0:
+    scale_a = 1 and scale_b = 1 + beta.  The official code has 2 alpha for both.
+    """
+
+    def scaled(_: str, pair: LoraPair) -> LoraPair:
+        return LoraPair(pair.a * scale_a, pair.b * scale_b, pair.scale)
+
+    rewrite_adapter(aligned, out, scaled)
+    return open_adapter(out, "the reference adapter")
+
 
 # Resumed training moves A little (cosine 0.9 and more even after harsh attacks), while two
 # independent initialisations of r x d_in scalars have a cosine of about 0 +- 1/sqrt(r d_in).
@@ -18,21 +34,14 @@ _ADVICE = "set attack.adapter=resume, so that the attack trains the aligned mode
 
 
 def check_coordinates(aligned: LoraAdapter, attacked: LoraAdapter) -> dict[str, float]:
-    """Checks that `attacked` is `aligned` trained on, and not an adapter of its own.
+    """The median and the smallest cosine of two adapters that share coordinates.
 
     Names, shapes and scales must be equal, and the lora_A matrices, compared by the median over
     modules of their cosine, must point the same way (`MIN_COSINE`); the cosine doesn't see the
     reference's amplification.
 
-    Args:
-        aligned: The alignment adapter, or the reference made from it.
-        attacked: The victim's adapter.
-
-    Returns:
-        The median and the smallest cosine, for the record.
-
     Raises:
-        SettingError: They don't share coordinates.
+        SettingError: `attacked` isn't `aligned` trained on.
     """
     if set(aligned.shapes) != set(attacked.shapes):
         odd = sorted(set(aligned.shapes) ^ set(attacked.shapes))
