@@ -74,7 +74,7 @@ def describe_edit(
         diagnostics: The method's own figures.
         modules: The modules touched; None: those in which something changed.
     """
-    from modeling.headers import count_parameters
+    from modeling.checkpoint import count_parameters
 
     return Edit(
         defended=count.defended,

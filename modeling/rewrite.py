@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 from modeling.checkpoint import Checkpoint, local_folder
-from modeling.folders import copy_besides, new_folder
 from modeling.loading import device_name
-from modeling.lora import LoraAdapter, tensor_name
-from modeling.merge import read_merged
+from modeling.lora import LoraAdapter, read_merged, tensor_name
 from modeling.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FLOATS, read_header, weight_files
 from modeling.pairing import Factored, check_unsteered
 from modeling.projections import Projections, open_projections
-from modeling.shards import write_index, write_shard, write_stream
+from modeling.shards import copy_besides, new_folder, write_index, write_shard, write_stream
 from settings import ModelError
 
 WeightEdit = Callable[[str, Tensor], Tensor | None]

@@ -11,8 +11,7 @@ from defenses.fgsn.continual import ContinualEdit
 from defenses.fgsn.layers import by_layer
 from defenses.fgsn.plan import EditPlan
 from defenses.fgsn.union import Union
-from modeling.checkpoint import Checkpoint
-from modeling.headers import count_parameters
+from modeling.checkpoint import Checkpoint, count_parameters
 
 
 def describe(plan: EditPlan, result: ContinualEdit, attacked: Checkpoint, edited: int) -> Edit:

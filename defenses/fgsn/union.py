@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modeling.bitmasks import pack_bits, unpack_bits
+from modeling.importance import pack_bits, unpack_bits
 from settings import ModelError
 
 # A folder of its own: engines take every safetensors file beside a model's for weights.

@@ -229,7 +229,7 @@ class NLSR(Defense):
         """
         from defenses.nlsr.coordinates import check_coordinates
         from defenses.nlsr.patch import similarities, splice
-        from modeling.headers import count_parameters
+        from modeling.checkpoint import count_parameters
 
         reference, masks = _open_artefact(artefact), artefact / MASKS
         victim = _attacked_adapter(attacked)

@@ -18,9 +18,8 @@ from experiments.config.experiment import CONF, register_resolvers
 from experiments.config.model import ModelSettings
 from modeling import hub
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint
+from modeling.checkpoint import Checkpoint, check_target_modules
 from modeling.export import check_exportable
-from modeling.headers import check_target_modules
 from modeling.heads import head_layout
 from modeling.loading import load_tokenizer
 from settings import ModelError, plain
