@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling.hub import fetch_model
 from modeling.model_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -19,6 +18,11 @@ from modeling.model_files import (
     verify_folder,
 )
 from settings import ModelError, SettingError
+from settings.hub import HubRepository
+
+MODEL_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
+# Second copies of the same weights in their makers' own formats, as in Mistral's and Llama's.
+COPIES = ("consolidated*", "original/*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +117,11 @@ def resolve(base: str, revision: str | None, setting: str) -> tuple[str, str]:
         return base, fingerprint_folder(base)
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
         raise ModelError(f"{setting}={base!r} is not a folder; give a model folder or a hub id")
-    folder = fetch_model(base, revision, setting)
+    called, instead = f"{setting}={base!r}", f"{setting} to a model folder"
+    hub = HubRepository(base, revision, called, instead, ModelError, "model")
+    folder = hub.fetch(MODEL_PATTERNS, COPIES)
     verify_folder(folder, setting)
-    return folder, f"{base}@{Path(folder).name}"
+    return str(folder), f"{base}@{folder.name}"
 
 
 def count_parameters(checkpoint: Checkpoint) -> int:
