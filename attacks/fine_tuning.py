@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from attacks.base import Attack, AttackData
 from data.rows import Example
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint
-from modeling.headers import check_target_modules
+from modeling.checkpoint import Checkpoint, check_target_modules
 from modeling.loading import load_tokenizer
 from modeling.training import LoraSettings, TrainSettings, open_for_training, save, train_sft
 from settings import DataError, ModelError

@@ -24,9 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from modeling.checkpoint import Checkpoint
 from modeling.export import export_with_biases
-from modeling.heads import HeadLayout
+from modeling.heads import HeadLayout, output_biases, sum_biases
 from modeling.measure import measured
-from modeling.output_columns import output_biases, sum_biases
 
 REPEATS = 7
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
-from data.layout import with_input
 from data.local import Row, require_columns, take, text_of
 from data.refusals import refuses
-from data.rows import Example, TaskItem, TaskScore, TaskSource
+from data.rows import Example, TaskItem, TaskScore, TaskSource, with_input
 from data.tasks import TrainRows
 from settings import SettingError
 

@@ -8,7 +8,6 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from data.hub import fetch_files, load_split
-from data.layout import with_context, with_input
 from data.local import (
     Row,
     harm_category,
@@ -18,10 +17,9 @@ from data.local import (
     read_rows,
     require_columns,
     take,
-    text_of,
 )
-from data.row_source import PromptRows
-from data.rows import Prompt, Role
+from data.rows import Prompt, Role, with_context, with_input
+from data.sources import PromptRows
 from settings import DataError
 
 
@@ -80,85 +78,69 @@ class PublishedPrompts(PromptRows):
     @cached_property
     def _whole(self) -> list[Prompt]:
         rows = self._rows()
-        require_columns(rows, self.where, self._origin)
+        require_columns(rows, self.where, self._where)
         prompts = [
             self._prompt(row, number)
             for number, row in enumerate(rows, 1)
             if matches(row, self.where)
         ]
-        self._check_count(len(prompts))
+        expected = (self.expect,) if isinstance(self.expect, int) else self.expect
+        if expected is not None and len(prompts) not in expected:
+            stated = " or ".join(map(str, expected))
+            raise DataError(
+                f"{self._where} holds {len(prompts)} prompts of {self.name} instead of {stated}; "
+                f"give the whole set, or set its expect to null to take what there is "
+                f"(+prompts.{self.name}.expect=null)"
+            )
         return prompts
 
     @cached_property
     def _selected(self) -> list[Prompt]:
-        where = f"{self._origin} after its first {self.start}" if self.start else self._origin
+        where = f"{self._where} after its first {self.start}" if self.start else self._where
         return take(self._whole[self.start :], self.n, where)
 
     def provenance(self) -> dict[str, Any]:
         """Where the prompts come from, for a run's record: source, commit, counts, checksum."""
-        return {
-            "source": self._origin,
-            "role": self.role,
-            "fingerprint": self.fingerprint(),
-            "rows": len(self._whole),
-            "n": len(self._selected),
-            "commit": self._commit,
-        }
+        return {**super().provenance(), "role": self.role, "rows": len(self._whole)}
 
     @property
-    def _origin(self) -> str:
-        return self.file if self.root is not None else f"{self.hub} ({self._part})"
-
-    @property
-    def _part(self) -> str:
+    def _where(self) -> str:
+        if self.root is not None:
+            return self.file
         subsets = f"{', '.join(self.configs)}: " if self.configs else ""
-        return f"{len(self.hub_files)} files" if self.hub_files else f"{subsets}{self.split}"
+        part = f"{len(self.hub_files)} files" if self.hub_files else f"{subsets}{self.split}"
+        return f"{self.hub} ({part})"
 
     def _rows(self) -> list[Row]:
         if self.root is not None:
             hub = f", or its root to null to read the hub (+prompts.{self.name}.root=null)"
             return read_rows(locate(self.root, self.file, "data.prompts or data.root", hub))
         instead = f"data.prompts to a folder with {self.file}"
-        if self.hub_files:
-            return self._file_rows(instead)
         rows: list[Row] = []
+        if self.hub_files:
+            paths, commit = fetch_files(self.hub, self.hub_files, self.revision, instead)
+            self._commits.append(commit)
+            for path in paths:
+                rows += ({self.text[0]: c[0], "category": path.stem} for c in read_cells(path))
+            return rows
         for config in self.configs or (None,):
             part, commit = load_split(self.hub, config, self.split, self.revision, instead)
             rows += part
             self._commits.append(commit)
         return rows
 
-    def _file_rows(self, instead: str) -> list[Row]:
-        paths, commit = fetch_files(self.hub, self.hub_files, self.revision, instead)
-        self._commits.append(commit)
-        return [
-            {self.text[0]: cells[0], "category": path.stem}
-            for path in paths
-            for cells in read_cells(path)
-        ]
-
     def _prompt(self, row: Row, number: int) -> Prompt:
         column = _present(row, self.text)
         if column is None:
             raise DataError(
-                f"{self._origin} has no column {' or '.join(map(repr, self.text))} in row {number} "
+                f"{self._where} has no column {' or '.join(map(repr, self.text))} in row {number} "
                 f"(it has {', '.join(map(str, row))}); rename the column or set its name"
             )
-        text = text_of(row, column, self._origin, number).strip()
+        text = self._text(row, column, number).strip()
         text = with_input(text, str(row.get(_present(row, self.input)) or ""))
         text = with_context(text, str(row.get(_present(row, self.context)) or ""))
         category = harm_category(row.get(_present(row, self.category)))
         return Prompt(f"{self.name}/{number}", text, category)
-
-    def _check_count(self, count: int) -> None:
-        expected = (self.expect,) if isinstance(self.expect, int) else self.expect
-        if expected is not None and count not in expected:
-            stated = " or ".join(map(str, expected))
-            raise DataError(
-                f"{self._origin} holds {count} prompts of {self.name} instead of {stated}; give "
-                f"the whole set, or set its expect to null to take what there is "
-                f"(+prompts.{self.name}.expect=null)"
-            )
 
 
 def _present(row: Row, names: tuple[str, ...]) -> Any:

@@ -6,26 +6,158 @@ text), or PKU-Alignment's data sets from the hub or a local copy with the same c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
-from data.local import Row, harm_category, label_of, matches, take
-from data.row_source import ExampleRows, FileSource, HubSource, PairRows, PromptRows
+from data.hub import load_split
+from data.local import (
+    Row,
+    harm_category,
+    hash_rows,
+    label_of,
+    locate,
+    matches,
+    read_rows,
+    require_columns,
+    take,
+    text_of,
+)
 from data.rows import Example, PreferencePair, Prompt
-from settings import DataError
+from settings import DataError, Settings
+
+
+class RowSource(Settings):
+    """A source whose rows a subclass selects, in `_selected`.
+
+    Attributes:
+        n: The first so many of the rows asked for; None for all.
+    """
+
+    n: int | None = Field(default=None, ge=1)
+
+    # The hub commits that rows were read from, in the order of reading.
+    _commits: list[str | None] = PrivateAttr(default_factory=list)
+
+    def fingerprint(self) -> str:
+        """Hash of the rows as they are used (16 hex digits)."""
+        return hash_rows(self._selected)
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the rows come from, for a run's record: source, commit, row count, checksum."""
+        return {
+            "source": self._where,
+            "fingerprint": self.fingerprint(),
+            "n": len(self._selected),
+            "commit": self._commits[-1] if self._commits else None,
+        }
+
+    @property
+    def _selected(self) -> list[Any]:
+        raise NotImplementedError
+
+    @property
+    def _where(self) -> str:
+        """The file or data set, for messages."""
+        raise NotImplementedError
+
+    def _text(self, row: Row, column: str, number: int) -> str:
+        return text_of(row, column, self._where, number)
+
+    def _numbered(self, rows: list[Row], columns: Sequence[str]) -> list[tuple[int, Row]]:
+        """The rows, which must have these columns, with their numbers, which count from 1."""
+        require_columns(rows, columns, self._where)
+        return list(enumerate(rows, 1))
+
+
+class ExampleRows(RowSource):
+    """A source of training rows."""
+
+    def examples(self) -> list[Example]:
+        """The rows, in the order of the file or data set."""
+        return list(self._selected)
+
+
+class PairRows(RowSource):
+    """A source of preference pairs."""
+
+    def pairs(self) -> list[PreferencePair]:
+        """The pairs, in the order of the file or data set."""
+        return list(self._selected)
+
+
+class PromptRows(RowSource):
+    """A source of prompts."""
+
+    def prompts(self) -> list[Prompt]:
+        """The prompts, in the order of the file or data set."""
+        return list(self._selected)
+
+
+class FileSource(RowSource):
+    """Rows of one local file.
+
+    Attributes:
+        path: The file: .jsonl, .jsonl.gz, .json, .csv, .tsv, .parquet or .txt.
+    """
+
+    path: str
+
+    @property
+    def name(self) -> str:
+        """The file's name without its extensions, which starts the ids of its rows."""
+        return self.path.replace("\\", "/").rpartition("/")[2].partition(".")[0]
+
+    @property
+    def _where(self) -> str:
+        return self.path
+
+    def _rows(self, *columns: str) -> list[tuple[int, Row]]:
+        return self._numbered(read_rows(locate(None, self.path, "path")), columns)
+
+
+class HubSource(RowSource):
+    """Rows of one split of a hub data set, or of a local copy of it.
+
+    Attributes:
+        path: A local file with the hub's columns (.jsonl, .jsonl.gz, .parquet), or None.
+        revision: Hub revision, or None for the newest.
+        split: Split on the hub; a local file is one split already.
+    """
+
+    path: str | None = None
+    revision: str | None = None
+    split: str
+
+    hub: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        """Data set and split, which start the ids of its rows."""
+        return f"{self.hub.rpartition('/')[2]}/{self.split}"
+
+    @property
+    def _where(self) -> str:
+        return self.path or self.name
+
+    def _rows(self, *columns: str, config: str | None = None) -> list[tuple[int, Row]]:
+        if self.path is not None:
+            return self._numbered(read_rows(locate(None, self.path, "path")), columns)
+        instead = "path to a local copy"
+        rows, commit = load_split(self.hub, config, self.split, self.revision, instead)
+        self._commits.append(commit)
+        return self._numbered(rows, columns)
+
+    def _flagged(self, safe: bool, *columns: str) -> list[tuple[int, Row]]:
+        """BeaverTails' rows that are safe, or those that aren't."""
+        rows = self._rows("prompt", "is_safe", "category", *columns)
+        return [each for each in rows if _flag(each[1], "is_safe", self._where, each[0]) is safe]
 
 
 class JsonlExamples(FileSource, ExampleRows):
-    """Training rows of a file with a prompt and a response column.
-
-    Attributes:
-        kind: What the rows are for.
-        prompt_column: Column of the user's turn.
-        response_column: Column of the assistant's turn.
-        category_column: Column of the category, or None.
-    """
+    """Training rows of a file: columns of the user's turn, the assistant's and the category."""
 
     kind: Literal["harmful", "benign", "refusal", "task"]
     prompt_column: str = "prompt"
@@ -34,16 +166,16 @@ class JsonlExamples(FileSource, ExampleRows):
 
     @cached_property
     def _selected(self) -> list[Example]:
-        optional = () if self.category_column is None else (self.category_column,)
-        rows = self._rows(self.prompt_column, self.response_column, *optional)
+        columns = (self.prompt_column, self.response_column)
+        category = self.category_column
         examples = [
             Example(
                 self._text(row, self.prompt_column, number),
                 self._text(row, self.response_column, number),
                 self.kind,
-                _category(row, self.category_column, self.path, number),
+                "" if category is None else label_of(row, category, self.path, number),
             )
-            for number, row in rows
+            for number, row in self._rows(*columns, *filter(None, [category]))
         ]
         return take(examples, self.n, self.path)
 
@@ -69,9 +201,6 @@ class FilePrompts(FileSource, PromptRows):
     """Prompts of a file; ids are "file name/row number" unless a column holds them.
 
     Attributes:
-        text_column: Column of the prompt.
-        id_column: Column of a unique id, or None.
-        category_column: Column of the category, or None.
         where: Rows are kept whose columns have these values, e.g. {label: safe} for the benign
             half of XSTest.
     """
@@ -83,22 +212,23 @@ class FilePrompts(FileSource, PromptRows):
 
     @cached_property
     def _selected(self) -> list[Prompt]:
-        named = (self.id_column, self.category_column)
-        optional = [column for column in named if column is not None]
-        rows = self._rows(self.text_column, *optional, *self.where)
-        prompts = [
-            Prompt(
-                f"{self.name}/{number}"
-                if self.id_column is None
-                else label_of(row, self.id_column, self.path, number),
-                self._text(row, self.text_column, number),
-                _category(row, self.category_column, self.path, number),
-            )
-            for number, row in rows
-            if matches(row, self.where)
-        ]
-        _require_unique(prompts, self.path)
-        return take(prompts, self.n, self.path)
+        def label(column: str | None, otherwise: str) -> str:
+            return otherwise if column is None else label_of(row, column, self.path, number)
+
+        prompts: dict[str, Prompt] = {}
+        optional = filter(None, [self.id_column, self.category_column])
+        for number, row in self._rows(self.text_column, *optional, *self.where):
+            if not matches(row, self.where):
+                continue
+            name = label(self.id_column, f"{self.name}/{number}")
+            if name in prompts:
+                raise DataError(
+                    f"{self.path} has the id {name!r} twice; set id_column to a column of unique "
+                    "ids"
+                )
+            text = self._text(row, self.text_column, number)
+            prompts[name] = Prompt(name, text, label(self.category_column, ""))
+        return take(list(prompts.values()), self.n, self.path)
 
 
 class BeaverTails(HubSource, ExampleRows):
@@ -117,16 +247,13 @@ class BeaverTails(HubSource, ExampleRows):
 
     @cached_property
     def _selected(self) -> list[Example]:
-        matching = [
-            (number, row)
-            for number, row in self._rows("prompt", "response", "is_safe", "category")
-            if _flag(row, "is_safe", self._where, number) is self.safe
-        ]
+        matching = self._flagged(self.safe, "response")
+        kind = "benign" if self.safe else "harmful"
         return [
             Example(
                 self._text(row, "prompt", number),
                 self._text(row, "response", number),
-                "benign" if self.safe else "harmful",
+                kind,
                 harm_category(row["category"]),
             )
             for number, row in take(matching, self.n, self._where)
@@ -151,18 +278,14 @@ class BeaverTailsPrompts(HubSource, PromptRows):
 
     @cached_property
     def _selected(self) -> list[Prompt]:
-        matching = [
-            (number, row)
-            for number, row in self._rows("prompt", "is_safe", "category")
-            if not _flag(row, "is_safe", self._where, number)
-        ]
+        asked = take(self._flagged(False)[self.start :], self.n, self._where)
         return [
             Prompt(
                 f"{self.name}/{number}",
                 self._text(row, "prompt", number),
                 harm_category(row["category"]),
             )
-            for number, row in take(matching[self.start :], self.n, self._where)
+            for number, row in asked
         ]
 
 
@@ -192,11 +315,7 @@ class PKUSafeRLHF(HubSource, ExampleRows):
         ]
         kind = "benign" if self.safe else "harmful"
         return [
-            Example(
-                self._text(row, "prompt", number),
-                self._text(row, column, number),
-                kind,
-            )
+            Example(self._text(row, "prompt", number), self._text(row, column, number), kind)
             for number, row, column in take(matching, self.n, self._where)
         ]
 
@@ -242,10 +361,6 @@ class PKUSafeRLHFPrompts(HubSource, PromptRows):
         return take(list(distinct.values()), self.n, self._where)
 
 
-def _category(row: Row, column: str | None, where: str, number: int) -> str:
-    return "" if column is None else label_of(row, column, where, number)
-
-
 def _flag(row: Row, column: str, where: str, number: int) -> bool:
     value = row[column]
     if not isinstance(value, bool):
@@ -254,13 +369,3 @@ def _flag(row: Row, column: str, where: str, number: int) -> bool:
             "it should be true or false"
         )
     return value
-
-
-def _require_unique(prompts: list[Prompt], where: str) -> None:
-    ids: set[str] = set()
-    for prompt in prompts:
-        if prompt.id in ids:
-            raise DataError(
-                f"{where} has the id {prompt.id!r} twice; set id_column to a column of unique ids"
-            )
-        ids.add(prompt.id)

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from pydantic import Field, PrivateAttr
 
 from data.hub import load_split
-from data.layout import with_input
 from data.local import (
     Row,
     hash_rows,
@@ -28,7 +27,7 @@ from data.local import (
     text_of,
 )
 from data.reading import LabelReading, NumberReading, score_label, score_number
-from data.rows import Example, TaskItem, TaskScore, TaskSource
+from data.rows import Example, TaskItem, TaskScore, TaskSource, with_input
 from settings import DataError
 
 _SETTING = "data.root"

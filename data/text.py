@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from data.local import Row, locate, read_rows, require_columns, take, text_of
-from data.row_source import ExampleRows, FileSource, HubSource
 from data.rows import Example
+from data.sources import ExampleRows, FileSource, HubSource
 from settings import DataError
 
 KIND = "benign"
@@ -29,10 +29,6 @@ class FileText(FileSource, ExampleRows):
     A file with a response column holds prompts and responses; any other one plain text, in the
     text column. In a .txt file, the paragraphs between blank lines are the rows.
 
-    Attributes:
-        text_column: Column of plain text.
-        prompt_column: Column of the user's turn.
-        response_column: Column of the assistant's turn, which alone is scored.
     """
 
     text_column: str = "text"
@@ -51,10 +47,6 @@ class FileText(FileSource, ExampleRows):
             *prompt, response = (text_of(row, column, self.path, number) for column in columns)
             examples.append(Example("".join(prompt), response, KIND))
         return take(examples, self.n, self.path)
-
-    def provenance(self) -> dict[str, Any]:
-        """Where the rows come from, for a run's record: source, row count, checksum."""
-        return {"source": self.path, "fingerprint": self.fingerprint(), "n": len(self._selected)}
 
 
 class WikiText(HubSource, ExampleRows):
@@ -86,13 +78,12 @@ class WikiText(HubSource, ExampleRows):
     @cached_property
     def _selected(self) -> list[Example]:
         where = self._where
-        rows = self._rows("text", config=self.config)
-        lines = [_line(row, where, number) for number, row in rows]
-        paragraphs = [
-            Example("", line, KIND)
-            for line in lines
-            if len(line) >= self.min_characters and not _is_heading(line)
-        ]
+        paragraphs = []
+        for number, row in self._rows("text", config=self.config):
+            # Blank lines are part of the set.
+            line = "" if not str(row["text"]).strip() else self._text(row, "text", number).strip()
+            if len(line) >= self.min_characters and not re.fullmatch("(= )+.*( =)+", line):
+                paragraphs.append(Example("", line, KIND))
         if not paragraphs:
             raise DataError(
                 f"{where} has no paragraph of {self.min_characters} characters; "
@@ -113,14 +104,3 @@ def _paragraphs(path: Path) -> list[Row]:
         raise DataError(f"the file {str(path)!r} can't be read as UTF-8 text: {error}") from error
     blocks = (block.strip() for block in re.split(r"\n(?:[^\S\n]*\n)+", text))
     return [{"text": block} for block in blocks if block]
-
-
-def _line(row: Row, where: str, number: int) -> str:
-    """A line of WikiText without the white space around it; blank lines are part of the set."""
-    value = row["text"]
-    blank = isinstance(value, str) and not value.strip()
-    return "" if blank else text_of(row, "text", where, number).strip()
-
-
-def _is_heading(line: str) -> bool:
-    return re.fullmatch(r"(?:= )+.*(?: =)+", line) is not None

@@ -18,6 +18,6 @@ class NoDefense(DataFreeDefense):
 
     def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
         """Returns the attacked checkpoint itself."""
-        from modeling.headers import count_parameters
+        from modeling.checkpoint import count_parameters
 
         return Edit(attacked, parameters_edited=0, parameters_total=count_parameters(attacked))

@@ -58,7 +58,7 @@ def describe_edit(
 
     Without `modules`, those in which something changed count as touched.
     """
-    from modeling.headers import count_parameters
+    from modeling.checkpoint import count_parameters
 
     return Edit(
         defended=count.defended,

@@ -2,18 +2,239 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from modeling.loading import load_tokenizer
-from modeling.preference import Preference, preference_trainer
-from modeling.training import LoraSettings, TrainSettings, open_for_training, save, train, train_sft
-from settings import Settings
+from modeling.training import (
+    LoraSettings,
+    TrainSettings,
+    check_lengths,
+    open_for_training,
+    right_padded,
+    save,
+    train,
+    train_sft,
+)
+from settings import DataError, Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Preference(Settings):
+    """A preference phase.
+
+    Attributes:
+        method: "dpo" (Rafailov et al. 2023), "kto" (Ethayarajh et al. 2024; each pair's chosen
+            answer is one desirable row, its rejected answer one undesirable row), "orpo" (Hong
+            et al. 2024) or "simpo" (Meng et al. 2024).
+        beta: dpo, kto: strength of the pull towards the model as it comes in. orpo: weight of
+            the odds ratio (the paper's lambda). simpo: scale of the mean log-probabilities.
+        gamma: simpo: the margin that is aimed at (the paper's gamma, not gamma / beta).
+        train: The training phase; a row is a pair, with kto one answer.
+    """
+
+    method: Literal["dpo", "kto", "orpo", "simpo"] = "dpo"
+    beta: float = Field(gt=0)
+    gamma: float | None = Field(None, ge=0)
+    train: TrainSettings
+
+    @model_validator(mode="after")
+    def _fits(self) -> Preference:
+        if self.method == "simpo" and self.gamma is None:
+            raise ValueError("method=simpo needs a margin; set gamma, e.g. to 1.0")
+        if self.method != "simpo" and self.gamma is not None:
+            raise ValueError(f"gamma is of method=simpo alone; set gamma=null for {self.method}")
+        if self.method == "kto" and self.train.rows_per_pass < 2:
+            raise ValueError(
+                "method=kto compares the rows of a forward pass, so one row is too few; "
+                "set train.micro_batch_size=null or to 2 or more"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Token ids of a prompt and of its two answers."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+def preference_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str, str]],
+    style: PromptStyle,
+    preference: Preference,
+    seed: int,
+    scratch: Path,
+) -> Any:
+    """TRL's trainer of the method, which has a model prefer the chosen answers.
+
+    The reference of DPO and KTO is the model as it comes in: TRL copies its adapter.  ORPO and
+    SimPO have none.  Answers are cut at `train.max_length`; pairs whose prompt alone is as long
+    are left out, with a warning.
+
+    TRL makes ids of texts in ways that differ between its trainers and from `PromptStyle`: with a
+    BOS always, and an EOS behind templates that end turns otherwise.  So each trainer is made with
+    a row of its own kind that it may convert as it likes, and then gets the ids of `PromptStyle`.
+
+    Args:
+        model: Trained in place; a `PeftModel`, for TRL would read full weights' reference from
+            where they were loaded.
+        tokenizer: Its tokenizer.
+        pairs: (prompt, chosen, rejected) rows.
+        style: Renders them.
+        preference: The phase.
+        seed: Order of the rows.
+        scratch: A folder the trainer may write to.
+
+    Raises:
+        DataError: There are no pairs, or no prompt is short enough.
+    """
+    from datasets import Dataset
+
+    encoded = _encode(tokenizer, pairs, style, preference.train.max_length)
+    rows = _ROWS[preference.method](encoded, preference, seed)
+    config, trainer_class = _classes(preference.method)
+    options: dict[str, Any] = {"beta": preference.beta}
+    if preference.method in ("orpo", "simpo"):
+        options["remove_unused_columns"] = False
+        _give_float_logits(model)
+    if preference.method == "simpo":  # CPO with SimPO's loss and no behaviour-cloning term.
+        options |= {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": preference.gamma}
+    trainer: Any = trainer_class(
+        model=model,
+        args=config(**options, **preference.train.arguments(len(rows), seed, scratch)),
+        train_dataset=Dataset.from_list([{"prompt": "a\n", "chosen": "b", "rejected": "c"}]),
+        processing_class=right_padded(tokenizer),
+    )
+    trainer.train_dataset = Dataset.from_list(rows)
+    return trainer
+
+
+def _classes(method: str) -> tuple[Any, Any]:
+    """TRL's configuration and trainer of a method."""
+    if method == "dpo":
+        from trl import DPOConfig, DPOTrainer
+
+        return DPOConfig, DPOTrainer
+    if method == "kto":
+        from trl import KTOConfig, KTOTrainer
+
+        return KTOConfig, KTOTrainer
+    with _quietly():
+        from trl.experimental.cpo import CPOConfig, CPOTrainer
+        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    return (ORPOConfig, ORPOTrainer) if method == "orpo" else (CPOConfig, CPOTrainer)
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str, str]],
+    style: PromptStyle,
+    max_length: int,
+) -> list[_Pair]:
+    if not pairs:
+        raise DataError("there are no preference pairs to train on; give a source that yields some")
+    encoded = []
+    for prompt, *answers in pairs:
+        head = style.encode_prompt(tokenizer, prompt, training=True)
+        room = max_length - len(head)
+        if room > 0:
+            tails = (style.encode_answer(tokenizer, prompt, answer) for answer in answers)
+            encoded.append(_Pair(head, *(tail[:room] for tail in tails)))
+    setting = "align.preference.train.max_length"
+    check_lengths(len(encoded), len(pairs), "preference pairs", max_length, setting)
+    return encoded
+
+
+def _dpo_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dict[str, Any]]:
+    return [
+        {"prompt_ids": pair.prompt, "chosen_ids": pair.chosen, "rejected_ids": pair.rejected}
+        for pair in pairs
+    ]
+
+
+def _kto_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dict[str, Any]]:
+    """One row per answer, in seeded order; TRL reads them in that order.
+
+    A row's `KL_completion_ids` are the answer of the row before it in its forward pass: KTO's
+    reference point z_0 is estimated on such mismatched pairs.
+    """
+    rows: list[dict[str, Any]] = [
+        {"prompt_ids": pair.prompt, "completion_ids": answer, "label": label}
+        for pair in pairs
+        for answer, label in ((pair.chosen, True), (pair.rejected, False))
+    ]
+    random.Random(f"kto/{seed}").shuffle(rows)
+    size = preference.train.rows_per_pass
+    for first in range(0, len(rows), size):
+        batch = rows[first : first + size]
+        for row, before in zip(batch, [batch[-1], *batch[:-1]], strict=True):
+            row["KL_completion_ids"] = before["completion_ids"]
+    return rows
+
+
+def _joined_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dict[str, Any]]:
+    """Rows of ORPO and CPO: prompt and answer in one, the odds or margin on the answer's labels.
+
+    ORPO's likelihood term is over the prompt too, as TRL has it.
+    """
+    rows = []
+    for pair in pairs:
+        row: dict[str, Any] = {}
+        for name, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+            row[f"{name}_input_ids"] = pair.prompt + answer
+            row[f"{name}_attention_mask"] = [1] * (len(pair.prompt) + len(answer))
+            row[f"{name}_labels"] = [-100] * len(pair.prompt) + answer
+        rows.append(row)
+    return rows
+
+
+def _give_float_logits(model: Any) -> None:
+    """Has the model's logits be float32, in which these two trainers then do their sums.
+
+    A log-probability between 1 and 2 is a multiple of 1/128 in bfloat16, and so would the
+    differences be that are learnt from; the other trainers go over to float32 themselves.
+    """
+
+    def cast(_: Any, inputs: Any, output: Any) -> Any:
+        output.logits = output.logits.float()
+        return output
+
+    model.register_forward_hook(cast)
+
+
+_ROWS: dict[str, Callable[[list[_Pair], Preference, int], list[dict[str, Any]]]] = {
+    "dpo": _dpo_rows,
+    "kto": _kto_rows,
+    "orpo": _joined_rows,
+    "simpo": _joined_rows,
+}
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Silences TRL's notice that what is experimental may move; the lock file pins TRL."""
+    from trl.import_utils import TRLExperimentalWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TRLExperimentalWarning)
+        yield
 
 
 class Alignment(Settings):

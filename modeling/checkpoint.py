@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling.hub import fetch_model
-from modeling.model_files import ADAPTER_CONFIG, verify_folder
-from settings import ModelError
+from modeling.model_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    read_header,
+    stored_tensors,
+    verify_folder,
+)
+from settings import ModelError, SettingError
+from settings.hub import HubRepository
+
+MODEL_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
+# Second copies of the same weights in their makers' own formats, as in Mistral's and Llama's.
+COPIES = ("consolidated*", "original/*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +117,46 @@ def resolve(base: str, revision: str | None, setting: str) -> tuple[str, str]:
         return base, fingerprint_folder(base)
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
         raise ModelError(f"{setting}={base!r} is not a folder; give a model folder or a hub id")
-    folder = fetch_model(base, revision, setting)
+    called, instead = f"{setting}={base!r}", f"{setting} to a model folder"
+    hub = HubRepository(base, revision, called, instead, ModelError, "model")
+    folder = hub.fetch(MODEL_PATTERNS, COPIES)
     verify_folder(folder, setting)
-    return folder, f"{base}@{Path(folder).name}"
+    return str(folder), f"{base}@{folder.name}"
+
+
+def count_parameters(checkpoint: Checkpoint) -> int:
+    """How many scalars a checkpoint stores, its adapter's included; tied weights count once.
+
+    Raises:
+        ModelError: The base weights can't be found.
+    """
+    shapes = [tensor.shape for tensor in stored_tensors(local_folder(checkpoint)).values()]
+    if checkpoint.adapter is not None:
+        header, _ = read_header(Path(checkpoint.adapter) / ADAPTER_WEIGHTS)
+        shapes += [entry["shape"] for entry in header.values()]
+    return sum(map(math.prod, shapes))
+
+
+def check_target_modules(names: Sequence[str], checkpoint: Checkpoint, setting: str) -> None:
+    """Refuses names of projections that the model doesn't have; PEFT would ignore them.
+
+    Raises:
+        SettingError: One sentence that lists the model's own.
+    """
+    own = _projection_names(checkpoint)
+    unknown = [name for name in names if name not in own]
+    if unknown or not names:
+        raise SettingError(
+            f"{setting}: {unknown[0] if unknown else 'an empty list'} is no projection of "
+            f"{checkpoint.base!r}; choose from {', '.join(own)}"
+        )
+
+
+def _projection_names(checkpoint: Checkpoint) -> list[str]:
+    """Last names of the matrices in a model's blocks, sorted, e.g. ["down_proj", "gate_proj"]."""
+    names = {
+        key.split(".")[-2]
+        for key, tensor in stored_tensors(local_folder(checkpoint)).items()
+        if len(tensor.shape) == 2 and re.search(r"\.\d+\..*\.weight$", key)
+    }
+    return sorted(names)

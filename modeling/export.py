@@ -3,33 +3,49 @@
 The folder is a Llama's whose every layer has q, k, v and o biases.  Anything less is served wrong
 without a word: a bias is dropped where `attention_bias` is not set, and a missing q, k or v bias is
 uninitialised memory in vLLM.
+
+transformers and vLLM read `attention_bias` of a Llama config, and with it o_proj.bias; in Qwen2
+and Mistral both drop such a tensor without a word.  Those two compute what Llama computes as long
+as no sliding window is in use, so their configs are written anew as Llama's.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from modeling.architectures import LLAMA, has_o_bias, has_qkv_bias
+from modeling.architectures import LLAMA, has_o_bias, has_qkv_bias, is_llama, llama_obstacle
 from modeling.checkpoint import Checkpoint, local_folder
-from modeling.folders import copy_besides, new_folder
-from modeling.heads import read_config
+from modeling.heads import head_layout, read_config
 from modeling.loading import load_tokenizer
-from modeling.lora import LoraAdapter
-from modeling.merge import mergeable_adapter, read_merged
+from modeling.lora import LoraAdapter, mergeable_adapter, read_merged
 from modeling.model_files import FLOATS, read_header, weight_files
-from modeling.reexpress import llama_config, llama_shapes
-from modeling.shards import write_index, write_shard
+from modeling.shards import copy_besides, new_folder, write_index, write_tensors
 from settings import ModelError
 
 Shapes = dict[str, tuple[int, ...]]
 
+_COPIED = (
+    "attention_dropout",
+    "bos_token_id",
+    "eos_token_id",
+    "hidden_act",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "max_position_embeddings",
+    "pad_token_id",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "use_cache",
+    "vocab_size",
+)
 _ATTENTION_BIAS = re.compile(r"\.self_attn\.[qkvo]_proj\.bias$")
 _O_WEIGHT = re.compile(r"^(?P<block>model\.layers\.\d+\.self_attn)\.o_proj\.weight$")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -37,10 +53,6 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 def check_exportable(checkpoint: Checkpoint, setting: str) -> None:
     """Refuses, from config files and headers alone, what `export_with_biases` can't write.
-
-    Args:
-        checkpoint: The model to be exported.
-        setting: The setting that named it, for messages.
 
     Raises:
         ModelError: One sentence that says why, and what to set instead.
@@ -71,14 +83,71 @@ def export_with_biases(checkpoint: Checkpoint, biases: Mapping[int, Tensor], out
     _check_biases(biases, config)
     shards = _plan(checkpoint, config)
     with new_folder(out) as part:
-        size = sum(
-            _write(checkpoint, name, shapes, adapter, biases, part)
-            for name, shapes in shards.items()
-        )
-        write_index(part, shards, size)
+        for name, shapes in shards.items():
+            tensors = _tensors(local_folder(checkpoint) / name, shapes, adapter, biases)
+            write_tensors(part / name, shapes, checkpoint.dtype, tensors)
+        write_index(part, shards, checkpoint.dtype)
         copy_besides(local_folder(checkpoint), part)
         _keep_tokenizer(checkpoint, part)
         (part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def llama_config(checkpoint: Checkpoint, setting: str) -> dict[str, Any]:
+    """The config.json of the same function as a Llama with biases in its attention.
+
+    Rotary settings are written both ways: `rope_parameters` for transformers 5, `rope_theta` and
+    `rope_scaling` for transformers 4 and vLLM.
+
+    Raises:
+        ModelError: A Llama can't compute this function, or not in every engine.
+    """
+    import transformers
+
+    config = read_config(checkpoint)
+    layout = head_layout(checkpoint) if is_llama(config) else None
+    reason = llama_obstacle(config)
+    if checkpoint.dtype not in FLOATS.values():
+        reason = f"runs in {checkpoint.dtype}, not in {', '.join(FLOATS.values())}"
+    if reason is not None or layout is None:
+        raise ModelError(
+            f"{setting}={checkpoint.base!r} {reason}, so the defended model can't be exported as "
+            "a plain folder; set defense.form=hooked to run it with hooks instead"
+        )
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": LLAMA,
+        "attention_bias": True,
+        "mlp_bias": bool(getattr(config, "mlp_bias", False)),
+        "head_dim": layout.head_dim,
+        "num_attention_heads": layout.heads,
+        "num_key_value_heads": layout.kv_heads,
+        "num_hidden_layers": layout.layers,
+        **{name: getattr(config, name) for name in _COPIED},
+        **_rope(config),
+        "dtype": checkpoint.dtype,
+        "torch_dtype": checkpoint.dtype,
+        "transformers_version": transformers.__version__,
+    }
+
+
+def llama_shapes(config: dict[str, Any]) -> Shapes:
+    """{tensor name: shape} of the model that `llama_config` describes, its lm_head in any case."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**config))
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    parameters = dict(config.rope_parameters)
+    parameters.pop("type", None)
+    scaling = {name: value for name, value in parameters.items() if name != "rope_theta"}
+    return {
+        "rope_parameters": parameters,
+        "rope_theta": parameters["rope_theta"],
+        "rope_scaling": None if scaling["rope_type"] == "default" else scaling,
+    }
 
 
 def _keep_tokenizer(checkpoint: Checkpoint, out: Path) -> None:
@@ -168,23 +237,15 @@ def _unlike(checkpoint: Checkpoint, what: str) -> ModelError:
     )
 
 
-def _write(
-    checkpoint: Checkpoint,
-    name: str,
-    shapes: Shapes,
-    adapter: LoraAdapter | None,
-    biases: Mapping[int, Tensor],
-    out: Path,
-) -> int:
-    """Writes one output file from the input file of the same name; returns its tensors' bytes."""
+def _tensors(
+    path: Path, shapes: Shapes, adapter: LoraAdapter | None, biases: Mapping[int, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """What goes into an output file, of the input file of the same name."""
     added = {f"model.layers.{k}.self_attn.o_proj.bias": bias for k, bias in biases.items()}
-    path = local_folder(checkpoint) / name
     header = read_header(path)[0]
-
-    def tensor(key: str) -> Tensor:
-        value = read_merged(path, key, adapter) if key in header else torch.zeros(shapes[key])
+    for key, shape in shapes.items():
+        value = read_merged(path, key, adapter) if key in header else torch.zeros(shape)
         if key in added:
             value = value.float() + added[key].float().cpu()
-        return value
-
-    return write_shard(out / name, shapes, checkpoint.dtype, tensor)
+        yield key, value
+        del value  # Or it would be held while the next one is made.

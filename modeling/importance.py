@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -168,3 +170,14 @@ def _module(core: nn.Module, name: str) -> nn.Module:
             f"{name} of the weights is no module of the model that runs; leave it out, or choose "
             f"{LLAMA_LIKE}"
         ) from None
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """The entries of a bool mask in order, (ceil(n / 8),) uint8 on the CPU."""
+    return torch.from_numpy(np.packbits(mask.cpu().flatten().numpy(), bitorder="little"))
+
+
+def unpack_bits(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """The bool mask of this shape, on the CPU, that `pack_bits` made `packed` of."""
+    bits = np.unpackbits(packed.numpy(), count=math.prod(shape), bitorder="little")
+    return torch.from_numpy(bits).bool().reshape(tuple(shape))

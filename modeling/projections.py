@@ -15,8 +15,7 @@ from torch import Tensor
 
 from modeling.architectures import LLAMA_LIKE
 from modeling.checkpoint import Checkpoint, local_folder
-from modeling.lora import LoraAdapter, LoraPair
-from modeling.merge import merge, mergeable_adapter
+from modeling.lora import LoraAdapter, LoraPair, merge, mergeable_adapter
 from modeling.model_files import FLOATS, StoredTensor, stored_tensors
 from settings import ModelError
 

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,12 @@ import torch
 from torch import Tensor
 
 from modeling.checkpoint import Checkpoint, local_folder
-from modeling.folders import copy_besides, new_folder
 from modeling.loading import device_name
-from modeling.lora import LoraAdapter, tensor_name
-from modeling.merge import read_merged
+from modeling.lora import LoraAdapter, read_merged, tensor_name
 from modeling.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FLOATS, read_header, weight_files
 from modeling.pairing import Factored, check_unsteered
 from modeling.projections import Projections, open_projections
-from modeling.shards import write_index, write_shard, write_stream
+from modeling.shards import copy_besides, new_folder, write_index, write_tensors
 from settings import ModelError
 
 WeightEdit = Callable[[str, Tensor], Tensor | None]
@@ -93,12 +90,11 @@ def write_full(
         dtypes = ", ".join(FLOATS.values())
         raise ModelError(f"model.dtype={checkpoint.dtype} can't be written; set it to {dtypes}")
     folder, kind = local_folder(checkpoint), getattr(torch, checkpoint.dtype)
-    edited = frozenset(names)
     changed = dict.fromkeys(names, 0)
 
-    def tensor(path: Path, key: str) -> Tensor:
+    def merged(path: Path, key: str) -> Tensor:
         name = key.removesuffix(".weight")
-        rows = replaced(name) if name != key and name in edited else None
+        rows = replaced(name) if name != key and name in changed else None
         if rows is None:
             return read_merged(path, key, source.adapter)
         weight = torch.empty(source.shapes[name], dtype=kind)
@@ -108,14 +104,13 @@ def write_full(
             weight[part] = value.cpu()
         return weight
 
-    files = weight_files(folder)
-    shards = {file: _shapes(folder / file) for file in files}
+    shards = {file: _shapes(folder / file) for file in weight_files(folder)}
     with new_folder(out) as part:
-        size = 0
         for file, shapes in shards.items():
             path = folder / file
-            size += write_shard(part / file, shapes, checkpoint.dtype, partial(tensor, path))
-        write_index(part, shards, size)
+            tensors = ((key, merged(path, key)) for key in shapes)
+            write_tensors(part / file, shapes, checkpoint.dtype, tensors)
+        write_index(part, shards, checkpoint.dtype)
         copy_besides(folder, part)
         config = json.loads((folder / "config.json").read_text())
         config |= {"dtype": checkpoint.dtype, "torch_dtype": checkpoint.dtype}
@@ -165,7 +160,7 @@ def write_adapter(
     for name, (rank, d_out, d_in) in bounds.items():
         room |= {tensor_name(name, "A"): (rank, d_in), tensor_name(name, "B"): (d_out, rank)}
     with new_folder(out) as part:
-        write_stream(part / ADAPTER_WEIGHTS, room, dtype, tensors())
+        write_tensors(part / ADAPTER_WEIGHTS, room, dtype, tensors())
         config = _adapter_config(source, ranks)
         (part / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from modeling.architectures import LLAMA, has_o_bias
 from modeling.checkpoint import Checkpoint, local_folder
-from modeling.heads import head_layout, output_projections, read_config
+from modeling.heads import head_layout, output_biases, output_projections, read_config
 from modeling.loading import load_model, load_tokenizer
 from modeling.model_files import stored_tensors
-from modeling.output_columns import output_biases
 from modeling.steering import Steering, steer
 from settings import ModelError
 

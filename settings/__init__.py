@@ -1,6 +1,6 @@
 """Typed settings and the errors a user reads; every other room may import this one.
 
-`settings.process` ends a child with its parent.
+`settings.process` ends a child with its parent, `settings.hub` asks the Hugging Face hub.
 """
 
 from settings.base import Settings

@@ -100,7 +100,7 @@ class Antidote(ProjectionDefense):
 
     def _prune_factors(self, attacked: Checkpoint, rows: list[TokenRow], out: Path) -> Edit:
         from defenses.antidote.prune import factor_norms, prune_factors
-        from modeling.headers import count_parameters
+        from modeling.checkpoint import count_parameters
         from modeling.lora import open_adapter
 
         if attacked.adapter is None:

@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from modeling.adapter_inputs import adapter_linears, consume_inputs
-from modeling.capture import SquareSums, TokenRow, batches
+from modeling.capture import SquareSums, TokenRow, adapter_linears, batches, consume_inputs
 from modeling.checkpoint import Checkpoint
 from modeling.importance import TokenPositions, counted_tokens, top_share, wanda_scores
 from modeling.loading import load_model

@@ -25,9 +25,8 @@ from defenses.fgsn.plan import EditPlan
 from defenses.fgsn.project import Matrix, edit_neurons, masked_norm
 from defenses.fgsn.union import Start, Union
 from modeling.capture import TokenRow
-from modeling.checkpoint import Checkpoint
+from modeling.checkpoint import Checkpoint, count_parameters
 from modeling.deltas import alignment, write_edited
-from modeling.headers import count_parameters
 from modeling.loading import device_name
 from modeling.pairing import Factored
 from modeling.projections import read_weight

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from defenses.fgsn.plan import EditPlan
-from modeling.bitmasks import pack_bits, unpack_bits
 from modeling.checkpoint import Checkpoint
+from modeling.importance import pack_bits, unpack_bits
 from settings import ModelError, SettingError
 
 if TYPE_CHECKING:

@@ -224,7 +224,7 @@ class NLSR(Defense):
         """
         from defenses.nlsr.patch import similarities, splice
         from defenses.nlsr.reference import check_coordinates
-        from modeling.headers import count_parameters
+        from modeling.checkpoint import count_parameters
 
         reference, masks = _open_artefact(artefact), artefact / MASKS
         victim = _attacked_adapter(attacked)

@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 from defenses.nlsr import gradients, scores
 from defenses.nlsr.masks import MaskPair, cut
-from modeling.adapter_inputs import adapter_linears, consume_inputs
 from modeling.capture import (
     Batch,
     Focus,
     Grams,
     SquareSums,
     TokenRow,
+    adapter_linears,
     batches,
     captured_inputs,
+    consume_inputs,
     run_block,
 )
 from modeling.lora import LoraAdapter, grouped

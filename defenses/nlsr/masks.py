@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from modeling.bitmasks import pack_bits, unpack_bits
+from modeling.importance import pack_bits, unpack_bits
 from modeling.lora import LoraAdapter
 
 TopK = Literal["row", "tensor"]

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from defenses.safetylock import SafetyLock
 from modeling.checkpoint import Checkpoint
-from modeling.folders import new_folder
+from modeling.shards import new_folder
 from settings import RelockError, SettingError
 
 if TYPE_CHECKING:

@@ -19,11 +19,9 @@ from torch import Tensor
 
 from defenses.base import Edit
 from defenses.safetylock.directions import Directions, overlap, top
-from modeling.checkpoint import Checkpoint
+from modeling.checkpoint import Checkpoint, count_parameters
 from modeling.export import export_with_biases
-from modeling.headers import count_parameters
-from modeling.heads import HeadLayout, head_layout
-from modeling.output_columns import output_biases
+from modeling.heads import HeadLayout, head_layout, output_biases
 from modeling.steering import SteeredPositions, Steering, save_steering
 from modeling.verify import verify_export
 from settings import ModelError, SettingError

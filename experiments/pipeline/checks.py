@@ -9,8 +9,7 @@ from defenses.base import Models
 from experiments.config.experiment import Experiment
 from experiments.pipeline.inputs import Inputs
 from experiments.pipeline.steps.base import Model
-from modeling.checkpoint import Checkpoint
-from modeling.headers import check_target_modules
+from modeling.checkpoint import Checkpoint, check_target_modules
 from settings import SettingError
 
 

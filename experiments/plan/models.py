@@ -13,10 +13,10 @@ from experiments.config.model import ModelSettings
 from experiments.pipeline.steps.base import Model
 from experiments.plan.placeholder_weights import write_model
 from experiments.plan.shapes import Shape, read_shape
-from modeling.checkpoint import Checkpoint, fingerprint_folder, resolve
-from modeling.hub import COPIES, HUB_SECONDS, MODEL_PATTERNS
+from modeling.checkpoint import COPIES, MODEL_PATTERNS, Checkpoint, fingerprint_folder, resolve
 from modeling.model_files import WEIGHTS, is_adapter, verify_folder
 from settings import ModelError
+from settings.hub import HUB_SECONDS
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 

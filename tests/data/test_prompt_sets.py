@@ -245,5 +245,5 @@ except DataError as error:
     print(error)
 """
     said = offline(code, tmp_path)
-    assert said.startswith("'part_1.csv' of 'nobody/set' can't be fetched")
+    assert said.startswith("'nobody/set' is not in the hub cache and HF_HUB_OFFLINE is set")
     assert "set data.prompts" in said

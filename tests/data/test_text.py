@@ -136,7 +136,12 @@ def test_the_fingerprint_follows_the_rows(tmp_path: Path) -> None:
     source = FileText(path=path)
     assert FileText(path=copy).fingerprint() == source.fingerprint()
     assert FileText(path=path, n=1).fingerprint() != source.fingerprint()
-    assert source.provenance() == {"source": path, "fingerprint": source.fingerprint(), "n": 2}
+    assert source.provenance() == {
+        "source": path,
+        "fingerprint": source.fingerprint(),
+        "n": 2,
+        "commit": None,
+    }
     whole = wiki(tmp_path)
     assert wiki(tmp_path, min_characters=21).fingerprint() == whole.fingerprint()
     assert wiki(tmp_path, min_characters=60).fingerprint() != whole.fingerprint()

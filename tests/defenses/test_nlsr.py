@@ -20,8 +20,7 @@ from defenses.base import Edit, Models
 from defenses.nlsr import MASKS, NLSR, RECORD, REFERENCE
 from defenses.nlsr.masks import load_masks
 from defenses.none import NoDefense
-from modeling.checkpoint import Checkpoint
-from modeling.headers import count_parameters
+from modeling.checkpoint import Checkpoint, count_parameters
 from modeling.loading import load_model
 from modeling.lora import LoraAdapter, open_adapter
 from settings import DataError, ModelError, SettingError, build

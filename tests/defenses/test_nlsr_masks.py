@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from defenses.nlsr.masks import above_threshold, cut, load_masks, save_masks, top_per_row
-from modeling.bitmasks import pack_bits, unpack_bits
 from modeling.checkpoint import Checkpoint
+from modeling.importance import pack_bits, unpack_bits
 from modeling.lora import open_adapter
 
 sparsities = st.floats(0, 1)

@@ -12,8 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from defenses.nlsr import NLSR, scores
 from defenses.nlsr.identify import _scored
-from modeling.adapter_inputs import adapter_linears
-from modeling.capture import TokenRow
+from modeling.capture import TokenRow, adapter_linears
 from modeling.checkpoint import Checkpoint
 from modeling.loading import load_model
 from modeling.lora import LoraAdapter, open_adapter

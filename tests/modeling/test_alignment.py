@@ -13,11 +13,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling.alignment import Alignment
+from modeling.alignment import Alignment, Preference, preference_trainer
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from modeling.loading import load_model, load_tokenizer
-from modeling.preference import Preference, preference_trainer
 from modeling.training import LoraSettings, open_for_training, train
 from organism.make import WEIGHTS
 from organism.sources import AlignmentPairs

@@ -17,10 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from modeling.checkpoint import Checkpoint
 from modeling.export import check_exportable, export_with_biases
-from modeling.heads import head_layout
+from modeling.heads import head_layout, output_biases
 from modeling.loading import load_model, load_tokenizer
 from modeling.model_files import verify_folder
-from modeling.output_columns import output_biases
 from modeling.steering import Steering, save_steering, steer
 from modeling.verify import verify_export
 from organism.make import WEIGHTS

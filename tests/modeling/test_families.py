@@ -16,11 +16,9 @@ from omegaconf import OmegaConf
 from defenses.fgsn.layers import named_layers
 from experiments.config.experiment import CONF, register_resolvers
 from experiments.config.model import ModelSettings
-from modeling import hub
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint
+from modeling.checkpoint import COPIES, MODEL_PATTERNS, Checkpoint, check_target_modules
 from modeling.export import check_exportable
-from modeling.headers import check_target_modules
 from modeling.heads import head_layout
 from modeling.loading import load_tokenizer
 from settings import ModelError, plain
@@ -242,7 +240,7 @@ def test_only_one_copy_of_the_weights_is_downloaded() -> None:
     left = ["consolidated.safetensors", "original/consolidated.00.pth", "original/params.json"]
     found = filter_repo_objects(
         [*left, *kept],
-        allow_patterns=list(hub.MODEL_PATTERNS),
-        ignore_patterns=list(hub.COPIES),
+        allow_patterns=list(MODEL_PATTERNS),
+        ignore_patterns=list(COPIES),
     )
     assert list(found) == kept

@@ -11,9 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from modeling.checkpoint import Checkpoint
-from modeling.heads import head_layout, output_projections
+from modeling.heads import head_layout, output_biases, output_projections, read_output_columns
 from modeling.loading import load_model
-from modeling.output_columns import output_biases, read_output_columns
 from settings import ModelError
 from tests.modeling.tiny_models import (
     LAYERS,

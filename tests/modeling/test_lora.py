@@ -14,8 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from modeling.checkpoint import Checkpoint
-from modeling.headers import count_parameters
+from modeling.checkpoint import Checkpoint, count_parameters
 from modeling.lora import (
     LoraPair,
     open_adapter,

@@ -16,8 +16,8 @@ from evaluation.backends.vllm import VLLMBackend
 from evaluation.backends.vllm.engine import shutdown
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
-from modeling.folders import copy_besides
 from modeling.loading import load_tokenizer
+from modeling.shards import copy_besides
 from organism.sources import BenignPrompts, HarmfulPrompts, OverRefusalPrompts
 from organism.task_sources import Arithmetic
 

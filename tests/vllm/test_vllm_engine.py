@@ -19,9 +19,8 @@ from evaluation.backends.vllm.engine import VLLMEngine
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from modeling.export import export_with_biases
-from modeling.heads import head_layout
+from modeling.heads import head_layout, output_biases
 from modeling.loading import load_model, load_tokenizer
-from modeling.output_columns import output_biases
 from settings import ModelError
 from tests.vllm.conftest import (
     ALIGNED,

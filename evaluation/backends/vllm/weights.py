@@ -13,7 +13,7 @@ from typing import Any
 
 from modeling.checkpoint import Checkpoint, local_folder
 from modeling.loading import load_model
-from modeling.merge import mergeable_adapter
+from modeling.lora import mergeable_adapter
 from modeling.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, stored_tensors, weight_files
 from settings import ModelError
 
