@@ -51,7 +51,7 @@ def table(rows: Sequence[Row], note: str = "") -> str:
     rows = [row for row in rows if not row.is_attacked_again]
     columns = {
         name: head
-        for name, head in main_columns(rows, wide=True).items()
+        for name, head in main_columns(rows).items()
         if name not in _LEFT_OUT and _counts(rows, name)
     }
     shown = model_table(rows, columns, name=_label(rows), seeds=False)

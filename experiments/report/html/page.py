@@ -111,7 +111,7 @@ def _tables(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> dict[str,
 
 def _main_table(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Table:
     """The side-by-side table with differences and the papers' figures, settings behind figures."""
-    columns = main_columns(rows, wide=True)
+    columns = main_columns(rows)
     table = tables.model_table(
         rows,
         columns,

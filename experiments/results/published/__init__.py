@@ -21,6 +21,7 @@ A YAML holds `paper`, `arxiv`, `table`, what the paper states of its set-up unde
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,7 @@ UNITS = ("%", "s", "min", "score")
 class PaperFigure:
     """One figure of a paper; the fields are the columns that the module's docstring lists.
 
-    Attributes:
-        where: By setting, the values that a run may have; the figure is the mean over several.
+    By setting, `where` has the values that a run may have; the figure is the mean over several.
     """
 
     table: str
@@ -48,29 +48,12 @@ class PaperFigure:
     value: str
     note: str
 
-    @property
-    def number(self) -> float | None:
-        """The value in the paper's unit; None where it is a range or a bound."""
-        try:
-            return float(self.value)
-        except ValueError:
-            return None
-
 
 @dataclass(frozen=True, slots=True)
 class PaperTable:
-    """A paper's table and set-up.
+    """A paper's table and set-up, as the module's docstring has it.
 
-    Attributes:
-        name: The experiment's, an option of `conf/experiment`.
-        paper: Authors, title, venue.
-        arxiv: Its number.
-        table: Which table or part of the paper.
-        settings: The paper's set-up by dotted setting.
-        cases: What it states besides of the runs that fit a condition, by condition.
-        unknown: What of its set-up isn't known.
-        notes: Departures known beforehand.
-        figures: Its figures.
+    `name` is the experiment's, an option of `conf/experiment`; `cases` are settings by condition.
     """
 
     name: str
@@ -82,6 +65,14 @@ class PaperTable:
     unknown: tuple[str, ...]
     notes: tuple[str, ...]
     figures: tuple[PaperFigure, ...]
+
+
+def number(text: str) -> float:
+    """The number that a text says; NaN where it is a range, a bound or words."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def names() -> list[str]:
