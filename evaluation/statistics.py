@@ -5,6 +5,10 @@ that neither rows of one seed nor rows of one prompt are independent. Variances 
 cluster-robust (Cameron, Gelbach & Miller 2011) and quantiles those of Student's t, whose degrees of
 freedom come from the number of seeds. `docs/statistics.md` has the formulas, their sources and how
 often the intervals cover.
+
+Functions take one value per row, of pairs in the same order; `clusters` are the rows' prompts and
+seeds, None for one seed, `weights` what each row counts, e.g. its tokens, and `seed` is what the
+bootstrap is drawn with.
 """
 
 from __future__ import annotations
@@ -36,8 +40,8 @@ class Estimate:
 
     Attributes:
         value: The point estimate; NaN where there is nothing to estimate from.
-        low: Lower end of the interval; NaN where it can't be said.
-        high: Upper end of the interval; NaN where it can't be said.
+        low: Lower end of the interval; NaN, as the upper one, where it can't be said.
+        high: Upper end of the interval.
         n: How many rows it was computed from.
     """
 
@@ -52,14 +56,9 @@ class Estimate:
         return cls(**{name: _number(figures[name]) for name in ("value", "low", "high", "n")})
 
     def shown(self, unit: str = "%") -> tuple[str, str, str]:
-        """Value, interval and n as text: ("87.0", "82.7–90.3", "n=300").
+        """Value, interval and n as text: ("87.0", "82.7–90.3", "n=300"); without % as they are.
 
-        Args:
-            unit: "%" for a share; else the figures are shown as they are, with two digits.
-
-        Returns:
-            "-" in the value's place where there is none; "" in the interval's, and in n's where
-            there were no rows.
+        A value that isn't there is "-", an interval and the n of no rows are "".
         """
         if self.n == 0:
             return "-", "", ""
@@ -80,10 +79,10 @@ class PairedTest:
         difference: Share (or mean) of the first minus that of the second; NaN for no rows.
         p_value: Two-sided; NaN for no rows.
         only_first: Rows where only the first says yes; of scores, where the first's is higher.
-        only_second: Rows where only the second says yes; of scores, where the second's is higher.
+        only_second: The same of the second.
         n: How many rows were compared.
-        low: Lower end of the difference's interval; NaN where it can't be said.
-        high: Upper end of the difference's interval; NaN where it can't be said.
+        low: Lower end of the difference's interval; NaN, as the upper one, where it can't be said.
+        high: Upper end of the difference's interval.
         test: What gave the p-value: "McNemar, exact", "McNemar, chi-squared", "t", or
             "two-way clusters" for rows of several seeds; "" for no rows.
         p_holm: The p-value after Holm's correction across the family of tests that it belongs to;
@@ -108,11 +107,8 @@ class PairedTest:
     def shown(self) -> tuple[str, str, str]:
         """Difference, interval and p-value as text: ("-85.0", "[-89.0, -81.0]", "p < 0.001").
 
-        In points.
-
-        Returns:
-            Holm's p-value where it is known, with ", Holm" behind it. "-" in the difference's place
-            where no rows were compared; "" in the interval's where it can't be said.
+        In points. Holm's p-value where it is known, with ", Holm" behind it; "-" in the
+        difference's place for no rows, "" in the interval's where it can't be said.
         """
         if self.n == 0:
             return "-", "", ""
@@ -149,10 +145,6 @@ def share_of(
     cluster-robust variance V (Korn & Graubard 1998; of Wilson's interval: Franco et al. 2019), and
     its quantile Student's. Where all outcomes are the same V says nothing; n is then the number of
     distinct prompts.
-
-    Args:
-        outcomes: One per row.
-        clusters: Prompt and seed of each row; None for one seed.
     """
     import numpy as np
 
@@ -178,11 +170,6 @@ def mean(
     One value, or values that are all the same, have no interval; no values have no mean either. A
     value that isn't finite makes mean and interval NaN: leaving rows out is the caller's decision.
 
-    Args:
-        values: One per row.
-        seed: What the bootstrap is drawn with.
-        clusters: Prompt and seed of each row; None for one seed.
-        weights: What each row counts, e.g. its tokens; None: all the same.
     """
     import numpy as np
 
@@ -213,12 +200,6 @@ def paired_test(
     rows. Several: a t-test and interval of the mean difference by the two-way cluster-robust
     variance. Where all differences are the same neither has a variance; the interval then is as
     wide as Wilson's for no success among the prompts, and McNemar's test counts each prompt once.
-
-    Args:
-        first: Outcomes of one model, one per row.
-        second: Outcomes of the other model on the same rows, in the same order.
-        seed: What the bootstrap is drawn with.
-        clusters: Prompt and seed of each row; None for one seed.
 
     Raises:
         ValueError: The two differ in length.
@@ -256,13 +237,6 @@ def paired_mean(
     weights: Sequence[float] | Floats | None = None,
 ) -> PairedTest:
     """Compares two models' scores on the same rows: a t-test, and the interval of `mean`.
-
-    Args:
-        first: Scores of one model, one per row; one that isn't finite makes the result NaN.
-        second: Scores of the other model on the same rows, in the same order.
-        seed: What the bootstrap is drawn with.
-        clusters: Prompt and seed of each row; None for one seed.
-        weights: What each row counts, e.g. its tokens; None: all the same.
 
     Raises:
         ValueError: The two differ in length.
@@ -305,11 +279,6 @@ def kappa(
     two-way cluster-robust variance; it can't be said where the judges always agree, or where one of
     them says the same of all rows. Kappa is NaN
     where both judges say the same of all rows: chance alone agrees as well.
-
-    Args:
-        first: Verdicts of one judge, one per row.
-        second: Verdicts of the other judge on the same rows, in the same order.
-        clusters: Prompt and seed of each row; None for one seed.
 
     Raises:
         ValueError: The two differ in length.

@@ -75,8 +75,8 @@ def report(
         figures,
         html,
         latex,
+        pareto,
         published,
-        search_result,
         steps,
         tables,
     )
@@ -91,7 +91,7 @@ def report(
     written: list[Path] = []
     if collected.runs:
         tables.show(collected, screen)
-        for sentence in search_result.sentences(collected):
+        for sentence in pareto.sentences(collected):
             screen.print(sentence, markup=False, highlight=False, soft_wrap=True)
         comparisons = published.comparisons(collected)
         published.show(comparisons, screen)

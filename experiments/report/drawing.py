@@ -32,14 +32,7 @@ _LEGEND_ROW = 0.22
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and what stands over it.
-
-    Attributes:
-        stem: Names its file.
-        title: What it shows, and of which models.
-        figure: Without a title of its own.
-        note: What else to know of it; "" for nothing.
-    """
+    """A figure without a title of its own, what names its file, and what stands over it."""
 
     stem: str
     title: str
@@ -56,12 +49,7 @@ class Scale:
     """An x axis of a setting's values, on which the points of several lines stand side by side."""
 
     def __init__(self, values: Sequence[float], log: bool | None = None) -> None:
-        """Places the ticks.
-
-        Args:
-            values: What was run.
-            log: Whether it is logarithmic; by default where the values span a wide range.
-        """
+        """Places the ticks at what was run; logarithmic by default where values span far."""
         self.values = sorted(set(values))
         wide = self.values[0] > 0 and self.values[-1] / self.values[0] >= _LOG_FROM
         self.log = wide if log is None else log

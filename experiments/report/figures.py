@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from experiments.report import harm, heatmaps, step_figures, sweeps
+from experiments.report import harm, heatmaps, steps, sweeps
 from experiments.report.drawing import Drawing
 from experiments.report.pool import Collected
 
@@ -51,4 +51,4 @@ def further(collected: Collected) -> Iterator[Drawing]:
         RelockError: A heat map is malformed; this comes after all the others.
     """
     rows = collected.rows
-    yield from chain(sweeps.figures(rows), step_figures.figures(rows), heatmaps.figures(rows))
+    yield from chain(sweeps.figures(rows), steps.figures(rows), heatmaps.figures(rows))

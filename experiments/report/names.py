@@ -14,9 +14,7 @@ LABELS = ("model", "align", "attack", "task", "protocol")
 def names(rows: Sequence[Row], without: Collection[str] = ()) -> list[str]:
     """What each row is called among these: its name and, in brackets, what tells it apart.
 
-    Args:
-        rows: What stands side by side.
-        without: Labels and settings that something else says, as an axis does.
+    `without` are labels and settings that something else says, as an axis does.
     """
     details = distinguishing_labels(rows, without)
     return [
@@ -29,11 +27,7 @@ def distinguishing_labels(rows: Sequence[Row], without: Collection[str] = ()) ->
     """What tells each row from the others: labels, then settings as "ratio=0.1"; "" for a lone row.
 
     A label or setting tells rows apart that have other values of it, and rows of one name of which
-    only some have it.
-
-    Args:
-        rows: What stands side by side.
-        without: Labels and settings that something else says.
+    only some have it; those of `without` are left out.
     """
     labels = [name for name in differing_labels(rows) if name not in without]
     keys = dict.fromkeys(key for row in rows for key in row.settings)

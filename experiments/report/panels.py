@@ -22,13 +22,7 @@ Member = tuple[Row, Run]
 
 @dataclass(frozen=True)
 class Line:
-    """What a panel shows in one colour and marker.
-
-    Attributes:
-        name: The legend's.
-        look: Colour and marker, as matplotlib's keywords.
-        rows: Its rows.
-    """
+    """What a panel shows in one colour and marker, under one name of the legend."""
 
     name: str
     look: Look
@@ -39,9 +33,7 @@ class Line:
 class Panel:
     """Models that may be set against each other: repaired after the same attack.
 
-    Attributes:
-        title: What tells its attack from the other panels'; "" for a single one.
-        lines: What it shows.
+    Its title tells the attack from the other panels'; "" for a single one.
     """
 
     title: str
@@ -136,11 +128,7 @@ def asked(rows: Iterable[Row], figure: str = "HS", plainly: str = "; hollow: ask
 
 
 def group_names(groups: Sequence[Sequence[Member]]) -> list[str]:
-    """What tells groups of runs apart: what the runs of one have in common; else its number.
-
-    Returns:
-        One text for each group, such as "ratio=0.1, seed=2"; "" for a single one.
-    """
+    """What tells groups of runs apart, as "ratio=0.1, seed=2"; "" for a single one."""
     if len(groups) == 1:
         return [""]
     rows = list({id(row): row for group in groups for row, _ in group}.values())

@@ -17,12 +17,7 @@ from experiments.results.record import Record
 
 
 def print_run(record: Record, folder: Path) -> None:
-    """Prints what a single run shows at its end: models, steps, and what the defense cost.
-
-    Args:
-        record: The run's.
-        folder: Where it lies.
-    """
+    """Prints what a run shows at its end: models, steps, and what the defense cost."""
     screen = terminal()
     run = Run(folder, record)
     rows = [_row(run, role) for role in ROLES if role in record.models]

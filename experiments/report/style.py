@@ -36,10 +36,8 @@ _DARK, _PALE = 0.18, 0.74
 def looks(names: Iterable[str]) -> dict[str, Look]:
     """Colour and marker of each name: its own in every report, for this project's and the roles.
 
-    Other names, such as a plug-in's defenses, get the rest in their alphabetical order.
-
-    Args:
-        names: All names of the report, so that every figure of it agrees.
+    Other names, such as a plug-in's defenses, get the rest in their alphabetical order; `names` are
+    all of the report, so that every figure of it agrees.
     """
     known = {color for color, _ in LOOKS.values()}
     pairs = [(c, m) for m, c in product(_FURTHER_MARKERS, (*_FURTHER, *sorted(known)))]

@@ -46,7 +46,6 @@ class Sweep:
     """A setting, and the attacked and defended models that were run over it.
 
     Attributes:
-        setting: Its dotted key.
         rows: The attacked models, and those of defenses that edited something in any run.
         joint: Settings that change exactly when this one does, such as a LoRA's alpha with its
             rank.

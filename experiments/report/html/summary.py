@@ -15,13 +15,10 @@ _ACCURACY = "accuracy_strict"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What became of one attacked model.
+    """What became of one attacked model, beside the aligned one.
 
-    Attributes:
-        title: The attacked model's attack, and what tells it from others.
-        text: The attacked model beside the aligned one.
-        restored: Repairs whose HS interval reaches down to the aligned model's, with their cost.
-        others: The other repairs.
+    `restored` are the defenses whose HS interval reaches down to the aligned model's, with their
+    cost in accuracy, and `others` the rest.
     """
 
     title: str
