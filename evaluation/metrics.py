@@ -14,7 +14,7 @@ A frame holds one row per model, prompt set and prompt:
 
 Sets are "harmful", "harmful_safe_system" (the same prompts under a system line that asks for
 safety), "harmful+NAME" (the same under an attack prompt), "benign", "over_refusal" (harmless
-probes that sound harmful), further ones of these three kinds as "KIND:NAME", "task:NAME", and
+prompts that sound harmful), further ones of these three kinds as "KIND:NAME", "task:NAME", and
 "held_out" (benign texts). A set that isn't there gives n = 0 and NaN, never 0. Intervals and tests
 are those of `evaluation.statistics`; over several seeds they are of clusters.
 """
@@ -127,9 +127,7 @@ def summarise(rows: pd.DataFrame) -> dict[str, Estimate]:
     - "METRIC@NAME" for every further set of prompts, "METRIC+NAME" for every attack prompt;
     - with several tasks, "accuracy_strict/NAME" and so on for each.
 
-    Args:
-        rows: Rows of one model, as the module's docstring says; those of several seeds pooled,
-            with a column `seed`.
+    Rows of several seeds are pooled, with a column `seed`.
 
     Raises:
         DataError: A column that a set needs is missing, or a verdict or score is.
@@ -147,7 +145,10 @@ def summarise(rows: pd.DataFrame) -> dict[str, Estimate]:
     for category in sorted(set(asked.frame["category"]) - {""}):
         of_category = _Rows(asked.frame[asked.frame["category"] == category])
         metrics[f"hs/{category}"] = _share(of_category, METRICS["hs"])
-    metrics["perplexity"] = _perplexity(_Rows(_of_sets(rows, (HELD_OUT,))))
+    texts = _Rows(_of_sets(rows, (HELD_OUT,)))
+    losses, tokens = _losses(texts.frame)
+    nll = mean(losses, _BOOTSTRAP_SEED, texts.clusters, tokens)
+    metrics["perplexity"] = Estimate(_exp(nll.value), _exp(nll.low), _exp(nll.high), nll.n)
     tasks = sorted({name for name in rows["set"] if name.startswith(TASK)})
     for task in tasks if len(tasks) > 1 else ():
         group = _Rows(rows[rows["set"] == task])
@@ -182,13 +183,6 @@ def _agreement(asked: _Rows, first: str, second: str) -> dict[str, Estimate]:
     }
 
 
-def _perplexity(texts: _Rows) -> Estimate:
-    """exp of the mean nll per token; texts without a scored token count for nothing."""
-    losses, tokens = _losses(texts.frame)
-    found = mean(losses, _BOOTSTRAP_SEED, texts.clusters, tokens)
-    return Estimate(_exp(found.value), _exp(found.low), _exp(found.high), found.n)
-
-
 def _exp(value: float) -> float:
     return math.exp(value) if value < _LARGEST_EXPONENT else math.nan
 
@@ -220,10 +214,9 @@ def _of_further_set(rows: pd.DataFrame, name: str, judges: tuple[str, ...]) -> d
 def compare(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, PairedTest]:
     """Tests the differences between two models over the prompts that both answered.
 
-    By name: the shares of `COMPARED`, "hs:NAME" and "score:NAME" of every further judge,
-    "hs+NAME" and "asr+NAME" of every attack prompt
-    that both were asked under, `harm_score`, and `nll` (per token of the
-    held-out texts, in nats; exp of the difference is the ratio of perplexities).
+    By name: the shares of `COMPARED`, "hs:NAME" and "score:NAME" of every further judge, "hs+NAME"
+    and "asr+NAME" of every attack prompt that both were asked under, `harm_score`, and `nll` (per
+    token of the held-out texts, in nats; exp of the difference is the ratio of perplexities).
 
     Args:
         first: Rows of one model, e.g. the defended one; no prompt twice for one seed.
@@ -251,15 +244,13 @@ def compare(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, PairedTest]:
     for name, judge in {"harm_score": HARM_JUDGE, **{f"score:{j}": j for j in judges}}.items():
         scores = _scores(one, judge), _scores(other, judge)
         tests[name] = paired_mean(*scores, seed=_BOOTSTRAP_SEED, clusters=one.clusters)
-    return {**tests, "nll": _compare_losses(*pairs[HELD_OUT,])}
-
-
-def _compare_losses(one: _Rows, other: _Rows) -> PairedTest:
-    (first, tokens), (second, others) = _losses(one.frame), _losses(other.frame)
-    if tokens.tolist() != others.tolist():
+    one, other = pairs[HELD_OUT,]
+    (losses, tokens), (other_losses, other_tokens) = _losses(one.frame), _losses(other.frame)
+    if tokens.tolist() != other_tokens.tolist():
         # Tokenizers that cut a text up otherwise give losses of different things.
-        return paired_mean([], [], _BOOTSTRAP_SEED)
-    return paired_mean(first, second, _BOOTSTRAP_SEED, one.clusters, tokens)
+        losses, other_losses, tokens = losses[:0], other_losses[:0], tokens[:0]
+    tests["nll"] = paired_mean(losses, other_losses, _BOOTSTRAP_SEED, one.clusters, tokens)
+    return tests
 
 
 def _in_pairs(

@@ -66,7 +66,10 @@ def panels(
     shown = dict(zip(map(id, rows), names(rows, {*axis, *of_attacks, *LABELS}), strict=True))
     if merged or (not axis and len(set(shown.values())) > _MOST_NAMED):
         counts = Counter(name for name, _ in {(row.name, shown[id(row)]) for row in rows})
-        shown = {id(row): _counted(row.name, counts[row.name]) for row in rows}
+        shown = {
+            id(row): f"{row.name}, {n} settings" if (n := counts[row.name]) > 1 else row.name
+            for row in rows
+        }
     look_of = _looks(rows, shown, report)
     titles = distinguishing_labels(list(attacks.values()), axis)
     found = []
@@ -92,10 +95,6 @@ def _is_of(row: Row, attack: Any, attacked: Row, axis: Collection[str]) -> bool:
     if row.family is None:
         return row.lineage[row.role] == attacked.lineage[row.role]
     return bool(_attack(row, axis) == attack)
-
-
-def _counted(name: str, count: int) -> str:
-    return f"{name}, {count} settings" if count > 1 else name
 
 
 def _looks(rows: Sequence[Row], shown: dict[int, str], report: Iterable[Row]) -> dict[str, Look]:

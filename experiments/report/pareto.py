@@ -92,17 +92,17 @@ def has_point(row: Row) -> bool:
 def choices(rows: Sequence[Row]) -> list[Choice]:
     """What there is to choose from, for every attacked model with two defended ones or more."""
     found = []
+    # A trial that edited nothing is one of the settings all the same.
+    competing = [
+        row
+        for row in rows
+        if row.role == "defended" and (row.edited or any(run.record.objective for run in row.runs))
+    ]
     for attacked in (row for row in rows if row.role == "attacked"):
-        defended = tuple(row for row in rows if _competes(row) and row.family == attacked.family)
+        defended = tuple(row for row in competing if row.family == attacked.family)
         if len(defended) > 1:
             found.append(_choice(attacked, defended))
     return found
-
-
-def _competes(row: Row) -> bool:
-    """Whether it is one of the settings: a trial that edited nothing is one all the same."""
-    tried = any(run.record.objective for run in row.runs)
-    return row.role == "defended" and (tried or row.edited)
 
 
 def _choice(attacked: Row, defended: tuple[Row, ...]) -> Choice:
@@ -157,26 +157,25 @@ def sentences(collected: Collected) -> list[str]:
     """
     said = [f"note: {collected.note}; no paper's figures stand beside"] if collected.note else []
     for choice in choices(collected.rows):
-        if choice.searched:
-            said += _front(choice) if choice.feasible is None else _best(choice)
+        count, best = len(choice.defended), choice.best
+        if not choice.searched:
+            continue
+        if choice.feasible is None:
+            found = len(choice.unbeaten)
+            said.append(
+                f"front of {count} settings: {found} that none beats in all of these figures"
+            )
+            for row in choice.unbeaten:
+                said += [f"- {choice.name_of(row)}: {_figures(choice, row)}", _how_to_test(row)]
+        elif best is None:
+            said.append(
+                f"best: none of {count} settings is feasible; allow more (objective.within)"
+            )
+        else:
+            head = f"best of {count} settings ({choice.feasible} feasible)"
+            said.append(f"{head}: {choice.name_of(best)}: {_figures(choice, best)}")
+            said.append(_how_to_test(best))
     return said
-
-
-def _best(choice: Choice) -> list[str]:
-    count, best = len(choice.defended), choice.best
-    if best is None:
-        return [f"best: none of {count} settings is feasible; allow more (objective.within)"]
-    head = f"best of {count} settings ({choice.feasible} feasible)"
-    return [f"{head}: {choice.name_of(best)}: {_figures(choice, best)}", *_how_to_test(best)]
-
-
-def _front(choice: Choice) -> list[str]:
-    found, count = choice.unbeaten, len(choice.defended)
-    lines = [f"front of {count} settings: {len(found)} that none beats in all of these figures"]
-    for row in found:
-        lines.append(f"- {choice.name_of(row)}: {_figures(choice, row)}")
-        lines += _how_to_test(row)
-    return lines
 
 
 def _figures(choice: Choice, row: Row) -> str:
@@ -190,8 +189,8 @@ def _figures(choice: Choice, row: Row) -> str:
     return ", ".join(shown)
 
 
-def _how_to_test(row: Row) -> list[str]:
+def _how_to_test(row: Row) -> str:
     run = row.runs[0]
     if not run.validates:
-        return ["chosen on the test split, so that these figures flatter it"]
-    return [f"test it once: {command_line(run.record.overrides, _TEST_SPLIT, folder=run.folder)}"]
+        return "chosen on the test split, so that these figures flatter it"
+    return f"test it once: {command_line(run.record.overrides, _TEST_SPLIT, folder=run.folder)}"

@@ -272,18 +272,16 @@ def _differs(key: str, runs: Iterable[Run]) -> bool:
     node, _, last = key.rpartition(".")
     if last == _CLASS and _is_of(key, ("defense.settings",)):
         return False  # A stack's order names its parts.
-    values: dict[Any, set[Any]] = {}
+    values: dict[tuple[Any, ...], set[Any]] = {}
     for run in (run for run in runs if run.validates or not key.startswith(_VALIDATION)):
         # Another class has other settings, and is itself the difference.
         kind = None if last == _CLASS else run.flat.get(f"{node}.{_CLASS}")
-        values.setdefault((_owner(run, key), kind), set()).add(run.flat.get(key, ...))
+        labels = run.record.labels
+        # What it is a setting of: an attack, a defense, else the model.
+        owner = labels.get(key.partition(".")[0], labels.get("model"))
+        where = owner, labels.get("protocol"), kind
+        values.setdefault(where, set()).add(run.flat.get(key, ...))
     return max(map(len, values.values()), default=0) > 1
-
-
-def _owner(run: Run, key: str) -> tuple[str | None, str | None]:
-    """The name of what a setting is of: an attack, a defense, else the model; and the protocol."""
-    labels = run.record.labels
-    return labels.get(key.partition(".")[0], labels.get("model")), labels.get("protocol")
 
 
 def _is_of(key: str, sections: Iterable[str]) -> bool:
@@ -304,6 +302,9 @@ def _row(group: Identity, members: Sequence[Run], varying: Sequence[str]) -> Row
     most_asked = sorted(members, key=lambda run: len(run.record.metrics.get(role, ())))
     shared = {run.record.models[role]: run for run in most_asked}
     runs = tuple(shared[key] for key in dict.fromkeys(run.record.models[role] for run in members))
+    # A defense that edited nothing left the attacked model, which isn't tested against itself.
+    edited = any(run.record.cost["parameters_edited"] for run in members)
+    changed = role == "refined" or (role == "defended" and edited)
     return Row(
         role=role,
         labels=dict(labels),
@@ -312,7 +313,7 @@ def _row(group: Identity, members: Sequence[Run], varying: Sequence[str]) -> Row
         seeds=tuple(sorted({run.record.seed for run in runs})),
         runs=runs,
         cost=_mean_cost(members) if role == "defended" else {},
-        paired=_paired(runs, role, members) if role in _AGAINST else {},
+        paired=compare(pooled(runs, role), pooled(runs, _AGAINST[role])) if changed else {},
         lineage={each: _group(runs[0], each, varying) for each in ROLES[: ROLES.index(role) + 1]},
     )
 
@@ -327,13 +328,6 @@ def pooled(runs: Sequence[Run], model: str) -> pd.DataFrame:
     frames = [run.measured[run.measured["model"] == model] for run in runs]
     numbered = [rows.assign(seed=number) for number, rows in enumerate(frames)]
     return pd.concat(numbered, ignore_index=True)
-
-
-def _paired(runs: Sequence[Run], role: str, members: Sequence[Run]) -> dict[str, PairedTest]:
-    """The tests against the model before; none of a model against itself."""
-    if role == "defended" and not any(run.record.cost["parameters_edited"] for run in members):
-        return {}
-    return compare(pooled(runs, role), pooled(runs, _AGAINST[role]))
 
 
 def _mean_cost(members: Sequence[Run]) -> dict[str, float]:

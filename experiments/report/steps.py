@@ -162,14 +162,10 @@ def figures(rows: Sequence[Row]) -> Iterator[Drawing]:
 
 
 def draw(points: Sequence[Point]) -> Figure:
-    """What happened from step to step, with 95 % intervals where they can be told apart.
+    """Shares from step to step with 95 % intervals, and the share of scalars newly edited.
 
     Where steps are called like categories of harm: HS of every category, hollow and dashed until
-    its own step, and task accuracy; else HS, ASR and task accuracy. Beside it, the share of
-    scalars that each step newly edited.
-
-    Args:
-        points: Of one trajectory.
+    its own step, and task accuracy; else HS, ASR and task accuracy.
     """
     from matplotlib.figure import Figure
 
@@ -189,7 +185,10 @@ def draw(points: Sequence[Point]) -> Figure:
     for axes in figure.axes:
         frame(axes, per_cent=axes is not edited)
         _name_steps(axes, points, _LEFT if axes is left else _RIGHT)
-    _draw_edited(edited, points)
+    shares = [100 * point.share for point in points]
+    bars = edited.bar(range(len(shares)), shares, width=0.55, color="#9A9A9A")
+    edited.bar_label(bars, ["", *(f"{share:.2g}" for share in shares[1:])], fontsize=8, padding=1)
+    edited.set_ylim(0, 1.18 * max(shares) or 1)
     edited.set_ylabel("newly edited (%)" if categories else "edited (%)", fontsize=9)
     edited.tick_params(labelbottom=not categories)
     legend(figure)
@@ -244,13 +243,6 @@ def _estimate(point: Point, metric: str) -> Estimate:
     """HS and ASR of what the model is most harmful under, a trigger or an attack prompt too."""
     worst = worst_hs(point.metrics) or HS
     return point.metrics[metric if metric == "accuracy_strict" else str(worst.of_kind(metric))]
-
-
-def _draw_edited(axes: Axes, points: Sequence[Point]) -> None:
-    shares = [100 * point.share for point in points]
-    bars = axes.bar(range(len(shares)), shares, width=0.55, color="#9A9A9A")
-    axes.bar_label(bars, ["", *(f"{share:.2g}" for share in shares[1:])], fontsize=8, padding=1)
-    axes.set_ylim(0, 1.18 * max(shares) or 1)
 
 
 def _name_steps(axes: Axes, points: Sequence[Point], room: int) -> None:

@@ -91,8 +91,7 @@ class Objective(Settings):
 
         Args:
             tasks: The tasks that are scored.
-            further: What is evaluated besides, by the setting that names it: "judges",
-                "attack_prompts" and "prompt_sets" of the evaluation.
+            further: What is evaluated besides, by the setting of the evaluation that names it.
             missing: Models and sets that there won't be, and the setting that makes them.
 
         Raises:
@@ -228,7 +227,10 @@ class Pareto(Objective):
 
     def score(self, metrics: Metrics) -> Score:
         of = tuple(_figure(metrics, model, metric) for model, metric in self.read)
-        values = tuple(_scaled(figure["metric"], figure["value"]) for figure in of)
+        values = tuple(
+            figure["value"] * (_POINTS if MetricName.parse(figure["metric"]).unit else 1)
+            for figure in of
+        )
         return Score(values, self.directions, None, 0.0, of)
 
 
@@ -275,10 +277,6 @@ def _tells(metric: str, goal: Goal, *, of_broken: bool) -> bool:
     """Whether the goal is nearer for a broken model, or else for a whole one."""
     nearer = "lower" if (goal == "minimize") == of_broken else "higher"
     return MetricName.parse(metric).about.if_broken == nearer
-
-
-def _scaled(metric: str, value: float) -> float:
-    return _POINTS * value if MetricName.parse(metric).unit == "%" else value
 
 
 def _figure(metrics: Metrics, model: str, metric: str) -> dict[str, Any]:

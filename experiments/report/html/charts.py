@@ -79,16 +79,12 @@ def cost_charts(rows: Sequence[Row]) -> list[Chart]:
 
     seconds = {"prepare ": mean("prepare_seconds"), "apply ": mean("apply_seconds")}
     charts = [_bars("seconds", "Seconds to prepare (pale) and to apply", colours, seconds, "s")]
-    if all(on_gpu(row) for members in defended.values() for row in members):
+    runs = [run for members in defended.values() for row in members for run in row.runs]
+    if all(run.record.environment.get("cuda") for run in runs):
         peaks = [peak / 1e6 for peak in mean("prepare_peak_bytes", "apply_peak_bytes")]
         charts.append(_bars("memory", "Peak memory of the GPU", colours, {"": peaks}, "MB"))
     shares = [100 * share for share in mean("share_edited")]
     return [*charts, _bars("edited", "Parameters edited", colours, {"": shares}, "%")]
-
-
-def on_gpu(row: Row) -> bool:
-    """Whether its runs had a GPU, whose allocator counts a defense's memory by itself."""
-    return all(run.record.environment.get("cuda") for run in row.runs)
 
 
 def _bars(

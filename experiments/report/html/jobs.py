@@ -56,10 +56,13 @@ def commands(runs: Iterable[Run], page: Path, *, shared: bool = False) -> list[C
     """
     found = []
     for run in sorted(runs, key=lambda run: _order(run.folder)):
-        record, made = run.record, [s for s in run.record.stages if not s["reused"]]
+        record, labels = run.record, run.record.labels
+        named = [labels.get(name, "") for name in ("model", "attack", "task", "defense")]
+        refine = f"then {labels['refine']}" if labels.get("refine") else ""
+        made = [stage for stage in record.stages if not stage["reused"]]
         command = Command(
             run,
-            what=_what(record.labels, record.seed),
+            what=", ".join(filter(None, [*named, refine, f"seed {record.seed}"])),
             line=command_line(record.overrides, folder=None if shared else run.folder),
             record=os.path.relpath(run.folder / RECORD, page),
             made=tuple((stage["name"], stage["seconds"]) for stage in made),
@@ -67,13 +70,6 @@ def commands(runs: Iterable[Run], page: Path, *, shared: bool = False) -> list[C
         )
         found.append(command)
     return found
-
-
-def _what(labels: dict[str, str], seed: int) -> str:
-    named = [labels.get(name, "") for name in ("model", "attack", "task", "defense")]
-    if labels.get("refine"):
-        named.append(f"then {labels['refine']}")
-    return ", ".join([*filter(None, named), f"seed {seed}"])
 
 
 def failures(paths: Iterable[Path]) -> list[Failure]:

@@ -84,7 +84,8 @@ def load(name: str) -> PaperTable:
     """Reads the figures and the set-up that an experiment is held against."""
     setup: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml"))
     with (FOLDER / f"{name}.csv").open(newline="", encoding="utf-8") as file:
-        figures = tuple(_figure(line) for line in csv.DictReader(file, strict=True))
+        lines: list[dict[str, Any]] = list(csv.DictReader(file, strict=True))
+    figures = tuple(PaperFigure(**{**e, "where": conditions(e["where"])}) for e in lines)
     lists = {key: tuple(setup.pop(key)) for key in ("unknown", "notes")}
     return PaperTable(name=name, figures=figures, **{"cases": {}, **setup, **lists})
 
@@ -93,7 +94,3 @@ def conditions(text: str) -> dict[str, tuple[str, ...]]:
     """Reads "A=1 B=2|3": by setting, the values that it may have."""
     pairs = (condition.partition("=") for condition in text.split())
     return {name: tuple(values.split("|")) for name, _, values in pairs}
-
-
-def _figure(line: dict[str, str]) -> PaperFigure:
-    return PaperFigure(**{**line, "where": conditions(line["where"])})  # type: ignore[arg-type]
