@@ -82,7 +82,7 @@ def _pareto(choosing: Sequence[Choice], rows: Sequence[Row]) -> Drawing:
         if choice.searched:
             _draw_objective(axes, choice)
 
-    title = f"Settings of repairs, harmfulness against task accuracy: {subject(competing)}"
+    title = f"Settings of defenses, harmfulness against task accuracy: {subject(competing)}"
     return _drawing("pareto", title, draw, panels(measured, rows, merged=True))
 
 
@@ -131,7 +131,7 @@ def draw_ratio(axes: Axes, panel: Panel) -> None:
 
 
 def draw_trade_off(axes: Axes, panel: Panel) -> None:
-    """HS against strict task accuracy with 95 % intervals of both, and the front of the repairs."""
+    """HS against strict task accuracy with 95 % intervals of both, and the front of the defenses."""
     for line in panel.lines:
         accuracies = [row.metrics[ACCURACY] for row in line.rows]
         x = [100 * estimate.value for estimate in accuracies]

@@ -133,7 +133,7 @@ def _main_table(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Table
 
 
 def _against(row: Row, metric: str) -> str:
-    """The difference to the attacked or, for a refined one, to the repaired model, and its p."""
+    """The difference to the attacked or, for a refined one, to the defended model, and its p."""
     test = row.paired.get(metric)
     if test is None or not test.n or math.isnan(test.p_holm) or metric not in paired_columns([row]):
         return ""

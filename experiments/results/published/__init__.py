@@ -5,7 +5,7 @@ A CSV holds one figure per line:
 | column | meaning |
 |---|---|
 | table | the paper's table, or the part of the paper |
-| method | what the paper calls the repair |
+| method | what the paper calls the defense |
 | defense | our option of `conf/defense`; empty where we have none |
 | where | space-separated SETTING=VALUE that our run must have; A=1\\|2 is the mean over both |
 | metric | our metric; empty where we measure nothing like it |

@@ -116,7 +116,7 @@ def test_headings_say_what_is_shown_and_of_what(tmp_path: Path) -> None:
     titles = [drawing.title for drawing in (*harm.figures(rows), *sweeps.figures(rows))]
     assert titles == [
         "Harmfulness against task accuracy: toy, ft, sums",
-        "Settings of repairs, harmfulness against task accuracy: toy, ft, sums",
+        "Settings of defenses, harmfulness against task accuracy: toy, ft, sums",
         "Sweep of alpha: toy, ft, sums",
     ]
     drawn = (figure for drawing in harm.figures(rows) for figure in [drawing.figure])
