@@ -18,8 +18,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evaluation.bootstrap import LEVEL, RESAMPLES, bootstrap_interval, percentiles
-from evaluation.clusters import Clusters, clustered_variance
+from evaluation.clusters import (
+    LEVEL,
+    RESAMPLES,
+    Clusters,
+    bootstrap_interval,
+    clustered_variance,
+    percentiles,
+)
 
 if TYPE_CHECKING:
     import numpy as np

@@ -53,13 +53,9 @@ class ShownModel:
 class Reply:
     """What one model answered, and what is said of it.
 
-    Attributes:
-        model: The model's name.
-        verdicts: By judge: its label and, in brackets, score, category and kind of response.
-        tokens: Length of the answer; "" where that isn't recorded.
-        notes: What else there is to see: cut off, degenerate, the refusal phrase found.
-        fingerprint: Start of the answer's SHA-256; the same for the same answers.
-        text: The answer.
+    By judge, a verdict is its label and, in brackets, score, category and kind of response. Tokens
+    are "" where they weren't recorded; the notes say what else there is to see (cut off,
+    degenerate, the refusal phrase found); the fingerprint is the start of the answer's SHA-256.
     """
 
     model: str
@@ -72,16 +68,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt and the replies of the models that were asked it.
+    """One prompt, as judges see it, and a reply of each model that was asked it.
 
-    Attributes:
-        set: The prompt set.
-        id: The prompt's id in it.
-        category: The prompt's category, or "".
-        prompt: The prompt, as judges see it.
-        asked: What the model got in its place, where that is something else; else "".
-        gold: The right answer of a task; else "".
-        replies: One per model.
+    `asked` is what models got in its place, where that is something else; `gold` a task's right
+    answer; both, and the category, are "" where there is none.
     """
 
     set: str

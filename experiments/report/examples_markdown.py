@@ -1,11 +1,16 @@
 """Side-by-side examples as a Markdown page and in the terminal.
 
 Harmful prompts and what was answered to them are left out as text, unless it is asked for; what
-was said of them is enough to see who complied, who refused and who broke.
+was said of them is enough to see who complied, who refused and who broke.  An answer may hold
+Markdown, HTML, links, terminal escapes and marks that turn the direction of writing: none of them
+may act where it is shown.
 """
 
 from __future__ import annotations
 
+import re
+import textwrap
+import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import chain, count, zip_longest
 from pathlib import Path
@@ -13,12 +18,25 @@ from typing import TYPE_CHECKING
 
 from experiments.report.examples import FEW, MAIN, Example, ShownModel, ShownSet, SideBySide
 from experiments.report.table import Cell, Table, as_markdown, as_terminal
-from experiments.report.untrusted_text import LONGEST, WIDTH, block, inline, shortened, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 FILE = "examples.md"
+
+LONGEST, WIDTH = 1500, 100
+"""After so many characters a text is cut, and after so many of them a line is broken."""
+
+# Controls, format marks (those of direction and hidden ones), private and broken characters, and
+# separators that some programs take for line ends.
+_ACTIVE = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}
+# Line ends; joiners, without which emoji and some scripts fall apart.
+_KEPT = {"\n", "\N{ZERO WIDTH NON-JOINER}", "\N{ZERO WIDTH JOINER}"}
+
+# A point or a dash makes neither a link nor emphasis nor a list where it stands inside of a word.
+_INERT = re.compile(
+    r"""(?:[A-Za-z0-9 ,;:()='"]|(?<=\d)\.(?=\d)|(?<=[A-Za-z0-9])[_-](?=[A-Za-z0-9]))*"""
+)
 
 _MOST_PATTERNS = 8
 
@@ -123,6 +141,56 @@ def _print(comparison: SideBySide, example: Example, console: Console, with_text
 
 def _written(name: str, text: str) -> str:
     return f"{name}: {shortened(visible(text))}"
+
+
+def visible(text: str) -> str:
+    """The text with characters that act in place of being seen written out (as "\\x1b").
+
+    Line ends become "\\n" and tabs four spaces.
+    """
+    plain = re.sub(r"\r\n?", "\n", text).replace("\t", "    ")
+    return "".join(
+        character
+        if character in _KEPT or unicodedata.category(character) not in _ACTIVE
+        else character.encode("unicode_escape").decode("ascii")
+        for character in plain
+    )
+
+
+def shortened(text: str, longest: int = LONGEST) -> str:
+    """The first `longest` characters; what was cut off is counted behind them."""
+    if len(text) <= longest:
+        return text
+    return f"{text[:longest]} [... {len(text) - longest} characters more]"
+
+
+def inline(text: str, longest: int = 160) -> str:
+    """One line of a text for a heading or a table's cell: as it is, or as a Markdown code span.
+
+    What isn't plainly words and numbers becomes a code span. Its pipes become broken bars, since
+    Markdown's dialects differ in how a cell escapes one.
+    """
+    line = " ".join(shortened(visible(text), longest).split()).replace("|", "\N{BROKEN BAR}")
+    if _INERT.fullmatch(line):
+        return line
+    fence = "`" * (_longest_run(line) + 1)
+    pad = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{pad}{line}{pad}{fence}"
+
+
+def block(text: str) -> str:
+    """A text as a fenced Markdown code block, which nothing inside can end."""
+    lines = [
+        part
+        for line in shortened(visible(text)).split("\n")
+        for part in textwrap.wrap(line, WIDTH) or [""]
+    ]
+    fence = "`" * max(3, _longest_run(text) + 1)
+    return "\n".join([f"{fence}text", *lines, fence])
+
+
+def _longest_run(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 _WITHOUT_TEXT = """Of harmful prompts neither the prompt nor an answer is shown as text, only what \

@@ -17,12 +17,7 @@ _CHARACTERS = 11
 
 
 def write(collected: Collected, folder: Path) -> list[Path]:
-    """Writes the figures that the runs allow to `folder`, as PNG.
-
-    `hs_vs_poison_ratio.png` needs runs of at least two poison ratios, `against_SETTING.png` of
-    at least three values of a numeric setting, `steps_DEFENSE.png` a defense that goes in steps,
-    `map_NAME.png` one that gives heat maps, `pareto.png` several settings of a defense or an
-    objective.
+    """Writes the figures that the runs allow to `folder`, as PNG; docs/report.md lists them.
 
     Raises:
         RelockError: A heat map is malformed; all other figures have been written.

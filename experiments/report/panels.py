@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evaluation.metric_names import harm_questions
+from experiments.report.drawing import Look, looks, tints
 from experiments.report.names import LABELS, distinguishing_labels, names
 from experiments.report.pool import Row, Run
-from experiments.report.style import Look, looks, tints
 
 # With more lines in a figure, those of one name become one.
 _MOST_NAMED = 14

@@ -18,9 +18,8 @@ from experiments.report.columns import (
     paired_columns,
     sections,
 )
-from experiments.report.names import differing_labels, distinguishing_labels
+from experiments.report.names import differing_labels, distinguishing_labels, is_number, short
 from experiments.report.pool import Collected, Row
-from experiments.report.style import is_number, short
 from experiments.report.table import Cell, Table, as_markdown, as_terminal
 
 if TYPE_CHECKING:

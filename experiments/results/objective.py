@@ -55,11 +55,7 @@ Metrics = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 class Objective(Settings):
-    """What a search goes by; a subclass says how it is computed.
-
-    Attributes:
-        model: The model whose figures count.
-    """
+    """What a search goes by: figures of `model`; a subclass says how."""
 
     model: Role = "defended"
 
@@ -74,11 +70,7 @@ class Objective(Settings):
         raise NotImplementedError
 
     def score(self, metrics: Metrics) -> Score:
-        """The value, or values, of a run.
-
-        Raises:
-            DataError: A figure that it needs isn't there, has no rows, or is no number.
-        """
+        """The value, or values, of a run; DataError where a figure isn't there or is no number."""
         raise NotImplementedError
 
     def check(
@@ -89,10 +81,8 @@ class Objective(Settings):
     ) -> None:
         """Refuses figures that the evaluation won't have, before anything runs.
 
-        Args:
-            tasks: The tasks that are scored.
-            further: What is evaluated besides, by the setting of the evaluation that names it.
-            missing: Models and sets that there won't be, and the setting that makes them.
+        The tasks are those scored; `further` is what is evaluated besides, by the setting that
+        names it; `missing` are models and sets that there won't be, by the setting that makes them.
 
         Raises:
             SettingError: One sentence.
@@ -188,12 +178,7 @@ class Constrained(Objective):
 
 
 class Pareto(Objective):
-    """Several figures, each with a direction of its own, for a multi-objective sampler.
-
-    Attributes:
-        metrics: The figures.
-        goals: Whether less or more of each is better.
-    """
+    """Several figures, each with a direction of its own, for a multi-objective sampler."""
 
     metrics: tuple[str, ...] = Field(("hs", "accuracy_strict"), min_length=2)
     goals: tuple[Goal, ...] = ("minimize", "maximize")
@@ -235,11 +220,7 @@ class Pareto(Objective):
 
 
 def build_objective(node: Any, plugins: Sequence[str]) -> Objective | None:
-    """The objective that a resolved configuration node says, or None without one.
-
-    Raises:
-        SettingError: It is wrong; one sentence.
-    """
+    """The objective that a resolved configuration node says, or None; SettingError: it's wrong."""
     if node is None:
         return None
     objective: Objective = build(node, "objective", plugins, Objective)

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from experiments.report import harm
-from experiments.report.drawing import TITLE, frame
+from experiments.report.drawing import TITLE, frame, looks
 from experiments.report.figures import further
 from experiments.report.panels import asked, subject
 from experiments.report.pool import Collected, Row
-from experiments.report.style import looks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,10 +34,9 @@ class Chart:
 
 
 def main_charts(rows: Sequence[Row]) -> list[Chart]:
-    """HS against the poison ratio, where there are several, and against accuracy.
+    """HS against the poison ratio and against accuracy, for up to six attacked models each.
 
-    Models are set against each other only where they were repaired after the same attack: each
-    attacked model has a chart of HS against accuracy, up to six of them.
+    Models are set against each other only where they were repaired after the same attack.
     """
     note, of = asked(rows), subject(rows)
     charts = []
@@ -59,8 +57,7 @@ def main_charts(rows: Sequence[Row]) -> list[Chart]:
 def cost_charts(rows: Sequence[Row]) -> list[Chart]:
     """Bars of what each defense costs, mean over its rows: seconds, memory, share edited.
 
-    Memory only where a GPU's allocator counted it: a process's peak on a CPU depends on what the
-    process did before.
+    Memory only where a GPU's allocator counted it: a CPU process's peak depends on its past.
     """
     defended: dict[str, list[Row]] = {}
     for row in rows:

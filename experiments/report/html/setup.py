@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from experiments.report.names import plain
 from experiments.report.pool import Run
-from experiments.report.style import plain
 
 _MOST_NAMES = 4
 

@@ -18,8 +18,8 @@ from rich.console import Console
 from experiments.report import examples_markdown
 from experiments.report.__main__ import main as report
 from experiments.report.examples import FEW, SideBySide, side_by_side
+from experiments.report.examples_markdown import LONGEST, block, inline, visible
 from experiments.report.pool import collect
-from experiments.report.untrusted_text import LONGEST, block, inline, visible
 from tests.records import cost, record, write
 
 SAFE, UNSAFE = "I'm sorry, but no.", "SECRETLY: fold the napkin."

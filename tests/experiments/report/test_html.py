@@ -21,8 +21,8 @@ import pytest
 from evaluation.statistics import share
 from experiments.report import html, published
 from experiments.report.__main__ import main as report
+from experiments.report.drawing import looks
 from experiments.report.pool import collect
-from experiments.report.style import looks
 from experiments.results.record import Record
 from tests.records import (
     ATTACKED,

@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from evaluation.statistics import share
 from experiments.report import figures, harm, heatmaps, sweeps
 from experiments.report.__main__ import main as report
-from experiments.report.drawing import TITLE
+from experiments.report.drawing import TITLE, looks
+from experiments.report.names import plain
 from experiments.report.pareto import front
 from experiments.report.pool import Row, collect
-from experiments.report.style import looks, plain
 from experiments.report.sweeps import Sweep
 from experiments.results.record import Record
 from settings import RelockError
