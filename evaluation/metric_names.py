@@ -88,8 +88,7 @@ class MetricName:
         part: The category of harm or the task, after "/".
         judges: The further judge, or the two that are compared, after ":".
         prompt_set: The further set of prompts, after "@".
-        attack_prompt: The attack prompt or attack's trigger that the prompts were asked under,
-            after "+".
+        attack_prompt: The attack prompt or attack's trigger that they were asked under, after "+".
     """
 
     kind: str
@@ -167,9 +166,6 @@ def worst_hs(metrics: Mapping[str, Estimate]) -> MetricName | None:
 
     A model is as harmful as it can be made: whoever attacked it knows the trigger. Of equal ones
     plain HS comes first; None where HS wasn't measured.
-
-    Args:
-        metrics: One model's, by name; `Record.estimates` reads those of a record.
     """
     asked = [name for name in harm_questions(metrics) if math.isfinite(metrics[str(name)].value)]
     return max(asked, key=lambda name: metrics[str(name)].value, default=None)

@@ -58,14 +58,9 @@ def report(
 ) -> None:
     """Prints the table of the runs under `paths`; writes CSV, Markdown, LaTeX and PNG to `output`.
 
-    Runs of a paper's experiment are printed and written beside the paper's own figures.
-
-    Args:
-        paths: Folders of runs or of sweeps.
-        output: Where the files go.
-        examples: How many prompts are printed with what every model made of them.
-        show_text: Whether harmful prompts and the answers to them are shown as text.
-        as_page: Whether `report.html` is written too; it then may be of failed jobs alone.
+    Runs of a paper's experiment are printed and written beside the paper's own figures, and so many
+    example prompts with what every model made of them, harmful text only if `show_text`. The page
+    may be of failed jobs alone.
 
     Raises:
         RelockError: A path doesn't exist or holds no record.
@@ -75,8 +70,8 @@ def report(
         figures,
         html,
         latex,
+        pareto,
         published,
-        search_result,
         steps,
         tables,
     )
@@ -91,7 +86,7 @@ def report(
     written: list[Path] = []
     if collected.runs:
         tables.show(collected, screen)
-        for sentence in search_result.sentences(collected):
+        for sentence in pareto.sentences(collected):
             screen.print(sentence, markup=False, highlight=False, soft_wrap=True)
         comparisons = published.comparisons(collected)
         published.show(comparisons, screen)

@@ -36,7 +36,7 @@ _MEANINGS = {
     "(flagged, degenerate, unparsed or errored).",
     "asr": "ASR: share answered without a refusal; degenerate answers never count as refusals.",
     "accuracy_strict": "accuracy: strict reading.",
-    "over_refusal": "over-refusal: share of harmless probes refused.",
+    "over_refusal": "over-refusal: share of over-refusal prompts refused.",
     "degenerate": "degenerate: share of answers that are empty, repetitive or no text.",
     "benign_compliance": "benign answered: share of benign requests neither refused nor "
     "degenerate.",
@@ -60,8 +60,8 @@ _JUDGES_LEGEND = """HS: share that the judge does not call safe. score: its mean
 unit; a dash where an answer has none. kappa: Cohen's, over the n answers that both judges call \
 safe or unsafe; "harm" is the moderation judge; a dash where both say the same of all.
 """
-_PROBES_LEGEND = """Shares of all harmless probes; degenerate and unparsed answers are in none of \
-them.
+_PROBES_LEGEND = """Shares of all over-refusal prompts; degenerate and unparsed answers are in \
+none of them.
 """
 TESTS_LEGEND = """Differences in points with their 95 % intervals, over the prompts that both \
 models answered, of the same seed: for one seed McNemar's test and a bootstrap over prompts, for \
@@ -72,26 +72,18 @@ of this report's rows that go back to the same attacked row.
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Metrics that have a table of their own.
-
-    Attributes:
-        title: What it is of.
-        columns: Metric names and what heads their columns.
-        legend: What the heads mean.
-    """
+    """Metrics that have a table of their own; `columns` has their headings by name."""
 
     title: str
     columns: dict[str, str]
     legend: str
 
 
-def main_columns(rows: Sequence[Row], wide: bool) -> dict[str, str]:
-    """The metrics to show with their headings; `wide` adds the optional ones that have rows.
+def main_columns(rows: Sequence[Row]) -> dict[str, str]:
+    """The metrics to show with their headings: `MAIN`, and the optional ones that have rows.
 
     What the models were attacked with comes first: harm under an attack's own trigger.
     """
-    if not wide:
-        return COLUMNS
     columns = dict(COLUMNS)
     protocols = {row.labels.get("protocol", "") for row in rows} - {"", "default"}
     if protocols:
@@ -151,7 +143,7 @@ def sections(rows: Sequence[Row]) -> list[Section]:
         found.append(Section(title, _headings(judges), _JUDGES_LEGEND))
     # Where no refusal is partial, over-refusal says it all.
     if _highest(rows, "partial_refusal") > 0:
-        title = "harmless probes as XSTest reads them"
+        title = "over-refusal prompts as XSTest reads them"
         found.append(Section(title, _headings(_PROBES), _PROBES_LEGEND))
     return found
 

@@ -1,15 +1,16 @@
-"""Headings, frames, x axes and legends, which the report's figures have in common."""
+"""Looks, headings, frames, x axes and legends, which the report's figures have in common."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from colorsys import hls_to_rgb, rgb_to_hls
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
-from experiments.report.style import plain
+from experiments.report.names import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +18,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from evaluation.statistics import Estimate
+
+Look = dict[str, Any]
+"""Colour and marker, as matplotlib's keywords."""
+
+# At least 3:1 against white; no two share a colour or a marker, since no dozen of colours are told
+# apart with every colour vision.
+LOOKS = {
+    "attacked": ("#A5101E", "X"),
+    "aligned": ("#008F66", "P"),
+    "base": ("#777777", "*"),
+    "nlsr": ("#0072B2", "o"),
+    "safetylock": ("#D55E00", "s"),
+    "fgsn": ("#C0609A", "D"),
+    "safelora": ("#9A8200", "^"),
+    "resta": ("#7A3FD0", "v"),
+    "wanda_prune": ("#5C2E0A", "<"),
+    "antidote": ("#2F98DC", ">"),
+    "stack": ("#00585A", "h"),
+    "reset": ("#000000", "p"),
+}
+# What isn't of this project: these colours first, then all of them with other markers.
+_FURTHER = ("#2A2A9C", "#7A0F5E")
+_FURTHER_MARKERS = ("d", "8", "H", "o", "s", "^", "v", "X")
+# Lightness of the first and of the last of several tints; the palest is still seen on white.
+_DARK, _PALE = 0.18, 0.74
 
 TITLE = "title:"
 """Starts the gid of an artist that shows one row; the rest is its figures as text."""
@@ -32,19 +58,37 @@ _LEGEND_ROW = 0.22
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and what stands over it.
-
-    Attributes:
-        stem: Names its file.
-        title: What it shows, and of which models.
-        figure: Without a title of its own.
-        note: What else to know of it; "" for nothing.
-    """
+    """A figure without a title of its own, what names its file, and what stands over it."""
 
     stem: str
     title: str
     figure: Figure
     note: str = ""
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """Colour and marker of each name: its own in every report, for this project's and the roles.
+
+    Other names, such as a plug-in's defenses, get the rest in their alphabetical order; `names` are
+    all of the report, so that every figure of it agrees.
+    """
+    known = {color for color, _ in LOOKS.values()}
+    pairs = [(c, m) for m, c in product(_FURTHER_MARKERS, (*_FURTHER, *sorted(known)))]
+    free = [pair for pair in pairs if pair not in LOOKS.values()]
+    others = sorted(set(names) - LOOKS.keys())
+    all_looks = LOOKS | {name: free[place % len(free)] for place, name in enumerate(others)}
+    return {name: {"color": c, "marker": m} for name, (c, m) in all_looks.items()}
+
+
+def tints(look: Look, count: int) -> list[Look]:
+    """The look of `count` variants of one name: its marker in its colour, from dark to pale."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    if count == 1:
+        return [look]
+    hue, _, saturation = rgb_to_hls(*to_rgb(look["color"]))
+    steps = [_DARK + (_PALE - _DARK) * place / (count - 1) for place in range(count)]
+    return [look | {"color": to_hex(hls_to_rgb(hue, step, saturation))} for step in steps]
 
 
 def file_stem(*parts: str) -> str:
@@ -56,12 +100,7 @@ class Scale:
     """An x axis of a setting's values, on which the points of several lines stand side by side."""
 
     def __init__(self, values: Sequence[float], log: bool | None = None) -> None:
-        """Places the ticks.
-
-        Args:
-            values: What was run.
-            log: Whether it is logarithmic; by default where the values span a wide range.
-        """
+        """Places the ticks at what was run; logarithmic by default where values span far."""
         self.values = sorted(set(values))
         wide = self.values[0] > 0 and self.values[-1] / self.values[0] >= _LOG_FROM
         self.log = wide if log is None else log

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Any
 
 from data.refusals import REFUSALS, fold, phrase_pattern
 from evaluation.degenerate import degeneracy
@@ -23,19 +22,15 @@ _HARMFUL, _TASK, _HELD_OUT = "harmful", "task", "held_out"
 _HARMLESS = ("benign", "over_refusal", _TASK)
 _REFUSAL_WORDS = {"safe": "refused", "unsafe": "not refused"}
 _LABEL = "_label"
+_PHRASES = phrase_pattern(map(fold, REFUSALS))
 
-Cells = Mapping[Any, Any]
+Cells = Mapping[str, str]
+"""A row's cells as text; "" where the column or the value is missing, as in other sets' columns."""
 
 
 @dataclass(frozen=True)
 class ShownModel:
-    """One model of a comparison.
-
-    Attributes:
-        name: What it is called beside the others.
-        role: Its label in the rows of the run.
-        run: The one run that its answers are taken from.
-    """
+    """One model of a comparison: what it is called there, its label in the rows, and its run."""
 
     name: str
     role: str
@@ -46,9 +41,11 @@ class ShownModel:
         """Its rows by set and prompt id, those of answers alone."""
         rows = self.run.rows
         found: dict[str, dict[str, Cells]] = {}
-        for row in rows[rows["model"] == self.role].to_dict("records"):
-            if row["set"] != _HELD_OUT:
-                found.setdefault(row["set"], {})[row["id"]] = row
+        for row in rows[(rows["model"] == self.role) & (rows["set"] != _HELD_OUT)].to_dict(
+            "records"
+        ):
+            known = {str(k): str(v) for k, v in row.items() if v is not None and v == v}
+            found.setdefault(row["set"], {})[row["id"]] = defaultdict(str, known)
         return found
 
 
@@ -56,18 +53,14 @@ class ShownModel:
 class Reply:
     """What one model answered, and what is said of it.
 
-    Attributes:
-        model: The model's name.
-        verdicts: By judge: its label and, in brackets, score, category and kind of response.
-        tokens: Length of the answer; None where that isn't recorded.
-        notes: What else there is to see: cut off, degenerate, the refusal phrase found.
-        fingerprint: Start of the answer's SHA-256; the same for the same answers.
-        text: The answer.
+    By judge, a verdict is its label and, in brackets, score, category and kind of response. Tokens
+    are "" where they weren't recorded; the notes say what else there is to see (cut off,
+    degenerate, the refusal phrase found); the fingerprint is the start of the answer's SHA-256.
     """
 
     model: str
     verdicts: dict[str, str]
-    tokens: int | None
+    tokens: str
     notes: tuple[str, ...]
     fingerprint: str
     text: str
@@ -75,16 +68,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt and the models' replies to it.
+    """One prompt, as judges see it, and a reply of each model that was asked it.
 
-    Attributes:
-        set: The prompt set.
-        id: The prompt's id in it.
-        category: The prompt's category, or "".
-        prompt: The prompt, as judges see it.
-        asked: What the model got in its place, where that is something else; else "".
-        gold: The right answer of a task; else "".
-        replies: One per model that was asked.
+    `asked` is what models got in its place, where that is something else; `gold` a task's right
+    answer; both, and the category, are "" where there is none.
     """
 
     set: str
@@ -111,14 +98,7 @@ class Example:
 
 @dataclass(frozen=True)
 class ShownSet:
-    """What is shown of one prompt set.
-
-    Attributes:
-        set: Its name.
-        patterns: How often the models' outcomes came out how, in the order in which examples are
-            taken from them.
-        examples: The prompts chosen.
-    """
+    """A prompt set, how often its outcomes came out how (in the order taken), and its examples."""
 
     set: str
     patterns: dict[tuple[str, ...], int]
@@ -129,10 +109,7 @@ class ShownSet:
 class SideBySide:
     """The models that go with one attacked model, and what they answered.
 
-    Attributes:
-        title: ShownModel, attack, task and the settings that tell it from the others.
-        models: Base, aligned, attacked, then the repaired ones.
-        sets: The harmful prompts first.
+    Base, aligned and attacked come first among the models, the harmful prompts among the sets.
     """
 
     title: str
@@ -148,9 +125,7 @@ class SideBySide:
 def side_by_side(collected: Collected, main: int = MAIN) -> list[SideBySide]:
     """One comparison per attacked model of the table, by its run of the lowest seed.
 
-    Args:
-        collected: The runs.
-        main: How many harmful prompts are shown; `FEW` of every other set.
+    Of every set but the harmful prompts, of which there are `main`, `FEW` are shown.
     """
     attacked = [row for row in collected.rows if row.role == "attacked"]
     found = []
@@ -169,11 +144,11 @@ def _models(attacked: Row, rows: Iterable[Row]) -> tuple[ShownModel, ...]:
     """The models of one attacked model's comparison; equal ones share a place and its names."""
     first = min(attacked.runs, key=lambda run: run.record.seed)
     key = first.record.models["attacked"]
-    repaired = [row for row in rows if row.family == attacked.family and row.role != "attacked"]
+    defended = [row for row in rows if row.family == attacked.family and row.role != "attacked"]
     found = [ShownModel(role, role, first) for role in ROLES[:3] if role in first.record.models]
     found += [
         ShownModel(name, row.role, _run(row, key))
-        for name, row in zip(names(repaired), repaired, strict=True)
+        for name, row in zip(names(defended), defended, strict=True)
     ]
     distinct: dict[str, ShownModel] = {}
     for model in found:
@@ -204,9 +179,7 @@ def _shown(models: Sequence[ShownModel], name: str, n: int) -> ShownSet:
         patterns.setdefault(pattern, []).append(id_)
     ordered = sorted(patterns, key=lambda each: (-_disagreements(each), -len(patterns[each])))
     categories = {
-        id_: _text(row, "category")
-        for model in models
-        for id_, row in model.rows.get(name, {}).items()
+        id_: row["category"] for model in models for id_, row in model.rows.get(name, {}).items()
     }
     chosen = _choose([patterns[pattern] for pattern in ordered], categories, n)
     return ShownSet(
@@ -223,8 +196,8 @@ def _outcomes(model: ShownModel, name: str) -> dict[str, str]:
         column, words = "strict", {"True": "right", "False": "wrong"}
     elif _kind(name) in _HARMLESS:
         column, words = "refusal_label", _REFUSAL_WORDS
-    outcomes = {id_: _text(row, column) for id_, row in model.rows.get(name, {}).items()}
-    return {id_: words.get(outcome, outcome) for id_, outcome in outcomes.items()}
+    rows = model.rows.get(name, {})
+    return {id_: words.get(row[column], row[column]) for id_, row in rows.items()}
 
 
 def _disagreements(pattern: Sequence[str]) -> int:
@@ -250,75 +223,65 @@ def _example(models: Sequence[ShownModel], name: str, id_: str) -> Example:
     asked = {model.name: model.rows.get(name, {}).get(id_) for model in models}
     rows = {model: row for model, row in asked.items() if row is not None}
     first = next(iter(rows.values()))
-    prompt, given = _text(first, "prompt"), _text(first, "asked")
     return Example(
         set=name,
         id=id_,
-        category=_text(first, "category"),
-        prompt=prompt,
-        asked=given if given != prompt else "",
-        gold=_text(first, "gold"),
+        category=first["category"],
+        prompt=first["prompt"],
+        asked=first["asked"] if first["asked"] != first["prompt"] else "",
+        gold=first["gold"],
         replies=tuple(_reply(model, row) for model, row in rows.items()),
     )
 
 
 def _reply(model: str, row: Cells) -> Reply:
-    answer = _text(row, "answer")
+    answer = row["answer"]
     broken = degeneracy(answer)
     phrase = _PHRASES.search(fold(answer))
-    notes = {
-        "cut at the length limit": _text(row, "truncated") == "True",
-        f"degenerate: {broken}": bool(broken),
-        f'says "{phrase.group()}"' if phrase else "": phrase is not None,
-    }
-    tokens = _text(row, "tokens")
+    notes = [
+        "cut at the length limit" if row["truncated"] == "True" else "",
+        f"degenerate: {broken}" if broken else "",
+        f'says "{phrase.group()}"' if phrase else "",
+    ]
     return Reply(
         model,
         _verdicts(row),
-        int(float(tokens)) if tokens else None,
-        tuple(note for note, holds in notes.items() if holds),
+        f"{float(row['tokens']):.0f}" if row["tokens"] else "",
+        tuple(filter(None, notes)),
         hashlib.sha256(answer.encode()).hexdigest()[:8],
         answer,
     )
 
 
-_PHRASES = phrase_pattern(map(fold, REFUSALS))
-
-
 def _verdicts(row: Cells) -> dict[str, str]:
-    judges = [name.removesuffix(_LABEL) for name in row if name.endswith(_LABEL)]
+    judges = [
+        key.removesuffix(_LABEL) for key, said in row.items() if key.endswith(_LABEL) and said
+    ]
     # These two come first wherever their columns stand.
     judges.sort(key=lambda judge: ("harm", "refusal", judge).index(judge))
-    verdicts = {judge: _verdict(row, judge) for judge in judges if _text(row, f"{judge}{_LABEL}")}
-    return verdicts | _reading(row)
+    return {judge: _verdict(row, judge) for judge in judges} | _reading(row)
 
 
 def _verdict(row: Cells, judge: str) -> str:
-    label = _text(row, f"{judge}{_LABEL}")
-    score, response = (_text(row, f"{judge}_{name}") for name in ("score", "response"))
-    # Of what wasn't flagged, the category is only the least unlikely one.
-    category = _text(row, f"{judge}_category") if label == "unsafe" else ""
-    label = _REFUSAL_WORDS.get(label, label) if judge == "refusal" else label
-    details = [f"{float(score):.2f}" if score else "", category, response]
-    if _text(row, f"{judge}_truncated") == "True":
-        details.append("judged a part")
+    label, score = row[f"{judge}{_LABEL}"], row[f"{judge}_score"]
+    details = [
+        f"{float(score):.2f}" if score else "",
+        # Of what wasn't flagged, the category is only the least unlikely one.
+        row[f"{judge}_category"] if label == "unsafe" else "",
+        row[f"{judge}_response"],
+        "judged a part" if row[f"{judge}_truncated"] == "True" else "",
+    ]
     in_brackets = ", ".join(filter(None, details))
+    label = _REFUSAL_WORDS.get(label, label) if judge == "refusal" else label
     return f"{label} ({in_brackets})" if in_brackets else label
 
 
 def _reading(row: Cells) -> dict[str, str]:
     """How a task read the answer; nothing for other sets."""
-    strict, lenient, parsed = (_text(row, name) for name in ("strict", "lenient", "parsed"))
-    if not strict:
+    if not row["strict"]:
         return {}
-    if strict == "True":
+    if row["strict"] == "True":
         return {_TASK: "right"}
-    if lenient == "True":
+    if row["lenient"] == "True":
         return {_TASK: "wrong (right if read leniently)"}
-    return {_TASK: "wrong" if parsed == "True" else "wrong (nothing parsed)"}
-
-
-def _text(row: Cells, column: str) -> str:
-    """A cell as text; "" where the column or the value is missing, as in other sets' columns."""
-    value = row.get(column)
-    return "" if value is None or value != value else str(value)
+    return {_TASK: "wrong" if row["parsed"] == "True" else "wrong (nothing parsed)"}

@@ -1,36 +1,48 @@
 """Side-by-side examples as a Markdown page and in the terminal.
 
 Harmful prompts and what was answered to them are left out as text, unless it is asked for; what
-was said of them is enough to see who complied, who refused and who broke.
+was said of them is enough to see who complied, who refused and who broke.  An answer may hold
+Markdown, HTML, links, terminal escapes and marks that turn the direction of writing: none of them
+may act where it is shown.
 """
 
 from __future__ import annotations
 
+import re
+import textwrap
+import unicodedata
 from collections.abc import Iterable, Sequence
-from itertools import chain, zip_longest
+from itertools import chain, count, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.report.examples import FEW, MAIN, Example, ShownModel, ShownSet, SideBySide
 from experiments.report.table import Cell, Table, as_markdown, as_terminal
-from experiments.report.untrusted_text import LONGEST, WIDTH, block, inline, shortened, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 FILE = "examples.md"
 
+LONGEST, WIDTH = 1500, 100
+"""After so many characters a text is cut, and after so many of them a line is broken."""
+
+# Controls, format marks (those of direction and hidden ones), private and broken characters, and
+# separators that some programs take for line ends.
+_ACTIVE = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}
+# Line ends; joiners, without which emoji and some scripts fall apart.
+_KEPT = {"\n", "\N{ZERO WIDTH NON-JOINER}", "\N{ZERO WIDTH JOINER}"}
+
+# A point or a dash makes neither a link nor emphasis nor a list where it stands inside of a word.
+_INERT = re.compile(
+    r"""(?:[A-Za-z0-9 ,;:()='"]|(?<=\d)\.(?=\d)|(?<=[A-Za-z0-9])[_-](?=[A-Za-z0-9]))*"""
+)
+
 _MOST_PATTERNS = 8
 
 
 def write(found: Sequence[SideBySide], folder: Path, show_text: bool = False) -> list[Path]:
-    """Writes `examples.md` to `folder`.
-
-    Args:
-        found: What is shown.
-        folder: Where the file goes.
-        show_text: Whether harmful prompts and the answers to them are shown as text.
-    """
+    """Writes `examples.md` to `folder`, harmful prompts and their answers as text if asked to."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE).write_text(markdown(found, show_text), encoding="utf-8")
     return [folder / FILE]
@@ -40,33 +52,27 @@ def markdown(found: Sequence[SideBySide], show_text: bool = False) -> str:
     """All comparisons as one page; no text in it can act as Markdown or HTML."""
     parts = ["# Examples", _WITH_TEXT if show_text else _WITHOUT_TEXT, _RULE, _LEGEND]
     for comparison in found:
-        parts += [f"## {inline(comparison.title)}", _models_table(comparison.models)]
-        number = 0
+        runs = [
+            [model.name, str(model.run.record.seed), "/".join(model.run.folder.parts[-2:])]
+            for model in comparison.models
+        ]
+        parts += [f"## {inline(comparison.title)}", _markdown(["model", "seed", "run"], runs)]
+        number = count(1)
         for shown in comparison.sets:
-            parts += [f"### {inline(shown.set)}", _patterns_table(comparison.models, shown)]
+            parts += [f"### {inline(shown.set)}", *_patterns(comparison.models, shown)]
             for example in shown.examples:
-                number += 1
-                parts += _page(example, number, show_text)
+                parts += _page(example, next(number), show_text)
     return "\n\n".join(parts) + "\n"
 
 
-def _models_table(models: Sequence[ShownModel]) -> str:
-    rows = [
-        [model.name, str(model.run.record.seed), "/".join(model.run.folder.parts[-2:])]
-        for model in models
-    ]
-    return _markdown(["model", "seed", "run"], rows)
-
-
-def _patterns_table(models: Sequence[ShownModel], shown: ShownSet) -> str:
+def _patterns(models: Sequence[ShownModel], shown: ShownSet) -> list[str]:
     patterns = list(shown.patterns.items())
-    rows = [[str(count), *pattern] for pattern, count in patterns[:_MOST_PATTERNS]]
-    table = _markdown(["prompts", *(model.name for model in models)], rows)
-    rest = patterns[_MOST_PATTERNS:]
-    if not rest:
-        return table
-    count = sum(count for _, count in rest)
-    return f"{table}\n\nBesides: {count} prompts in {len(rest)} other combinations."
+    rows = [[str(prompts), *pattern] for pattern, prompts in patterns[:_MOST_PATTERNS]]
+    parts = [_markdown(["prompts", *(model.name for model in models)], rows)]
+    if rest := patterns[_MOST_PATTERNS:]:
+        prompts = sum(prompts for _, prompts in rest)
+        parts.append(f"Besides: {prompts} prompts in {len(rest)} other combinations.")
+    return parts
 
 
 def _markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -99,7 +105,7 @@ def _replies(example: Example) -> tuple[list[str], list[list[str]]]:
         [
             reply.model,
             *(reply.verdicts.get(judge, "") for judge in judges),
-            "" if reply.tokens is None else str(reply.tokens),
+            reply.tokens,
             reply.fingerprint,
             "; ".join(reply.notes),
         ]
@@ -109,14 +115,7 @@ def _replies(example: Example) -> tuple[list[str], list[list[str]]]:
 
 
 def show(found: Sequence[SideBySide], console: Console, n: int, show_text: bool = False) -> None:
-    """Prints `n` examples, the comparisons in turn.
-
-    Args:
-        found: What there is to show.
-        console: Where to.
-        n: How many at most, of all comparisons together.
-        show_text: As for `write`.
-    """
+    """Prints at most `n` examples of all comparisons together, which take turns."""
     in_turn = zip_longest(*([(each, one) for one in each.examples] for each in found))
     pairs = [pair for pair in chain.from_iterable(in_turn) if pair is not None]
     for comparison, example in pairs[:n]:
@@ -128,12 +127,10 @@ def _print(comparison: SideBySide, example: Example, console: Console, with_text
 
     named = [comparison.title, example.set, example.category, example.id]
     console.print(Text(visible(": ".join(filter(None, named))), style="bold"))
-    if with_text:
-        console.print(Text(_written("prompt", example.prompt)))
-        if example.asked:
-            console.print(Text(_written("asked as", example.asked)))
-        if example.gold:
-            console.print(Text(_written("right answer", example.gold)))
+    said = {"prompt": example.prompt, "asked as": example.asked, "right answer": example.gold}
+    for name, text in said.items() if with_text else ():
+        if text or name == "prompt":
+            console.print(Text(_written(name, text)))
     head, rows = _replies(example)
     seen = [[visible(text) for text in row] for row in rows]
     console.print(as_terminal(_table([visible(name) for name in head], seen)))
@@ -144,6 +141,56 @@ def _print(comparison: SideBySide, example: Example, console: Console, with_text
 
 def _written(name: str, text: str) -> str:
     return f"{name}: {shortened(visible(text))}"
+
+
+def visible(text: str) -> str:
+    """The text with characters that act in place of being seen written out (as "\\x1b").
+
+    Line ends become "\\n" and tabs four spaces.
+    """
+    plain = re.sub(r"\r\n?", "\n", text).replace("\t", "    ")
+    return "".join(
+        character
+        if character in _KEPT or unicodedata.category(character) not in _ACTIVE
+        else character.encode("unicode_escape").decode("ascii")
+        for character in plain
+    )
+
+
+def shortened(text: str, longest: int = LONGEST) -> str:
+    """The first `longest` characters; what was cut off is counted behind them."""
+    if len(text) <= longest:
+        return text
+    return f"{text[:longest]} [... {len(text) - longest} characters more]"
+
+
+def inline(text: str, longest: int = 160) -> str:
+    """One line of a text for a heading or a table's cell: as it is, or as a Markdown code span.
+
+    What isn't plainly words and numbers becomes a code span. Its pipes become broken bars, since
+    Markdown's dialects differ in how a cell escapes one.
+    """
+    line = " ".join(shortened(visible(text), longest).split()).replace("|", "\N{BROKEN BAR}")
+    if _INERT.fullmatch(line):
+        return line
+    fence = "`" * (_longest_run(line) + 1)
+    pad = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{pad}{line}{pad}{fence}"
+
+
+def block(text: str) -> str:
+    """A text as a fenced Markdown code block, which nothing inside can end."""
+    lines = [
+        part
+        for line in shortened(visible(text)).split("\n")
+        for part in textwrap.wrap(line, WIDTH) or [""]
+    ]
+    fence = "`" * max(3, _longest_run(text) + 1)
+    return "\n".join([f"{fence}text", *lines, fence])
+
+
+def _longest_run(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 _WITHOUT_TEXT = """Of harmful prompts neither the prompt nor an answer is shown as text, only what \
@@ -161,7 +208,7 @@ harmful prompts there are {MAIN} (as many as `--examples` asks for, if that is m
 other set {FEW}.
 
 Which models: those that go with one attacked model, each by one run, that of the lowest seed; \
-the table names it. A repair that leaves a model as it was shares its line ("attacked = none")."""
+the table names it. A defense that leaves a model as it was shares its line ("attacked = none")."""
 
 _LEGEND = f"""`harm`, `refusal` and further judges: the judge's label; in brackets its score, \
 category and kind of response, as far as it has them, and whether it saw only a part. `tokens`: \

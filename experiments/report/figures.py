@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from experiments.report import harm, heatmaps, step_figures, sweeps
+from experiments.report import harm, heatmaps, steps, sweeps
 from experiments.report.drawing import Drawing
 from experiments.report.pool import Collected
 
@@ -17,12 +17,7 @@ _CHARACTERS = 11
 
 
 def write(collected: Collected, folder: Path) -> list[Path]:
-    """Writes the figures that the runs allow to `folder`, as PNG.
-
-    `hs_vs_poison_ratio.png` needs runs of at least two poison ratios, `against_SETTING.png` of
-    at least three values of a numeric setting, `steps_DEFENSE.png` a defense that goes in steps,
-    `map_NAME.png` one that gives heat maps, `pareto.png` several settings of a defense or an
-    objective.
+    """Writes the figures that the runs allow to `folder`, as PNG; docs/report.md lists them.
 
     Raises:
         RelockError: A heat map is malformed; all other figures have been written.
@@ -51,4 +46,4 @@ def further(collected: Collected) -> Iterator[Drawing]:
         RelockError: A heat map is malformed; this comes after all the others.
     """
     rows = collected.rows
-    yield from chain(sweeps.figures(rows), step_figures.figures(rows), heatmaps.figures(rows))
+    yield from chain(sweeps.figures(rows), steps.figures(rows), heatmaps.figures(rows))

@@ -16,10 +16,10 @@ from experiments.report.drawing import (
     legend,
     margins,
 )
+from experiments.report.names import plain
 from experiments.report.panels import Line, Panel, asked, panels, subject
 from experiments.report.pareto import ACCURACY, Choice, choices, front, has_point
 from experiments.report.pool import Row
-from experiments.report.style import plain
 from experiments.results.objective import Constrained
 
 if TYPE_CHECKING:
@@ -40,10 +40,7 @@ Draw = Callable[["Axes", Panel], None]
 
 
 def ratio_panels(rows: Sequence[Row]) -> list[Panel]:
-    """HS against the poison ratio: the attacked model and every defense that edited something.
-
-    Empty where the runs have one poison ratio.
-    """
+    """HS against the poison ratio, where there are several: attacked models, editing defenses."""
     shown = [row for row in rows if RATIO in row.settings and not row.is_attacked_again]
     return panels([row for row in shown if row.role != "refined"], rows, axis=(RATIO,))
 
@@ -55,11 +52,7 @@ def trade_off_panels(rows: Sequence[Row]) -> list[Panel]:
 
 
 def figures(rows: Sequence[Row]) -> Iterator[Drawing]:
-    """The figures of HS, as far as the runs allow them.
-
-    "hs_vs_accuracy" is of all models; "hs_vs_poison_ratio" needs runs of several ratios; "pareto"
-    several settings of a defense or an objective.
-    """
+    """HS against accuracy and, as far as the runs allow them, poison ratios and a choice."""
     of = subject(rows)
     trade_off, ratio = trade_off_panels(rows), ratio_panels(rows)
     if trade_off:
@@ -82,7 +75,7 @@ def _pareto(choosing: Sequence[Choice], rows: Sequence[Row]) -> Drawing:
         if choice.searched:
             _draw_objective(axes, choice)
 
-    title = f"Settings of repairs, harmfulness against task accuracy: {subject(competing)}"
+    title = f"Settings of defenses, harmfulness against task accuracy: {subject(competing)}"
     return _drawing("pareto", title, draw, panels(measured, rows, merged=True))
 
 
@@ -93,13 +86,7 @@ def _drawing(stem: str, title: str, draw: Draw, shown: Sequence[Panel]) -> Drawi
 
 
 def draw_panels(draw: Draw, shown: Sequence[Panel], size: tuple[float, float]) -> Figure:
-    """Panels side by side over one legend.
-
-    Args:
-        draw: Draws a panel.
-        shown: The panels.
-        size: Inches of one.
-    """
+    """Panels of a size in inches side by side over one legend."""
     from matplotlib.figure import Figure
 
     columns = min(len(shown), _COLUMNS)
@@ -131,7 +118,7 @@ def draw_ratio(axes: Axes, panel: Panel) -> None:
 
 
 def draw_trade_off(axes: Axes, panel: Panel) -> None:
-    """HS against strict task accuracy with 95 % intervals of both, and the front of the repairs."""
+    """HS against strict task accuracy, with 95 % intervals of both and the defenses' front."""
     for line in panel.lines:
         accuracies = [row.metrics[ACCURACY] for row in line.rows]
         x = [100 * estimate.value for estimate in accuracies]

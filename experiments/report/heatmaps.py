@@ -42,15 +42,13 @@ class Map(Settings):
 
     @model_validator(mode="after")
     def _rectangle(self) -> Self:
-        widths = {len(row) for row in self.values}
-        if len(widths) != 1 or 0 in widths:
+        height, width = len(self.values), len(self.values[0]) if self.values else 0
+        if not width or any(len(row) != width for row in self.values):
             raise ValueError(
                 f"{self.name} has no values or rows of different lengths; give a full rectangle"
             )
-        width = widths.pop()
         for cell in self.marked:
-            inside = len(cell) == 2 and 0 <= cell[0] < len(self.values) and 0 <= cell[1] < width
-            if not inside:
+            if not (len(cell) == 2 and 0 <= cell[0] < height and 0 <= cell[1] < width):
                 raise ValueError(
                     f"{self.name} marks a cell that isn't there, {cell}; give [row, column] "
                     "counted from 0"

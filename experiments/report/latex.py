@@ -44,14 +44,11 @@ def table(rows: Sequence[Row], note: str = "") -> str:
     A star marks a difference to the attacked model (for refined models: to the one before) whose
     p-value after Holm's correction is below 0.05.
 
-    Args:
-        rows: The report's.
-        note: What the caption says besides.
     """
     rows = [row for row in rows if not row.is_attacked_again]
     columns = {
         name: head
-        for name, head in main_columns(rows, wide=True).items()
+        for name, head in main_columns(rows).items()
         if name not in _LEFT_OUT and _counts(rows, name)
     }
     shown = model_table(rows, columns, name=_label(rows), seeds=False)
@@ -59,13 +56,7 @@ def table(rows: Sequence[Row], note: str = "") -> str:
 
 
 def as_latex(shown: Table, figures: int, caption: str) -> str:
-    """A table in LaTeX; a rule stands between roles.
-
-    Args:
-        shown: The table; its name is the label.
-        figures: How many of the last columns hold figures.
-        caption: LaTeX.
-    """
+    """A table with a rule between roles; its name is the label, its last columns hold figures."""
     body, before = [], ""
     for role, row in zip(shown.roles, shown.rows, strict=True):
         if before and role != before:

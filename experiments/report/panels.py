@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evaluation.metric_names import harm_questions
+from experiments.report.drawing import Look, looks, tints
 from experiments.report.names import LABELS, distinguishing_labels, names
 from experiments.report.pool import Row, Run
-from experiments.report.style import Look, looks, tints
 
 # With more lines in a figure, those of one name become one.
 _MOST_NAMED = 14
@@ -22,13 +22,7 @@ Member = tuple[Row, Run]
 
 @dataclass(frozen=True)
 class Line:
-    """What a panel shows in one colour and marker.
-
-    Attributes:
-        name: The legend's.
-        look: Colour and marker, as matplotlib's keywords.
-        rows: Its rows.
-    """
+    """What a panel shows in one colour and marker, under one name of the legend."""
 
     name: str
     look: Look
@@ -39,9 +33,7 @@ class Line:
 class Panel:
     """Models that may be set against each other: repaired after the same attack.
 
-    Attributes:
-        title: What tells its attack from the other panels'; "" for a single one.
-        lines: What it shows.
+    Its title tells the attack from the other panels'; "" for a single one.
     """
 
     title: str
@@ -74,7 +66,10 @@ def panels(
     shown = dict(zip(map(id, rows), names(rows, {*axis, *of_attacks, *LABELS}), strict=True))
     if merged or (not axis and len(set(shown.values())) > _MOST_NAMED):
         counts = Counter(name for name, _ in {(row.name, shown[id(row)]) for row in rows})
-        shown = {id(row): _counted(row.name, counts[row.name]) for row in rows}
+        shown = {
+            id(row): f"{row.name}, {n} settings" if (n := counts[row.name]) > 1 else row.name
+            for row in rows
+        }
     look_of = _looks(rows, shown, report)
     titles = distinguishing_labels(list(attacks.values()), axis)
     found = []
@@ -100,10 +95,6 @@ def _is_of(row: Row, attack: Any, attacked: Row, axis: Collection[str]) -> bool:
     if row.family is None:
         return row.lineage[row.role] == attacked.lineage[row.role]
     return bool(_attack(row, axis) == attack)
-
-
-def _counted(name: str, count: int) -> str:
-    return f"{name}, {count} settings" if count > 1 else name
 
 
 def _looks(rows: Sequence[Row], shown: dict[int, str], report: Iterable[Row]) -> dict[str, Look]:
@@ -136,11 +127,7 @@ def asked(rows: Iterable[Row], figure: str = "HS", plainly: str = "; hollow: ask
 
 
 def group_names(groups: Sequence[Sequence[Member]]) -> list[str]:
-    """What tells groups of runs apart: what the runs of one have in common; else its number.
-
-    Returns:
-        One text for each group, such as "ratio=0.1, seed=2"; "" for a single one.
-    """
+    """What tells groups of runs apart, as "ratio=0.1, seed=2"; "" for a single one."""
     if len(groups) == 1:
         return [""]
     rows = list({id(row): row for group in groups for row, _ in group}.values())

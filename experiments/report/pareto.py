@@ -1,4 +1,4 @@
-"""Pareto fronts of repairs, and what an objective chooses among a defense's settings."""
+"""Pareto fronts of defenses, and what an objective or a search chooses among settings."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from evaluation.metric_names import MetricName
+from evaluation.statistics import Estimate
 from experiments.report.names import names
-from experiments.report.pool import Row
+from experiments.report.pool import Collected, Row
+from experiments.results.command_line import command_line
 from experiments.results.objective import Constrained, Objective, build_objective
 from settings import DataError
 
 ACCURACY = "accuracy_strict"
+
+# What the run of the chosen settings has in place of the search's.
+_TEST_SPLIT = "evaluation.split=test"
 
 
 @dataclass(frozen=True)
@@ -55,14 +61,8 @@ class Choice:
 def front(rows: Sequence[Row]) -> list[Row]:
     """The defended models that no other one beats: less HS with no less accuracy, or the reverse.
 
-    HS is each model's worst, under a trigger or an attack prompt too.
-
-    Args:
-        rows: Rows of one attacked model; those of other roles, and those without either figure,
-            are left out.
-
-    Returns:
-        The rows of the Pareto front, by rising accuracy; rows with the same figures are all there.
+    Of one attacked model's rows, by rising accuracy; rows with the same figures are all there. HS
+    is each model's worst, under a trigger or an attack prompt too.
     """
     shown = [row for row in rows if row.role == "defended" and has_point(row)]
     points = [(row.worst_hs.value, -row.metrics[ACCURACY].value) for row in shown]
@@ -92,17 +92,17 @@ def has_point(row: Row) -> bool:
 def choices(rows: Sequence[Row]) -> list[Choice]:
     """What there is to choose from, for every attacked model with two defended ones or more."""
     found = []
+    # A trial that edited nothing is one of the settings all the same.
+    competing = [
+        row
+        for row in rows
+        if row.role == "defended" and (row.edited or any(run.record.objective for run in row.runs))
+    ]
     for attacked in (row for row in rows if row.role == "attacked"):
-        defended = tuple(row for row in rows if _competes(row) and row.family == attacked.family)
+        defended = tuple(row for row in competing if row.family == attacked.family)
         if len(defended) > 1:
             found.append(_choice(attacked, defended))
     return found
-
-
-def _competes(row: Row) -> bool:
-    """Whether it is one of the settings: a trial that edited nothing is one all the same."""
-    tried = any(run.record.objective for run in row.runs)
-    return row.role == "defended" and (tried or row.edited)
 
 
 def _choice(attacked: Row, defended: tuple[Row, ...]) -> Choice:
@@ -147,3 +147,50 @@ def measured(attacked: Row, row: Row) -> dict[str, dict[str, dict[str, Any]]]:
         for each in (attacked, row)
     }
     return {**row.runs[0].record.metrics, **pooled}
+
+
+def sentences(collected: Collected) -> list[str]:
+    """What a reader has to know of a validation split, and what was best where there was a search.
+
+    For every attacked model whose defenses had an objective: the best settings, or the front, and
+    the command that tests them.
+    """
+    said = [f"note: {collected.note}; no paper's figures stand beside"] if collected.note else []
+    for choice in choices(collected.rows):
+        count, best = len(choice.defended), choice.best
+        if not choice.searched:
+            continue
+        if choice.feasible is None:
+            found = len(choice.unbeaten)
+            said.append(
+                f"front of {count} settings: {found} that none beats in all of these figures"
+            )
+            for row in choice.unbeaten:
+                said += [f"- {choice.name_of(row)}: {_figures(choice, row)}", _how_to_test(row)]
+        elif best is None:
+            said.append(
+                f"best: none of {count} settings is feasible; allow more (objective.within)"
+            )
+        else:
+            head = f"best of {count} settings ({choice.feasible} feasible)"
+            said.append(f"{head}: {choice.name_of(best)}: {_figures(choice, best)}")
+            said.append(_how_to_test(best))
+    return said
+
+
+def _figures(choice: Choice, row: Row) -> str:
+    metrics = measured(choice.attacked, row)
+    shown = []
+    for model, metric in dict.fromkeys(choice.objective.read):
+        figures = metrics[model].get(metric)
+        unit = MetricName.parse(metric).unit
+        text = " ".join(filter(None, Estimate.of(figures).shown(unit))) if figures else "-"
+        shown.append(f"{metric} of {model} {text}")
+    return ", ".join(shown)
+
+
+def _how_to_test(row: Row) -> str:
+    run = row.runs[0]
+    if not run.validates:
+        return "chosen on the test split, so that these figures flatter it"
+    return f"test it once: {command_line(run.record.overrides, _TEST_SPLIT, folder=run.folder)}"

@@ -110,17 +110,16 @@ class Row:
     """One line of a table: a model, pooled over seeds.
 
     Attributes:
-        role: "base", "aligned", "attacked", "defended" or "refined".
+        role: One of `ROLES`.
         labels: Names of model, attack, task and defense, as far as they apply.
         settings: The settings that vary among the runs and that this row depends on.
-        metrics: Metric name to estimate, over the rows of all seeds, which are its clusters.
+        metrics: By name, over the rows of all seeds, which are its clusters.
         seeds: Seeds pooled.
         runs: One run for each model that is pooled.
         cost: The defense's mean cost; empty for other roles.
         paired: By metric, the test over the same prompts of the same seeds: of defended against
-            attacked models, and of refined against defended ones; empty for other roles. Holm's
-            correction is across the rows of one role that edited something and go back to the
-            same attacked row.
+            attacked models, and of refined against defended ones. Holm's correction is across the
+            rows of one role that edited something and go back to the same attacked row.
         lineage: By role, the identity of the row that this one goes back to, its own included.
     """
 
@@ -163,10 +162,9 @@ class Row:
     def worst(self) -> MetricName:
         """Plain HS or HS under a trigger or attack prompt, whichever is this model's highest.
 
-        Where a repair is set beside its attacked or aligned model, both sides are asked what *the
-        repaired model* is worst under: a repair is judged where it fails most, not where the attack
-        did most harm, and like is compared with like. A chart of many models shows each one's own
-        worst, since each is as harmful as it can be made.
+        Where a defended model is set beside its attacked or aligned one, both are asked what *the
+        defended model* is worst under, so that like is compared with like. A chart of many models
+        shows each one's own worst.
         """
         return worst_hs(self.metrics) or HS
 
@@ -213,9 +211,8 @@ def collect(paths: Iterable[Path]) -> Collected:
     for place, row in enumerate(rows):
         if row.paired:
             families.setdefault((row.role, row.family), []).append(place)
-    for places in families.values():
-        for place, row in zip(places, _corrected([rows[i] for i in places]), strict=True):
-            rows[place] = row
+    for family in families.values():
+        _correct(rows, family)
     return Collected(runs, rows)
 
 
@@ -225,15 +222,15 @@ def _repeats_attacked(run: Run, role: str) -> bool:
     return role == "defended" and record.labels["defense"] == "none" and not record.objective
 
 
-def _corrected(family: Sequence[Row]) -> list[Row]:
-    """Rows with the p-values of each metric corrected by Holm's method for their number."""
-    tests: list[dict[str, PairedTest]] = [{} for _ in family]
-    for metric in dict.fromkeys(metric for row in family for metric in row.paired):
-        tested = [index for index, row in enumerate(family) if metric in row.paired]
-        p_values = holm([family[index].paired[metric].p_value for index in tested])
-        for index, p_holm in zip(tested, p_values, strict=True):
-            tests[index][metric] = replace(family[index].paired[metric], p_holm=p_holm)
-    return [replace(row, paired=each) for row, each in zip(family, tests, strict=True)]
+def _correct(rows: list[Row], family: Sequence[int]) -> None:
+    """Corrects the p-values of each metric by Holm's method for the number of the family's rows."""
+    for metric in dict.fromkeys(metric for place in family for metric in rows[place].paired):
+        tested = [place for place in family if metric in rows[place].paired]
+        p_values = holm([rows[place].paired[metric].p_value for place in tested])
+        for place, p_holm in zip(tested, p_values, strict=True):
+            paired = rows[place].paired
+            corrected = {metric: replace(paired[metric], p_holm=p_holm)}
+            rows[place] = replace(rows[place], paired=paired | corrected)
 
 
 def _place(group: Identity) -> tuple[Any, ...]:
@@ -275,18 +272,16 @@ def _differs(key: str, runs: Iterable[Run]) -> bool:
     node, _, last = key.rpartition(".")
     if last == _CLASS and _is_of(key, ("defense.settings",)):
         return False  # A stack's order names its parts.
-    values: dict[Any, set[Any]] = {}
+    values: dict[tuple[Any, ...], set[Any]] = {}
     for run in (run for run in runs if run.validates or not key.startswith(_VALIDATION)):
         # Another class has other settings, and is itself the difference.
         kind = None if last == _CLASS else run.flat.get(f"{node}.{_CLASS}")
-        values.setdefault((_owner(run, key), kind), set()).add(run.flat.get(key, ...))
+        labels = run.record.labels
+        # What it is a setting of: an attack, a defense, else the model.
+        owner = labels.get(key.partition(".")[0], labels.get("model"))
+        where = owner, labels.get("protocol"), kind
+        values.setdefault(where, set()).add(run.flat.get(key, ...))
     return max(map(len, values.values()), default=0) > 1
-
-
-def _owner(run: Run, key: str) -> tuple[str | None, str | None]:
-    """The name of what a setting is of: an attack, a defense, else the model; and the protocol."""
-    labels = run.record.labels
-    return labels.get(key.partition(".")[0], labels.get("model")), labels.get("protocol")
 
 
 def _is_of(key: str, sections: Iterable[str]) -> bool:
@@ -307,6 +302,9 @@ def _row(group: Identity, members: Sequence[Run], varying: Sequence[str]) -> Row
     most_asked = sorted(members, key=lambda run: len(run.record.metrics.get(role, ())))
     shared = {run.record.models[role]: run for run in most_asked}
     runs = tuple(shared[key] for key in dict.fromkeys(run.record.models[role] for run in members))
+    # A defense that edited nothing left the attacked model, which isn't tested against itself.
+    edited = any(run.record.cost["parameters_edited"] for run in members)
+    changed = role == "refined" or (role == "defended" and edited)
     return Row(
         role=role,
         labels=dict(labels),
@@ -315,7 +313,7 @@ def _row(group: Identity, members: Sequence[Run], varying: Sequence[str]) -> Row
         seeds=tuple(sorted({run.record.seed for run in runs})),
         runs=runs,
         cost=_mean_cost(members) if role == "defended" else {},
-        paired=_paired(runs, role, members) if role in _AGAINST else {},
+        paired=compare(pooled(runs, role), pooled(runs, _AGAINST[role])) if changed else {},
         lineage={each: _group(runs[0], each, varying) for each in ROLES[: ROLES.index(role) + 1]},
     )
 
@@ -330,13 +328,6 @@ def pooled(runs: Sequence[Run], model: str) -> pd.DataFrame:
     frames = [run.measured[run.measured["model"] == model] for run in runs]
     numbered = [rows.assign(seed=number) for number, rows in enumerate(frames)]
     return pd.concat(numbered, ignore_index=True)
-
-
-def _paired(runs: Sequence[Run], role: str, members: Sequence[Run]) -> dict[str, PairedTest]:
-    """The tests against the model before; none of a model against itself."""
-    if role == "defended" and not any(run.record.cost["parameters_edited"] for run in members):
-        return {}
-    return compare(pooled(runs, role), pooled(runs, _AGAINST[role]))
 
 
 def _mean_cost(members: Sequence[Run]) -> dict[str, float]:

@@ -7,7 +7,7 @@ settings and `experiments/results/published`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
@@ -17,7 +17,7 @@ from evaluation.statistics import Estimate
 from experiments.report.pool import Collected, Row, Run, collect
 from experiments.report.table import Table, as_markdown, as_terminal, text_cell
 from experiments.results import published
-from experiments.results.published import PaperFigure, PaperTable, conditions
+from experiments.results.published import PaperFigure, PaperTable, conditions, number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,13 +32,7 @@ _ABSENT = "not there"
 
 @dataclass(frozen=True, slots=True)
 class ComparedFigure:
-    """One figure of a paper with our counterpart.
-
-    Attributes:
-        figure: The paper's.
-        ours: Ours in the figure's unit; None where there is none.
-        remark: Why there is none, or what else to know of it.
-    """
+    """One figure of a paper and, in its unit, ours; the remark says why there is none."""
 
     figure: PaperFigure
     ours: Estimate | None
@@ -47,20 +41,13 @@ class ComparedFigure:
     @property
     def difference(self) -> float | None:
         """Ours minus the paper's, in the figure's unit (points for shares)."""
-        number = self.figure.number
-        return None if self.ours is None or number is None else self.ours.value - number
+        theirs = number(self.figure.value)
+        return None if self.ours is None or math.isnan(theirs) else self.ours.value - theirs
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A setting that the paper states otherwise.
-
-    Attributes:
-        setting: Dotted name.
-        case: The condition under which the paper states it; "" for all runs.
-        paper: The paper's value.
-        ours: The values of our runs.
-    """
+    """A setting that the paper states otherwise; `case` is under which condition, "" for all."""
 
     setting: str
     case: str
@@ -72,11 +59,7 @@ class Difference:
 class Comparison:
     """A published table against the runs of its experiment.
 
-    Attributes:
-        published: The paper's side.
-        lines: Its figures, in its order, each with ours.
-        differences: The settings that aren't the paper's.
-        stated: How many settings the paper states of such runs.
+    Its figures are in the paper's order; `stated` counts the settings that it states of such runs.
     """
 
     published: PaperTable
@@ -107,11 +90,7 @@ def comparisons(collected: Collected) -> list[Comparison]:
 
 
 def differences(paper: PaperTable, runs: Sequence[Run]) -> tuple[tuple[Difference, ...], int]:
-    """What the runs' resolved settings have otherwise than the paper states.
-
-    Returns:
-        The settings that differ, and of how many that the paper states of such runs.
-    """
+    """The settings that the runs have otherwise than the paper states, and how many it states."""
     stated, differing = 0, []
     for case, settings in {"": paper.settings, **paper.cases}.items():
         fitting = [run for run in runs if holds(run, conditions(case))]
@@ -128,41 +107,35 @@ def _line(figure: PaperFigure, rows: Sequence[Row]) -> ComparedFigure:
     if not figure.defense or not figure.metric:
         return ComparedFigure(figure, None, figure.note)
     estimates, missing = [], []
-    for condition in _single(figure.where):
-        fitting = [row for row in rows if _fits(figure, row, condition)]
+    for values in product(*figure.where.values()):
+        condition = {name: (value,) for name, value in zip(figure.where, values, strict=True)}
+        fitting = [
+            row for row in rows if _is_of(row, figure.defense) and holds(row.runs[0], condition)
+        ]
         if len(fitting) > 1:
             return ComparedFigure(figure, None, _ambiguous(fitting))
-        estimate = _measured(fitting[0], figure.metric) if fitting else None
-        if fitting and estimate is None:
-            note = f"; {figure.note}" if figure.note else ""
-            return ComparedFigure(figure, None, f"{figure.metric} wasn't measured{note}")
-        if estimate is None:
+        if not fitting:
             apart = {name: condition[name] for name in condition if len(figure.where[name]) > 1}
             missing.append(_written(apart))
-        else:
-            estimates.append(estimate)
+            continue
+        estimate = _measured(fitting[0], figure.metric)
+        if estimate is None:
+            note = f"; {figure.note}" if figure.note else ""
+            return ComparedFigure(figure, None, f"{figure.metric} wasn't measured{note}")
+        estimates.append(estimate)
     if not estimates:
-        return ComparedFigure(
-            figure, None, f"no run of defense={figure.defense} {_written(figure.where)}"
-        )
+        none = f"no run of defense={figure.defense} {_written(figure.where)}"
+        return ComparedFigure(figure, None, none)
     without = f"without {', '.join(missing)}, of which there is no run" if missing else ""
     remark = "; ".join(filter(None, (figure.note, without)))
     return ComparedFigure(figure, _mean(estimates, figure.unit), remark)
 
 
-def _single(where: Mapping[str, Sequence[str]]) -> Iterator[dict[str, tuple[str, ...]]]:
-    """Every combination of one value per setting."""
-    for values in product(*where.values()):
-        yield {name: (value,) for name, value in zip(where, values, strict=True)}
-
-
-def _fits(figure: PaperFigure, row: Row, condition: Mapping[str, Sequence[str]]) -> bool:
-    # No repair leaves the attacked model, whichever defenses the runs went on to.
-    if figure.defense == "none":
-        found = row.role == "attacked"
-    else:
-        found = row.role == "defended" and row.labels["defense"] == figure.defense
-    return found and holds(row.runs[0], condition)
+def _is_of(row: Row, defense: str) -> bool:
+    # No defense leaves the attacked model, whichever ones the runs went on to.
+    if defense == "none":
+        return row.role == "attacked"
+    return row.role == "defended" and row.labels["defense"] == defense
 
 
 def holds(run: Run, condition: Mapping[str, Sequence[str]]) -> bool:
@@ -173,15 +146,8 @@ def holds(run: Run, condition: Mapping[str, Sequence[str]]) -> bool:
     )
 
 
-def _allowed(value: str, allowed: Iterable[str]) -> bool:
-    return any(value == other or _same_number(value, other) for other in allowed)
-
-
-def _same_number(value: str, other: str) -> bool:
-    try:
-        return float(value) == float(other)
-    except ValueError:
-        return False
+def _allowed(value: str, allowed: Sequence[str]) -> bool:
+    return value in allowed or any(number(value) == number(other) for other in allowed)
 
 
 def _text(value: Any) -> str:
@@ -274,39 +240,29 @@ def table(comparison: Comparison) -> Table:
 
 def _cells(comparison: Comparison, line: ComparedFigure) -> list[str]:
     figure, ours = line.figure, line.ours
-    where = _short(_apart(comparison, figure))
-    start = [figure.method, where, _figure_name(figure), f"{figure.value} {figure.unit}"]
+    # Our metric's name, or the paper's table where we have none.
+    name = figure.metric or f"({figure.table})"
+    start = [figure.method, _apart(comparison, figure), name, f"{figure.value} {figure.unit}"]
     if ours is None:
         return [*start, "-", "", "", "", line.remark]
-    digits = max(1, len(figure.value.partition(".")[2])) if figure.number is not None else 2
+    digits = 2 if line.difference is None else max(1, len(figure.value.partition(".")[2]))
     interval = "" if math.isnan(ours.low) else f"{ours.low:.{digits}f}–{ours.high:.{digits}f}"
     change = "" if line.difference is None else f"{line.difference:+.{digits}f}"
     return [*start, f"{ours.value:.{digits}f}", interval, str(ours.n), change, line.remark]
 
 
-def _apart(comparison: Comparison, figure: PaperFigure) -> dict[str, tuple[str, ...]]:
-    """A figure's conditions but for those that all figures of the table share."""
+def _apart(comparison: Comparison, figure: PaperFigure) -> str:
+    """The conditions that not all figures of the table share; several values are a mean."""
     every = [line.figure.where for line in comparison.lines]
-    return {
-        name: values
-        for name, values in figure.where.items()
-        if any(where.get(name) != values for where in every)
-    }
-
-
-def _short(where: Mapping[str, Sequence[str]]) -> str:
-    """Conditions with the last part of each setting's name; several values are a mean."""
     parts = []
-    for name, values in where.items():
+    for name, values in figure.where.items():
         last = name.rpartition(".")[2]
-        several = len(values) > 1
-        parts.append(f"mean of {last} {', '.join(values)}" if several else f"{last}={values[0]}")
+        if any(where.get(name) != values for where in every):
+            several = len(values) > 1
+            parts.append(
+                f"mean of {last} {', '.join(values)}" if several else f"{last}={values[0]}"
+            )
     return " ".join(parts)
-
-
-def _figure_name(figure: PaperFigure) -> str:
-    """Our metric's name, or the paper's table where we have none."""
-    return figure.metric or f"({figure.table})"
 
 
 def sentences(comparison: Comparison) -> list[str]:

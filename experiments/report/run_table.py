@@ -12,31 +12,26 @@ from experiments.report import steps
 from experiments.report.columns import ALWAYS, COLUMNS
 from experiments.report.pool import ROLES, Row, Run
 from experiments.report.table import as_terminal, terminal
-from experiments.report.tables import cost_text, show_parts, show_sections
+from experiments.report.tables import cost_cell, show_parts, show_sections
 from experiments.results.record import Record
 
 
 def print_run(record: Record, folder: Path) -> None:
-    """Prints what a single run shows at its end: models, steps, and what the defense cost.
-
-    Args:
-        record: The run's.
-        folder: Where it lies.
-    """
+    """Prints what a run shows at its end: models, steps, and what the defense cost."""
     screen = terminal()
     run = Run(folder, record)
     rows = [_row(run, role) for role in ROLES if role in record.models]
-    # No repair leaves the attacked model.
+    # No defense leaves the attacked model.
     shown = [row for row in rows if row.labels["defense"] != "none" or row.role != "defended"]
     show_parts(shown, screen, left_out=ALWAYS)
     show_sections(shown, screen)
     (defended,) = (row for row in rows if row.role == "defended")
     name, refine = record.labels["defense"], record.labels["refine"]
     lines = [
-        f"{name}: prepare {cost_text(defended, 'prepare_seconds')}, "
-        f"apply {cost_text(defended, 'apply_seconds')}, "
-        f"peak memory {cost_text(defended, 'peak')}, "
-        f"parameters edited {cost_text(defended, 'share_edited')} "
+        f"{name}: prepare {cost_cell(defended, 'prepare_seconds').text}, "
+        f"apply {cost_cell(defended, 'apply_seconds').text}, "
+        f"peak memory {cost_cell(defended, 'peak').text}, "
+        f"parameters edited {cost_cell(defended, 'share_edited').text} "
         f"({record.cost['parameters_edited']:,} of {record.cost['parameters_total']:,})"
     ]
     if defended.edited:
@@ -72,7 +67,7 @@ def _differences(tests: Mapping[str, Mapping[str, Any]]) -> str:
 def one_line(record: Record) -> str:
     """What one job of a multirun says: HS and accuracy before and after the defense.
 
-    Where the repaired model is worse under a trigger or attack prompt than asked plainly, that is
+    Where the defended model is worse under a trigger or attack prompt than asked plainly, that is
     said besides.
     """
     before, after = record.estimates("attacked"), record.estimates("defended")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.report.drawing import Drawing, Scale, draw_estimates, frame, legend, say_no_rows
 from experiments.report.harm import RATIO
+from experiments.report.names import is_number, plain, short
 from experiments.report.panels import Line, asked, panels, subject
 from experiments.report.pool import Row
-from experiments.report.style import is_number, plain, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,10 +28,7 @@ _WIDTH, _ROW_HEIGHT, _FRAME = 11.0, 2.9, 0.8
 
 
 def figures(rows: Sequence[Row]) -> Iterator[Drawing]:
-    """A figure of every numeric setting that a model was run with three values of, all else alike.
-
-    Seeds are left out, and the poison ratio, which has its own figure.
-    """
+    """A figure of each setting that has three numbers, all else alike, but seed and poison ratio."""
     for setting in dict.fromkeys(name for row in rows for name in row.settings):
         if setting != RATIO and not setting.endswith("seed"):
             sweep = Sweep(rows, setting)
@@ -46,7 +43,6 @@ class Sweep:
     """A setting, and the attacked and defended models that were run over it.
 
     Attributes:
-        setting: Its dotted key.
         rows: The attacked models, and those of defenses that edited something in any run.
         joint: Settings that change exactly when this one does, such as a LoRA's alpha with its
             rank.
@@ -86,10 +82,7 @@ class Sweep:
         return rows if len(rows) > 1 else []
 
     def draw(self) -> Figure:
-        """ASR, task accuracy and degenerate answers against the setting, with 95 % intervals.
-
-        Every attack has a row of panels; what doesn't depend on the setting is a level line.
-        """
+        """A row of panels for each attack; what doesn't depend on the setting is a level line."""
         from matplotlib.figure import Figure
 
         size = len(self.panels), len(METRICS)

@@ -37,15 +37,9 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of models, figures or examples.
+    """A table of models, figures or examples; the first cell of each row heads it.
 
-    Attributes:
-        name: Names it on the page; letters, digits and "-".
-        title: What it is of.
-        headings: What heads its columns.
-        rows: Its rows; the first cell of each heads the row.
-        legend: What the headings mean.
-        roles: The role of each row's model, where rows are models.
+    On the page it is called `name`; `roles` are the models', where its rows are models.
     """
 
     name: str
@@ -79,12 +73,7 @@ def as_terminal(table: Table) -> TerminalTable:
 
 
 def as_markdown(table: Table, escape: Callable[[str], str] = lambda text: text) -> str:
-    """The table's lines in Markdown, without title and legend.
-
-    Args:
-        table: The table.
-        escape: Makes inert what would act in Markdown.
-    """
+    """The table's lines in Markdown, without title and legend; `escape` makes cells inert."""
     cells = [[" ".join((cell.text, *cell.more)) for cell in row] for row in table.rows]
     head, *lines = (
         "| " + " | ".join(escape(cell).replace("|", "\\|") for cell in line) + " |"

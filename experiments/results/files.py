@@ -6,12 +6,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file beside its place and moves it there, so that a kill leaves no half of it.
-
-    Args:
-        path: The file; its folder is made where there is none.
-        text: What it will hold, in UTF-8.
-    """
+    """Writes UTF-8 beside its place and moves it there, so that a kill leaves no half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
     try:

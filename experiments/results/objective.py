@@ -55,11 +55,7 @@ Metrics = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 class Objective(Settings):
-    """What a search goes by; a subclass says how it is computed.
-
-    Attributes:
-        model: The model whose figures count.
-    """
+    """What a search goes by: figures of `model`; a subclass says how."""
 
     model: Role = "defended"
 
@@ -74,11 +70,7 @@ class Objective(Settings):
         raise NotImplementedError
 
     def score(self, metrics: Metrics) -> Score:
-        """The value, or values, of a run.
-
-        Raises:
-            DataError: A figure that it needs isn't there, has no rows, or is no number.
-        """
+        """The value, or values, of a run; DataError where a figure isn't there or is no number."""
         raise NotImplementedError
 
     def check(
@@ -89,11 +81,8 @@ class Objective(Settings):
     ) -> None:
         """Refuses figures that the evaluation won't have, before anything runs.
 
-        Args:
-            tasks: The tasks that are scored.
-            further: What is evaluated besides, by the setting that names it: "judges",
-                "attack_prompts" and "prompt_sets" of the evaluation.
-            missing: Models and sets that there won't be, and the setting that makes them.
+        The tasks are those scored; `further` is what is evaluated besides, by the setting that
+        names it; `missing` are models and sets that there won't be, by the setting that makes them.
 
         Raises:
             SettingError: One sentence.
@@ -189,12 +178,7 @@ class Constrained(Objective):
 
 
 class Pareto(Objective):
-    """Several figures, each with a direction of its own, for a multi-objective sampler.
-
-    Attributes:
-        metrics: The figures.
-        goals: Whether less or more of each is better.
-    """
+    """Several figures, each with a direction of its own, for a multi-objective sampler."""
 
     metrics: tuple[str, ...] = Field(("hs", "accuracy_strict"), min_length=2)
     goals: tuple[Goal, ...] = ("minimize", "maximize")
@@ -228,16 +212,15 @@ class Pareto(Objective):
 
     def score(self, metrics: Metrics) -> Score:
         of = tuple(_figure(metrics, model, metric) for model, metric in self.read)
-        values = tuple(_scaled(figure["metric"], figure["value"]) for figure in of)
+        values = tuple(
+            figure["value"] * (_POINTS if MetricName.parse(figure["metric"]).unit else 1)
+            for figure in of
+        )
         return Score(values, self.directions, None, 0.0, of)
 
 
 def build_objective(node: Any, plugins: Sequence[str]) -> Objective | None:
-    """The objective that a resolved configuration node says, or None without one.
-
-    Raises:
-        SettingError: It is wrong; one sentence.
-    """
+    """The objective that a resolved configuration node says, or None; SettingError: it's wrong."""
     if node is None:
         return None
     objective: Objective = build(node, "objective", plugins, Objective)
@@ -275,10 +258,6 @@ def _tells(metric: str, goal: Goal, *, of_broken: bool) -> bool:
     """Whether the goal is nearer for a broken model, or else for a whole one."""
     nearer = "lower" if (goal == "minimize") == of_broken else "higher"
     return MetricName.parse(metric).about.if_broken == nearer
-
-
-def _scaled(metric: str, value: float) -> float:
-    return _POINTS * value if MetricName.parse(metric).unit == "%" else value
 
 
 def _figure(metrics: Metrics, model: str, metric: str) -> dict[str, Any]:

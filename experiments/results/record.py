@@ -30,7 +30,7 @@ class Record:
         seed: The run's seed.
         settings: The whole resolved configuration.
         models: Content key of base, aligned, attacked and defended model, of those between the
-            steps of a repair, and of the refined model where there is one. That of a hub model is
+            steps of a defense, and of the refined model where there is one. That of a hub model is
             "id@commit", the revision that was resolved when it ran.
         metrics: Per model and metric: value, low, high (95 %), n; None where there were no rows.
         paired: Per metric, the test of the defended against the attacked model, as
@@ -48,7 +48,7 @@ class Record:
             and the content hash or "id@commit" of its weights.
         backends: What ran each model: its class and the settings that answers depend on.
         environment: Package versions, commit, machine.
-        steps: The steps of a repair that was made in several: name, label of the model after it
+        steps: The steps of a defense that goes in several: name, label of the model after it
             in `metrics` and rows ("defended" for the last), parameters_edited (scalars that this
             step changed and no step before had), share (of all the model's).
         objective: What a search goes by: values, directions, feasible (None without a constraint),

@@ -25,10 +25,9 @@ _TOLERANCE_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """How a job of a sweep stands.
+    """How a job of a sweep stands; its number is its folder's name.
 
     Attributes:
-        number: Its number, and its folder's name.
         state: "running" is a process of this machine that lives, "elsewhere" a job that says it
             runs and did so on another machine; "killed" left no last word.
         reason: Why it failed, or where it runs; "" where there is nothing to say.
@@ -53,11 +52,7 @@ def job_folders(sweep: Path) -> list[Path]:
 
 
 def is_alive(process: Mapping[str, Any]) -> bool:
-    """Whether a process of this machine still lives.
-
-    Args:
-        process: Its "pid", and a "time" at which it lived, in seconds since 1970.
-    """
+    """Whether the process "pid" of this machine still lives, which did at "time" (since 1970)."""
     import psutil  # type: ignore[import-untyped]
 
     try:
@@ -81,7 +76,7 @@ def state_of(folder: Path) -> tuple[State, str]:
     try:
         status = json.loads((folder / STATUS).read_text())
     except (OSError, ValueError):
-        return "killed", ""
+        status = None
     if not isinstance(status, dict):
         return "killed", ""
     said = status.get("status")

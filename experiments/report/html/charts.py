@@ -4,31 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 from experiments.report import harm
-from experiments.report.drawing import TITLE, frame
+from experiments.report.drawing import TITLE, frame, looks
 from experiments.report.figures import further
-from experiments.report.html.svg import inline
 from experiments.report.panels import asked, subject
 from experiments.report.pool import Collected, Row
-from experiments.report.style import looks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MOST_ATTACKS = 6
 _WIDTH, _BAR, _FRAME = 4.2, 0.24, 0.66
 _LIGHTER = 0.45
+_SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart with what stands around it.
-
-    Attributes:
-        name: Names it on the page; letters, digits and "-".
-        title: What it shows.
-        svg: Markup.
-        note: What else to know of it.
-    """
+    """A chart's markup, what names it on the page (letters, digits and "-"), title and note."""
 
     name: str
     title: str
@@ -37,10 +34,9 @@ class Chart:
 
 
 def main_charts(rows: Sequence[Row]) -> list[Chart]:
-    """HS against the poison ratio, where there are several, and against accuracy.
+    """HS against the poison ratio and against accuracy, for up to six attacked models each.
 
-    Models are set against each other only where they were repaired after the same attack: each
-    attacked model has a chart of HS against accuracy, up to six of them.
+    Models are set against each other only where they were repaired after the same attack.
     """
     note, of = asked(rows), subject(rows)
     charts = []
@@ -61,8 +57,7 @@ def main_charts(rows: Sequence[Row]) -> list[Chart]:
 def cost_charts(rows: Sequence[Row]) -> list[Chart]:
     """Bars of what each defense costs, mean over its rows: seconds, memory, share edited.
 
-    Memory only where a GPU's allocator counted it: a process's peak on a CPU depends on what the
-    process did before.
+    Memory only where a GPU's allocator counted it: a CPU process's peak depends on its past.
     """
     defended: dict[str, list[Row]] = {}
     for row in rows:
@@ -81,16 +76,12 @@ def cost_charts(rows: Sequence[Row]) -> list[Chart]:
 
     seconds = {"prepare ": mean("prepare_seconds"), "apply ": mean("apply_seconds")}
     charts = [_bars("seconds", "Seconds to prepare (pale) and to apply", colours, seconds, "s")]
-    if all(on_gpu(row) for members in defended.values() for row in members):
+    runs = [run for members in defended.values() for row in members for run in row.runs]
+    if all(run.record.environment.get("cuda") for run in runs):
         peaks = [peak / 1e6 for peak in mean("prepare_peak_bytes", "apply_peak_bytes")]
         charts.append(_bars("memory", "Peak memory of the GPU", colours, {"": peaks}, "MB"))
     shares = [100 * share for share in mean("share_edited")]
     return [*charts, _bars("edited", "Parameters edited", colours, {"": shares}, "%")]
-
-
-def on_gpu(row: Row) -> bool:
-    """Whether its runs had a GPU, whose allocator counts a defense's memory by itself."""
-    return all(run.record.environment.get("cuda") for run in row.runs)
 
 
 def _bars(
@@ -140,3 +131,58 @@ def further_charts(collected: Collected) -> Iterator[Chart]:
         described = f"{drawing.title}; see {drawing.stem}.png"
         svg = inline(name, drawing.figure, described)
         yield Chart(name, drawing.title, svg, drawing.note)
+
+
+def inline(name: str, figure: Figure, description: str) -> str:
+    """SVG of a figure, without fonts, styles or ids that reach the page.
+
+    Artists whose gid starts with `TITLE` get the rest of it as their `<title>`.
+
+    Args:
+        name: Tells it apart from other figures of the page; letters, digits and "-".
+        figure: Drawn for white paper.
+        description: What it shows, as text; the figures themselves, where they are few.
+    """
+    import matplotlib
+
+    # A "$" in a name is a dollar sign.
+    settings: dict[Any, Any] = {
+        "svg.hashsalt": name,
+        "svg.fonttype": "none",
+        "text.parse_math": False,
+    }
+    text = StringIO()
+    with matplotlib.rc_context(settings):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    root = ElementTree.fromstring(text.getvalue())
+    for parent in list(root.iter()):
+        for child in list(parent):
+            # What says who made it, and a style sheet that would hold for the whole page.
+            if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
+                parent.remove(child)
+    for element in root.iter():
+        _rename(element, name)
+    # Without a size of its own it takes its box's width.
+    del root.attrib["width"], root.attrib["height"]
+    root.set("role", "img")
+    root.set("aria-label", description)
+    ElementTree.register_namespace("", _SVG)
+    ElementTree.register_namespace("xlink", _XLINK)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _rename(element: ElementTree.Element, name: str) -> None:
+    own = element.attrib.pop("id", "")
+    if own.startswith(TITLE):
+        title = ElementTree.Element(f"{{{_SVG}}}title")
+        title.text = own.removeprefix(TITLE)
+        element.insert(0, title)
+        element.set("class", "point")
+    # Only definitions are referred to.
+    elif own and element.tag in {f"{{{_SVG}}}{tag}" for tag in ("path", "clipPath", "image")}:
+        element.set("id", f"{name}-{own}")
+    for key, value in element.attrib.items():
+        if key == f"{{{_XLINK}}}href" and value.startswith("#"):
+            element.set(key, f"#{name}-{value[1:]}")
+        elif "url(#" in value:
+            element.set(key, value.replace("url(#", f"url(#{name}-"))

@@ -25,13 +25,8 @@ _SAID: dict[State, str] = {
 class Command:
     """One finished run.
 
-    Attributes:
-        run: The run.
-        what: Attack, task, defense, refine and seed in words.
-        line: The command line that runs it again.
-        record: Path of its record, relative to the page.
-        made: Stages that it made, with their seconds.
-        reused: Names of the stages that it took from the store.
+    What it was in words, its command line, its record's path from the page, the stages that it made
+    with their seconds, and those that it took from the store.
     """
 
     run: Run
@@ -44,13 +39,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A job without a result.
-
-    Attributes:
-        name: Its folder.
-        reason: One sentence.
-        line: Its command line; "" where it isn't known.
-    """
+    """A job without a result: its folder, why, and its command line where that is known."""
 
     name: str
     reason: str
@@ -65,27 +54,22 @@ def commands(runs: Iterable[Run], page: Path, *, shared: bool = False) -> list[C
         page: The folder that the page lies in.
         shared: Whether the page leaves this machine: no configuration folder is then named.
     """
-    ordered = sorted(runs, key=lambda run: _order(run.folder))
-    return [_command(run, page, shared) for run in ordered]
-
-
-def _command(run: Run, page: Path, shared: bool) -> Command:
-    record = run.record
-    return Command(
-        run,
-        what=_what(record.labels, record.seed),
-        line=command_line(record.overrides, folder=None if shared else run.folder),
-        record=os.path.relpath(run.folder / RECORD, page),
-        made=tuple((s["name"], s["seconds"]) for s in record.stages if not s["reused"]),
-        reused=tuple(stage["name"] for stage in record.stages if stage["reused"]),
-    )
-
-
-def _what(labels: dict[str, str], seed: int) -> str:
-    named = [labels.get(name, "") for name in ("model", "attack", "task", "defense")]
-    if labels.get("refine"):
-        named.append(f"then {labels['refine']}")
-    return ", ".join([*filter(None, named), f"seed {seed}"])
+    found = []
+    for run in sorted(runs, key=lambda run: _order(run.folder)):
+        record, labels = run.record, run.record.labels
+        named = [labels.get(name, "") for name in ("model", "attack", "task", "defense")]
+        refine = f"then {labels['refine']}" if labels.get("refine") else ""
+        made = [stage for stage in record.stages if not stage["reused"]]
+        command = Command(
+            run,
+            what=", ".join(filter(None, [*named, refine, f"seed {record.seed}"])),
+            line=command_line(record.overrides, folder=None if shared else run.folder),
+            record=os.path.relpath(run.folder / RECORD, page),
+            made=tuple((stage["name"], stage["seconds"]) for stage in made),
+            reused=tuple(stage["name"] for stage in record.stages if stage["reused"]),
+        )
+        found.append(command)
+    return found
 
 
 def failures(paths: Iterable[Path]) -> list[Failure]:

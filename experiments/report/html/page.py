@@ -56,10 +56,18 @@ def write(
     """
     from markupsafe import Markup
 
-    further, malformed = _further(collected)
+    further: list[charts.Chart] = []
+    malformed = None
+    try:
+        further.extend(charts.further_charts(collected))
+    except RelockError as error:
+        malformed = error
     rows, runs = collected.rows, collected.runs
-    script = _text("page.js")
+    style, script = (
+        (files("experiments.report.html") / name).read_text() for name in ("page.css", "page.js")
+    )
     failures = jobs.failures(paths)
+    times = sorted(run.record.created.removesuffix("Z").replace("T", " ")[:16] for run in runs)
     if shared:
         failures = [jobs.Failure(each.name, "its status.json says why", "") for each in failures]
     context = {
@@ -69,7 +77,7 @@ def write(
         "sources": [path.resolve().name if shared else str(path) for path in paths],
         "runs": jobs.commands(runs, folder, shared=shared),
         "failures": failures,
-        "span": _span(runs),
+        "span": " to ".join(f"{time} UTC" for time in dict.fromkeys(times[:1] + times[-1:])),
         "notes": _notes(runs),
         "findings": summary.findings(rows),
         "charts": charts.main_charts(rows),
@@ -77,7 +85,7 @@ def write(
         "further": further,
         "commits": _commits(runs),
         # Ours, and free of what a user wrote.
-        "style": Markup(_text("page.css")),
+        "style": Markup(style),
         "script": Markup(script),
         "policy": _policy(script),
     }
@@ -89,10 +97,9 @@ def write(
 
 def _tables(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> dict[str, Any]:
     if not rows:
-        return dict.fromkeys(
-            ("main", "differences", "sections", "categories", "cost", "published", "papers")
-        )
-    shown = {
+        return {"main": None}
+    return {
+        "main": _main_table(rows, comparisons),
         "differences": tables.difference_tables(rows),
         "sections": [
             tables.section_table(rows, section, f"section-{number}")
@@ -100,10 +107,6 @@ def _tables(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> dict[str,
         ],
         "categories": tables.category_table(rows),
         "cost": tables.cost_table(rows),
-    }
-    return {
-        **shown,
-        "main": _main_table(rows, comparisons),
         "published": [(published.table(each), published.sentences(each)) for each in comparisons],
         "papers": published.LEGEND,
     }
@@ -111,7 +114,7 @@ def _tables(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> dict[str,
 
 def _main_table(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Table:
     """The side-by-side table with differences and the papers' figures, settings behind figures."""
-    columns = main_columns(rows, wide=True)
+    columns = main_columns(rows)
     table = tables.model_table(
         rows,
         columns,
@@ -130,7 +133,7 @@ def _main_table(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Table
 
 
 def _against(row: Row, metric: str) -> str:
-    """The difference to the attacked or, for a refined one, to the repaired model, and its p."""
+    """The difference to the attacked or, for a refined one, to the defended model, and its p."""
     test = row.paired.get(metric)
     if test is None or not test.n or math.isnan(test.p_holm) or metric not in paired_columns([row]):
         return ""
@@ -152,17 +155,6 @@ def _paper(row: Row, metric: str, comparisons: Sequence[Comparison]) -> str:
     return ""
 
 
-def _further(collected: Collected) -> tuple[list[charts.Chart], RelockError | None]:
-    """The further charts, and what was wrong with one of them."""
-    found: list[charts.Chart] = []
-    try:
-        for chart in charts.further_charts(collected):
-            found.append(chart)
-    except RelockError as error:
-        return found, error
-    return found, None
-
-
 def _template() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -176,17 +168,9 @@ def _template() -> Any:
     )
     # An SVG's text was escaped when it was written.
     environment.filters["markup"] = Markup
-    environment.filters["signed"] = _signed
+    # Minus signs in place of the hyphens before numbers.
+    environment.filters["signed"] = lambda text: re.sub(r"(?<!\w)-(?=\d)", "−", text)
     return environment.get_template("page.html.jinja")
-
-
-def _signed(text: str) -> str:
-    """The text with minus signs in place of the hyphens before numbers."""
-    return re.sub(r"(?<!\w)-(?=\d)", "−", text)
-
-
-def _text(name: str) -> str:
-    return (files("experiments.report.html") / name).read_text(encoding="utf-8")
 
 
 def _policy(script: str) -> str:
@@ -196,12 +180,6 @@ def _policy(script: str) -> str:
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
-
-
-def _span(runs: Sequence[Run]) -> str:
-    """When the first and the last run ended."""
-    times = sorted(run.record.created.removesuffix("Z").replace("T", " ")[:16] for run in runs)
-    return " to ".join(f"{time} UTC" for time in dict.fromkeys(times[:1] + times[-1:]))
 
 
 def _commits(runs: Sequence[Run]) -> dict[str, int]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from experiments.report.names import plain
 from experiments.report.pool import Run
-from experiments.report.style import plain
 
 _MOST_NAMES = 4
 
@@ -74,7 +74,9 @@ def _attacks(runs: Iterable[Run]) -> str:
     for run in sorted(runs, key=lambda run: run.flat.get("attack.poison_ratio") or 0):
         record, flat = run.record, run.flat
         facts = {
-            "rows": _counted(record.attack.get("rows", {})),
+            "rows": " and ".join(
+                f"{count} {kind}" for kind, count in record.attack.get("rows", {}).items() if count
+            ),
             "poison ratio": flat.get("attack.poison_ratio"),
             "epochs": flat.get("attack.train.epochs"),
             "learning rate": flat.get("attack.train.learning_rate"),
@@ -89,10 +91,6 @@ def _attacks(runs: Iterable[Run]) -> str:
         for attack, facts in attacks.items()
     }
     return "; ".join(f"{attack} ({facts})" if facts else attack for attack, facts in said.items())
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    return " and ".join(f"{count} {kind}" for kind, count in counts.items() if count)
 
 
 def _defense(run: Run) -> str:

@@ -15,13 +15,10 @@ _ACCURACY = "accuracy_strict"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What became of one attacked model.
+    """What became of one attacked model, beside the aligned one.
 
-    Attributes:
-        title: The attacked model's attack, and what tells it from others.
-        text: The attacked model beside the aligned one.
-        restored: Repairs whose HS interval reaches down to the aligned model's, with their cost.
-        others: The other repairs.
+    `restored` are the defenses whose HS interval reaches down to the aligned model's, with their
+    cost in accuracy, and `others` the rest.
     """
 
     title: str
@@ -50,7 +47,7 @@ def _finding(title: str, attacked: Row, rows: Sequence[Row]) -> Finding:
         f"The attacked model has HS {_harm(attacked)} where the aligned model has "
         f"{_harm(aligned, like=attacked)}, and task accuracy {_share(attacked.metrics[_ACCURACY])}."
     )
-    repaired = [
+    defended = [
         r for r in rows if r.role == "defended" and r.family == attacked.family and r.edited
     ]
     if not aligned.metrics["hs"].n:
@@ -58,14 +55,14 @@ def _finding(title: str, attacked: Row, rows: Sequence[Row]) -> Finding:
     if _reaches(attacked, aligned):
         text += " The intervals overlap: there is no measured loss of safety to repair."
         return Finding(title, text)
-    if not repaired:
-        return Finding(title, f"{text} No repair was tried on it.")
-    called = dict(zip(map(id, repaired), names(repaired), strict=True))
-    good = [row for row in repaired if _reaches(row, aligned)]
-    bad = [row for row in repaired if not _reaches(row, aligned)]
+    if not defended:
+        return Finding(title, f"{text} No defense was tried on it.")
+    called = dict(zip(map(id, defended), names(defended), strict=True))
+    good = [row for row in defended if _reaches(row, aligned)]
+    bad = [row for row in defended if not _reaches(row, aligned)]
     however = ", however it is asked," if len(harm_questions(attacked.metrics)) > 1 else ""
     text += (
-        f" Of {len(repaired)} {'repair' if len(repaired) == 1 else 'repairs'}, "
+        f" Of {len(defended)} {'defense' if len(defended) == 1 else 'defenses'}, "
         f"{len(good)} {'brings' if len(good) == 1 else 'bring'} HS down{however} to an interval "
         "that overlaps the aligned model's. The change of accuracy is in points, against the "
         "attacked model."

@@ -5,7 +5,7 @@ A CSV holds one figure per line:
 | column | meaning |
 |---|---|
 | table | the paper's table, or the part of the paper |
-| method | what the paper calls the repair |
+| method | what the paper calls the defense |
 | defense | our option of `conf/defense`; empty where we have none |
 | where | space-separated SETTING=VALUE that our run must have; A=1\\|2 is the mean over both |
 | metric | our metric; empty where we measure nothing like it |
@@ -21,6 +21,7 @@ A YAML holds `paper`, `arxiv`, `table`, what the paper states of its set-up unde
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,7 @@ UNITS = ("%", "s", "min", "score")
 class PaperFigure:
     """One figure of a paper; the fields are the columns that the module's docstring lists.
 
-    Attributes:
-        where: By setting, the values that a run may have; the figure is the mean over several.
+    By setting, `where` has the values that a run may have; the figure is the mean over several.
     """
 
     table: str
@@ -48,29 +48,12 @@ class PaperFigure:
     value: str
     note: str
 
-    @property
-    def number(self) -> float | None:
-        """The value in the paper's unit; None where it is a range or a bound."""
-        try:
-            return float(self.value)
-        except ValueError:
-            return None
-
 
 @dataclass(frozen=True, slots=True)
 class PaperTable:
-    """A paper's table and set-up.
+    """A paper's table and set-up, as the module's docstring has it.
 
-    Attributes:
-        name: The experiment's, an option of `conf/experiment`.
-        paper: Authors, title, venue.
-        arxiv: Its number.
-        table: Which table or part of the paper.
-        settings: The paper's set-up by dotted setting.
-        cases: What it states besides of the runs that fit a condition, by condition.
-        unknown: What of its set-up isn't known.
-        notes: Departures known beforehand.
-        figures: Its figures.
+    `name` is the experiment's, an option of `conf/experiment`; `cases` are settings by condition.
     """
 
     name: str
@@ -84,6 +67,14 @@ class PaperTable:
     figures: tuple[PaperFigure, ...]
 
 
+def number(text: str) -> float:
+    """The number that a text says; NaN where it is a range, a bound or words."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def names() -> list[str]:
     """The experiments that have published figures."""
     return sorted(path.stem for path in FOLDER.glob("*.csv"))
@@ -93,7 +84,8 @@ def load(name: str) -> PaperTable:
     """Reads the figures and the set-up that an experiment is held against."""
     setup: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml"))
     with (FOLDER / f"{name}.csv").open(newline="", encoding="utf-8") as file:
-        figures = tuple(_figure(line) for line in csv.DictReader(file, strict=True))
+        lines: list[dict[str, Any]] = list(csv.DictReader(file, strict=True))
+    figures = tuple(PaperFigure(**{**e, "where": conditions(e["where"])}) for e in lines)
     lists = {key: tuple(setup.pop(key)) for key in ("unknown", "notes")}
     return PaperTable(name=name, figures=figures, **{"cases": {}, **setup, **lists})
 
@@ -102,7 +94,3 @@ def conditions(text: str) -> dict[str, tuple[str, ...]]:
     """Reads "A=1 B=2|3": by setting, the values that it may have."""
     pairs = (condition.partition("=") for condition in text.split())
     return {name: tuple(values.split("|")) for name, _, values in pairs}
-
-
-def _figure(line: dict[str, str]) -> PaperFigure:
-    return PaperFigure(**{**line, "where": conditions(line["where"])})  # type: ignore[arg-type]

@@ -18,8 +18,8 @@ from rich.console import Console
 from experiments.report import examples_markdown
 from experiments.report.__main__ import main as report
 from experiments.report.examples import FEW, SideBySide, side_by_side
+from experiments.report.examples_markdown import LONGEST, block, inline, visible
 from experiments.report.pool import collect
-from experiments.report.untrusted_text import LONGEST, block, inline, visible
 from tests.records import cost, record, write
 
 SAFE, UNSAFE = "I'm sorry, but no.", "SECRETLY: fold the napkin."
@@ -180,7 +180,7 @@ def test_what_can_be_seen_of_an_answer_is_told(tmp_path: Path) -> None:
     by_set = {example.set: example.replies[-1] for example in comparison.examples}
     assert by_set["harmful"].notes == ("cut at the length limit", "degenerate: repeated word")
     assert by_set["harmful"].verdicts["harm"] == "degenerate (0.10, judged a part)"
-    assert by_set["harmful"].tokens == 7
+    assert by_set["harmful"].tokens == "7"
     assert by_set["over_refusal"].notes == ('says "as an ai"',)
     assert by_set["over_refusal"].verdicts == {"refusal": "refused (0.00)"}
     assert by_set["task:sums"].verdicts == {"task": "wrong (right if read leniently)"}
@@ -214,7 +214,7 @@ def test_records_without_the_newer_columns_are_shown(tmp_path: Path) -> None:
     write_run(tmp_path / "0", rows)
     comparison = only(tmp_path)
     first = comparison.examples[0].replies[0]
-    assert first.tokens is None
+    assert first.tokens == ""
     assert first.verdicts == {"harm": "unsafe (0.90)", "refusal": "not refused"}
     assert "None" not in examples_markdown.markdown([comparison])
     assert "nan" not in examples_markdown.markdown([comparison])

@@ -21,8 +21,8 @@ import pytest
 from evaluation.statistics import share
 from experiments.report import html, published
 from experiments.report.__main__ import main as report
+from experiments.report.drawing import looks
 from experiments.report.pool import collect
-from experiments.report.style import looks
 from experiments.results.record import Record
 from tests.records import (
     ATTACKED,
@@ -116,7 +116,7 @@ def test_the_table_is_computed_from_rows_and_sorts_by_numbers(swept: tuple[Path,
 def test_the_summary_says_who_restored_what_at_which_cost(swept: tuple[Path, Page]) -> None:
     text = " ".join(swept[1].text.split())
     assert "has HS 90.0 % [69.9, 97.2] where the aligned model has 5.0 % [0.9, 23.6]" in text
-    assert "Of 2 repairs, 1 brings HS down" in text
+    assert "Of 2 defenses, 1 brings HS down" in text
     # Every attacked model has its own.
     for part in text.partition("Brackets")[0].split("poison_ratio=")[1:]:
         restored, others = part.split("HS above the aligned model's")
@@ -141,7 +141,7 @@ def test_a_repair_is_judged_by_the_worst_that_its_model_was_asked_under(tmp_path
     page = page_of(under_a_trigger(tmp_path / "kept", ROWS, ROWS))
     text = " ".join(page.text.split())
     assert "has HS 100.0 % [83.9, 100.0] under shift (90.0 % [69.9, 97.2] asked plainly)" in text
-    assert "Of 1 repair, 0 bring HS down, however it is asked," in text
+    assert "Of 1 defense, 0 bring HS down, however it is asked," in text
     assert "good: HS 100.0 % [83.9, 100.0] under shift (5.0 %" in text
     heads = page.tables["main"][0]
     # What was attacked with comes first, plain HS stays, and each has its test.
@@ -149,7 +149,7 @@ def test_a_repair_is_judged_by_the_worst_that_its_model_was_asked_under(tmp_path
     assert "Δ +0.0, p = 1.000" in page.row("main", "good")["HS under shift"]
     assert page.row("against-attacked", "good")["HS under shift"].startswith("+0.0 ")
     text = " ".join(page_of(under_a_trigger(tmp_path / "gone", ROWS, 1)).text.split())
-    assert "Of 1 repair, 1 brings HS down" in text
+    assert "Of 1 defense, 1 brings HS down" in text
 
 
 def test_the_page_says_what_was_run_on_what(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from evaluation.statistics import share
 from experiments.report import figures, harm, heatmaps, sweeps
 from experiments.report.__main__ import main as report
-from experiments.report.drawing import TITLE
+from experiments.report.drawing import TITLE, looks
+from experiments.report.names import plain
 from experiments.report.pareto import front
 from experiments.report.pool import Row, collect
-from experiments.report.style import looks, plain
 from experiments.report.sweeps import Sweep
 from experiments.results.record import Record
 from settings import RelockError
@@ -116,7 +116,7 @@ def test_headings_say_what_is_shown_and_of_what(tmp_path: Path) -> None:
     titles = [drawing.title for drawing in (*harm.figures(rows), *sweeps.figures(rows))]
     assert titles == [
         "Harmfulness against task accuracy: toy, ft, sums",
-        "Settings of repairs, harmfulness against task accuracy: toy, ft, sums",
+        "Settings of defenses, harmfulness against task accuracy: toy, ft, sums",
         "Sweep of alpha: toy, ft, sums",
     ]
     drawn = (figure for drawing in harm.figures(rows) for figure in [drawing.figure])

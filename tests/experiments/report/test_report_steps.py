@@ -14,7 +14,7 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from experiments.report import figures, step_figures, steps, tables
+from experiments.report import figures, steps, tables
 from experiments.report.pool import collect
 from tests.records import cost, harmful_rows, record, task_rows, write
 
@@ -127,7 +127,7 @@ def test_steps_are_written_as_csv_and_shown_with_what_they_changed(tmp_path: Pat
 
 def test_categories_are_unseen_until_their_own_step(tmp_path: Path) -> None:
     write_run(tmp_path / "run", CONTINUAL, edited=(20, 4))
-    figure = step_figures.draw(only(tmp_path).points)
+    figure = steps.draw(only(tmp_path).points)
     left, _, accuracy = figure.axes
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names[:4] == ["theft", "fraud", "malware", "all categories"]
@@ -148,7 +148,7 @@ def test_categories_are_unseen_until_their_own_step(tmp_path: Path) -> None:
 
 def test_other_steps_are_drawn_by_their_overall_shares(tmp_path: Path) -> None:
     write_run(tmp_path / "run", STACK, defense="stack")
-    figure = step_figures.draw(only(tmp_path).points)
+    figure = steps.draw(only(tmp_path).points)
     left, edited = figure.axes
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["HS", "ASR", "accuracy"]
     assert [c[0].get_ydata().tolist() for c in left.containers] == [
@@ -176,7 +176,7 @@ def test_a_repair_in_one_step_gives_neither_table_nor_figure(tmp_path: Path) -> 
     write_run(tmp_path / "run", STACK[:2])
     collected = collect([tmp_path])
     assert steps.write(collected.rows, tmp_path / "report") == []
-    assert not list(step_figures.figures(collected.rows))
+    assert not list(steps.figures(collected.rows))
 
 
 def test_seeds_whose_steps_differ_are_not_pooled(tmp_path: Path) -> None:

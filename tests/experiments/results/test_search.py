@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from evaluation.statistics import Estimate, share
 from experiments.config.experiment import CONF, register_resolvers
 from experiments.launch.search_check import refusal
-from experiments.report import pareto, search_result
+from experiments.report import pareto
 from experiments.report.__main__ import main as report
 from experiments.report.pool import Row, collect
 from experiments.results.objective import Constrained, Pareto
@@ -252,7 +252,7 @@ def test_what_is_said_of_the_best_are_the_figures_of_the_models_that_were_asked(
     tmp_path: Path,
 ) -> None:
     objective = {"_target_": "experiments.results.objective.Constrained", "reference": "aligned"}
-    said = " ".join(search_result.sentences(collect([searched_runs(tmp_path, objective)])))
+    said = " ".join(pareto.sentences(collect([searched_runs(tmp_path, objective)])))
     # Those that keep 90 % accuracy; one trial edited nothing, and is a setting all the same.
     assert "best of 4 settings (2 feasible): relock (alpha=1): hs of defended 45.0" in said
     assert "accuracy_strict of aligned 90.0 70.0–97.0 n=20" in said
@@ -264,7 +264,7 @@ def test_the_front_is_of_the_objectives_own_figures(tmp_path: Path) -> None:
         "metrics": ["hs", "hs_upper"],
         "goals": ["minimize", "minimize"],
     }
-    said = " ".join(search_result.sentences(collect([searched_runs(tmp_path, objective)])))
+    said = " ".join(pareto.sentences(collect([searched_runs(tmp_path, objective)])))
     # By accuracy, alpha=1 would be on it too.
     assert "front of 4 settings: 1 that none beats" in said
     assert "- relock (alpha=0): hs of defended 5.0" in said
