@@ -254,8 +254,9 @@ def _locate(
     except Exception as error:
         # Each protocol's client raises errors of its own for a network that isn't there.
         raise ModelError(
-            f"the instruction text can't be fetched from {published.place} ({first_line(error)}); "
-            f"connect to a network, or set {setting} to a copy of that file or model card"
+            f"the instruction text can't be fetched from {published.place!r} "
+            f"({first_line(error)}); connect to a network, or set {setting} to a copy of that file "
+            "or model card"
         ) from error
 
 
