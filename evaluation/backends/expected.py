@@ -219,17 +219,17 @@ _cache: dict[tuple[Any, ...], Any] = {}
 
 def cached(compute: Callable[[Checkpoint, Any], Any], checkpoint: Checkpoint, texts: Any) -> Any:
     """What `compute` returns, kept for as long as the checkpoint's files are the same."""
-    key = (compute, checkpoint, _stamp(checkpoint), texts)
+    base = checkpoint.base if checkpoint.is_local else None
+    folders = filter(None, (base, checkpoint.adapter, checkpoint.steering))
+    key = (compute, checkpoint, stamp(*folders), texts)
     if key not in _cache:
         _cache[key] = compute(checkpoint, texts)
     return _cache[key]
 
 
-def _stamp(checkpoint: Checkpoint) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of every file of a checkpoint's local folders."""
-    folders = [checkpoint.base if checkpoint.is_local else None]
-    folders += [checkpoint.adapter, checkpoint.steering]
-    files = chain.from_iterable(sorted(Path(folder).iterdir()) for folder in folders if folder)
+def stamp(*folders: str | Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of every file of some folders."""
+    files = chain.from_iterable(sorted(Path(folder).iterdir()) for folder in folders)
     return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 

@@ -244,44 +244,33 @@ def _locate(
             raise ModelError(
                 f"{setting}={path!r} can't be read ({error}); set it to a text file"
             ) from error
-    if published.key:
-        return _fetch_url(published.place, setting), published.place
     beside = Path(folder) / CARD
-    card = beside.read_text(encoding="utf-8") if beside.is_file() else ""
-    if cut_out(card, published) is not None:
-        return card, f"the weights' {CARD}"
-    return _fetch_card(published.place, revision, setting)
-
-
-def _fetch_card(model: str, revision: str | None, setting: str) -> tuple[str, str]:
-    from huggingface_hub import hf_hub_download
-
+    if not published.key and beside.is_file():
+        card = beside.read_text(encoding="utf-8")
+        if cut_out(card, published) is not None:
+            return card, f"the weights' {CARD}"
     try:
-        card = Path(hf_hub_download(model, CARD, revision=revision))
-        return card.read_text(encoding="utf-8"), f"{model}/{CARD}@{card.parent.name}"
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the instruction text of {model!r} can't be fetched from its model card "
-            f"({first_line(error)}); connect to a network, or set {setting} to a copy of the card"
-        ) from error
-
-
-def _fetch_url(url: str, setting: str) -> str:
-    import fsspec  # type: ignore[import-untyped]
-    from huggingface_hub import cached_assets_path
-
-    cache = cached_assets_path("relock", namespace="templates")
-    try:
-        with fsspec.open(
-            f"filecache::{url}", "rt", encoding="utf-8", filecache={"cache_storage": str(cache)}
-        ) as file:
-            return str(file.read())
+        return _fetched(published, revision)
     except Exception as error:
         # Each protocol's client raises errors of its own for a network that isn't there.
         raise ModelError(
-            f"the instruction text can't be fetched from {url} ({first_line(error)}); connect to "
-            f"a network, or set {setting} to a copy of that file"
+            f"the instruction text can't be fetched from {published.place!r} "
+            f"({first_line(error)}); connect to a network, or set {setting} to a copy of that file "
+            "or model card"
         ) from error
+
+
+def _fetched(published: PublishedText, revision: str | None) -> tuple[str, str]:
+    import fsspec  # type: ignore[import-untyped]
+    from huggingface_hub import cached_assets_path, hf_hub_download
+
+    if not published.key:
+        card = Path(hf_hub_download(published.place, CARD, revision=revision))
+        return card.read_text(encoding="utf-8"), f"{published.place}/{CARD}@{card.parent.name}"
+    cache = {"cache_storage": str(cached_assets_path("relock", namespace="templates"))}
+    place = f"filecache::{published.place}"
+    with fsspec.open(place, "rt", encoding="utf-8", filecache=cache) as file:
+        return str(file.read()), published.place
 
 
 def _placeholders(text: str) -> set[str]:

@@ -120,7 +120,7 @@ def test_what_can_t_be_fetched_is_one_sentence(
     monkeypatch.setattr("huggingface_hub.cached_assets_path", lambda *_, **__: tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     missing = PublishedText("memory://nowhere.json", prompt="ask", answer="reply", key="graded")
-    with pytest.raises(ModelError, match=r"memory://nowhere\.json .*set judge\.template"):
+    with pytest.raises(ModelError, match=r"'memory://nowhere\.json' .*set judge\.template"):
         read(None, published=missing)
     with pytest.raises(ModelError, match=r"'maker/judge' .*set judge\.template to a copy"):
         read(None, tmp_path)

@@ -138,7 +138,7 @@ def _start(plan: EnginePlan, served: ServedWeights, keep: int) -> WarmEngine:
     worker = Worker(plan.environment)
     _running.add(worker)
     try:
-        started = worker.ask(
+        context = worker.ask(
             "start",
             seconds=plan.start_seconds,
             model=str(served.folder),
@@ -149,7 +149,7 @@ def _start(plan: EnginePlan, served: ServedWeights, keep: int) -> WarmEngine:
         worker.end()
         _running.discard(worker)
         raise
-    return WarmEngine(plan, worker, started["context"], served.stamp, keep)
+    return WarmEngine(plan, worker, context, served.stamp, keep)
 
 
 def _end_all_but(keep: int) -> None:

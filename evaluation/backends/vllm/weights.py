@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from evaluation.backends.expected import stamp
 from modeling.checkpoint import Checkpoint, local_folder
 from modeling.loading import load_model
 from modeling.lora import mergeable_adapter
-from modeling.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, stored_tensors, weight_files
+from modeling.model_files import stored_tensors
 from settings import ModelError
 
 # What vLLM's `max_lora_rank` may be.
@@ -44,14 +45,12 @@ class ServedWeights:
     @property
     def stamp(self) -> tuple[Any, ...]:
         """Changes when the full weights lie elsewhere or are written anew."""
-        return _stamp(self.folder, weight_files(self.folder))
+        return stamp(self.folder)
 
     @property
     def adapter_stamp(self) -> tuple[Any, ...] | None:
         """Changes when another adapter is served, or it is written anew; None without one."""
-        if self.adapter is None:
-            return None
-        return _stamp(self.adapter, [ADAPTER_CONFIG, ADAPTER_WEIGHTS])
+        return None if self.adapter is None else stamp(self.adapter)
 
 
 @contextmanager
@@ -116,8 +115,3 @@ def raw_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if not isinstance(path, str | Path) or not Path(path).is_file():
         return None
     return json.loads(Path(path).read_text())
-
-
-def _stamp(folder: Path, names: Sequence[str]) -> tuple[Any, ...]:
-    stats = [(folder / name).stat() for name in names]
-    return (str(folder), *((stat.st_mtime_ns, stat.st_size) for stat in stats))

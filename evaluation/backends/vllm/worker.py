@@ -38,19 +38,12 @@ class Server:
 
     def start(
         self, model: str, kind: str, dtype: str, max_lora_rank: int, sleep: bool, **options: Any
-    ) -> dict[str, Any]:
-        """Loads a model's folder.
+    ) -> int:
+        """Loads a model's folder, and returns how many tokens a prompt and its answer may have.
 
-        Args:
-            model: Its folder.
-            kind: "generate", or "classify" for a sequence classifier.
-            dtype: Precision of weights and activations.
-            max_lora_rank: 0 for an engine without adapters.
-            sleep: Whether the engine can give its memory back, which only GPUs' can.
-            options: Further arguments of `vllm.LLM`.
-
-        Returns:
-            "context": how many tokens a prompt and its answer may have.
+        `kind` is "generate", or "classify" for a sequence classifier; a `max_lora_rank` of 0 makes
+        an engine without adapters; only GPUs' memory can be given back in `sleep`. Options are
+        further arguments of `vllm.LLM`.
         """
         from vllm import LLM
         from vllm.platforms import current_platform
@@ -73,7 +66,7 @@ class Server:
             enable_sleep_mode=self._sleeps,
             **options,
         )
-        return {"context": self._llm.llm_engine.model_config.max_model_len}
+        return self._llm.llm_engine.model_config.max_model_len
 
     def load(self, model: str) -> None:
         """Puts the weights of another folder of the same shape in place of those served."""
