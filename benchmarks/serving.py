@@ -1,4 +1,4 @@
-"""vLLM against transformers on the organism: tokens per second, and a reload against a start."""
+"""Generation on the organism: transformers in batches and one by one, and vLLM."""
 
 from __future__ import annotations
 
@@ -49,23 +49,26 @@ def reload_seconds(backend: Backend) -> float:
 
 
 def main() -> None:
-    """Prints what both take, their ratios, and how many answers agree."""
-    if find_spec("vllm") is None:
+    """Prints what each takes, its ratio to transformers in batches, and how many answers agree."""
+    prompts = [prompt.text for prompt in BenignPrompts(n=PROMPTS).prompts()]
+    print(f"the organism, {len(prompts)} prompts, up to {NEW_TOKENS} new tokens")
+    ways: dict[str, tuple[Backend, list[str]]] = {
+        "transformers, batches of 64": (TransformersBackend(batch_size=64), prompts),
+        "transformers, one at a time": (TransformersBackend(batch_size=1), prompts[:64]),
+    }
+    served = find_spec("vllm") is not None
+    if served:
+        ways["vLLM"] = (VLLMBackend(kv_cache_gib=1), prompts)
+    measured = {name: run(backend, asked) for name, (backend, asked) in ways.items()}
+    _, batched, expected = measured["transformers, batches of 64"]
+    for name, (_, rate, texts) in measured.items():
+        same = sum(ours == theirs for ours, theirs in zip(texts, expected, strict=False))
+        agreement = f"{same} of {len(texts)} answers agree"
+        print(f"{name:27} {rate:8.0f} tokens/s; {rate / batched:.2f}x; {agreement}")
+    if not served:
         print("vLLM isn't installed here; make bench-vllm sets it up and runs this benchmark")
         return
-    prompts = [prompt.text for prompt in BenignPrompts(n=PROMPTS).prompts()]
-    vllm = VLLMBackend(kv_cache_gib=1)
-    start, served, texts = run(vllm, prompts)
-    reload = reload_seconds(vllm)
-    print(f"the organism, {len(prompts)} prompts, up to {NEW_TOKENS} new tokens")
-    print(f"vLLM                        {served:8.0f} tokens/s")
-    for batch_size in (64, 1):
-        few = prompts if batch_size > 1 else prompts[:64]
-        _, rate, expected = run(TransformersBackend(batch_size=batch_size), few)
-        same = sum(ours == theirs for ours, theirs in zip(texts, expected, strict=False))
-        agreement = f"{same} of {len(few)} answers agree"
-        name = f"transformers, batches of {batch_size}"
-        print(f"{name:27} {rate:8.0f} tokens/s; vLLM {served / rate:.2f}x; {agreement}")
+    start, reload = measured["vLLM"][0], reload_seconds(ways["vLLM"][0])
     print(f"a new engine and canary     {start:8.2f} s")
     print(f"a reload and canary         {reload:8.2f} s; {start / reload:.0f}x faster")
 
