@@ -18,20 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from modeling.checkpoint import Checkpoint, fingerprint_folder
-from modeling.deltas import (
-    Factored,
-    alignment,
-    fine_tuning,
-    frobenius,
-    open_pairing,
-    projections,
-    read_weight,
-    rewrite_weights,
-    safety_times,
-    write_edited,
-)
+from modeling.deltas import alignment, fine_tuning, frobenius, safety_times, write_edited
 from modeling.loading import load_model
 from modeling.model_files import verify_folder
+from modeling.projections import Factored, open_pairing, projections, read_weight
+from modeling.rewrite import rewrite_weights
 from modeling.shards import write_tensors
 from settings import ModelError
 from tests.modeling.tiny_models import MODELS, PROJECTIONS, logits, save_model
