@@ -131,8 +131,8 @@ class LoraAdapter:
             if shapes.get(name) != (shape.d_out, shape.d_in):
                 raise ModelError(
                     f"the adapter {str(self.folder)!r} edits {name} ({shape.d_out}, {shape.d_in}), "
-                    "which is no projection of its base; use a LoRA on the projections of this "
-                    "model"
+                    "which its base doesn't have among its projections; use an adapter trained on "
+                    "this model"
                 )
 
     def fingerprint(self) -> str:

@@ -176,7 +176,7 @@ class TestProjections:
         with_head = _adapter(base, tmp_path / "head", 1, target_modules=["lm_head", "q_proj"])
         path = tmp_path / "head" / "adapter_model.safetensors"
         save_file({key: t for key, t in load_file(path).items() if "lora_" in key}, path)
-        with pytest.raises(ModelError, match="use a LoRA on the projections of this model"):
+        with pytest.raises(ModelError, match="use an adapter trained on this model"):
             projections(with_head)
         biased = _adapter(base, tmp_path / "bias", 1, bias="all")
         with pytest.raises(ModelError, match=r"more than LoRA.*train it as plain LoRA$"):
