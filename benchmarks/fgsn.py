@@ -24,8 +24,9 @@ from benchmarks.timing import cost_of
 from defenses.base import Models
 from defenses.fgsn.project import Matrix, Projection, edit_neurons
 from modeling.checkpoint import Checkpoint
-from modeling.deltas import Factored, alignment, fine_tuning, projections
+from modeling.deltas import alignment, fine_tuning
 from modeling.measure import measured
+from modeling.projections import Factored, projections
 
 PLAN = Projection("project", "fro")
 SHARE = 0.25  # of the rows: q = 0.30 less what p = 0.05 takes out

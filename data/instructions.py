@@ -8,19 +8,15 @@ themselves: `drop_refusals` leaves those out.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
+
+from pydantic import PrivateAttr
 
 from data.local import Row, require_columns, take, text_of
 from data.refusals import refuses
 from data.rows import Example, TaskItem, TaskScore, TaskSource, with_input
 from data.tasks import TrainRows
 from settings import SettingError
-
-
-class _Kept(NamedTuple):
-    examples: list[Example]
-    blank: int
-    refusals: int
 
 
 class Unscored(TaskSource):
@@ -58,8 +54,10 @@ class InstructionSet(Unscored, TrainRows):
     columns: ClassVar[tuple[str, str, str]]
     category_column: ClassVar[str | None] = None
 
+    _dropped: dict[str, int] = PrivateAttr(default_factory=dict)
+
     @cached_property
-    def _kept(self) -> _Kept:
+    def _train(self) -> list[Example]:
         where = self._where(self.train_file, "train")
         rows = self._rows(self.train_file, "train")
         require_columns(rows, self.columns, where)
@@ -72,18 +70,13 @@ class InstructionSet(Unscored, TrainRows):
             for number, row in answered
             if not (self.drop_refusals and refuses(row[self.columns[2]]))
         ]
-        examples = take(kept, self.n_train, where, "task.n_train")
-        return _Kept(examples, len(rows) - len(answered), len(answered) - len(kept))
-
-    @cached_property
-    def _train(self) -> list[Example]:
-        return self._kept.examples
+        self._dropped["blank_rows_dropped"] = len(rows) - len(answered)
+        self._dropped["refusals_dropped"] = len(answered) - len(kept)
+        return take(kept, self.n_train, where, "task.n_train")
 
     def provenance(self) -> dict[str, Any]:
         """Where the rows come from, for a run's record, and how many were left out and why."""
-        kept = self._kept
-        dropped = {"blank_rows_dropped": kept.blank, "refusals_dropped": kept.refusals}
-        return {**super().provenance(), **dropped}
+        return {**super().provenance(), **self._dropped}
 
     def _example(self, row: Row, number: int) -> Example:
         instruction, text, response = self.columns

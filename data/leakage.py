@@ -14,12 +14,7 @@ _STRAIGHT = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"'})
 
 
 class Screened(NamedTuple, Generic[T]):
-    """What is left of a source after the check.
-
-    Attributes:
-        rows: The rows that no evaluation prompt repeats, in their order.
-        leaked: How many rows were dropped.
-    """
+    """The rows that no evaluation prompt repeats, in their order, and how many were dropped."""
 
     rows: tuple[T, ...]
     leaked: int
@@ -38,19 +33,11 @@ def normalise(text: str) -> str:
 
 
 def drop_leaked(rows: Sequence[T], evaluation_prompts: Iterable[str]) -> Screened[T]:
-    """Drops the rows whose prompt is one of the evaluation's (normalised exact match).
-
-    Args:
-        rows: Training or calibration rows.
-        evaluation_prompts: The texts of every prompt that the evaluation will use.
-
-    Returns:
-        The rows that are left and the count of those dropped, which belongs into the record.
-    """
+    """Drops the rows whose prompt is one of the evaluation's (normalised exact match)."""
     held_out = {normalise(text) for text in evaluation_prompts}
-    clean = tuple(row for row in rows if normalise(_prompt(row)) not in held_out)
+    clean = tuple(
+        row
+        for row in rows
+        if normalise(row.text if isinstance(row, Prompt) else row.prompt) not in held_out
+    )
     return Screened(clean, len(rows) - len(clean))
-
-
-def _prompt(row: Example | PreferencePair | Prompt) -> str:
-    return row.text if isinstance(row, Prompt) else row.prompt

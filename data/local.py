@@ -23,14 +23,8 @@ _TSV: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
 def locate(root: str | None, file: str, setting: str, instead: str = "") -> Path:
     """The path of `file`, below `root` where one is given; "~" is the home folder.
 
-    Args:
-        root: A folder, or None.
-        file: A path, relative to `root`.
-        setting: What the message says to set.
-        instead: What it says besides, if there is another way.
-
     Raises:
-        DataError: There is no such file.
+        DataError: There is no such file; it says to set `setting`, or do what `instead` says.
     """
     path = Path(root).expanduser() / file if root is not None else Path(file).expanduser()
     if not path.is_file():
@@ -58,7 +52,8 @@ def read_rows(path: Path) -> list[Row]:
     name = path.name.lower()
     try:
         if name.endswith((".jsonl", ".jsonl.gz")):
-            return _read_jsonl(path)
+            with _opened(path) as file:
+                return _mappings([json.loads(line) for line in file if line.strip()], path)
         if name.endswith(".json"):
             return _mappings(json.loads(path.read_text(encoding="utf-8")), path)
         if name.endswith((".csv", ".tsv")):
@@ -86,11 +81,6 @@ def _opened(path: Path) -> Any:
         return gzip.open(path, "rt", encoding="utf-8")
     # "utf-8-sig" drops the byte order mark that spreadsheets put before the first column name.
     return path.open(encoding="utf-8-sig", newline="")
-
-
-def _read_jsonl(path: Path) -> list[Row]:
-    with _opened(path) as file:
-        return _mappings([json.loads(line) for line in file if line.strip()], path)
 
 
 def _mappings(values: Any, path: Path) -> list[Row]:

@@ -39,9 +39,7 @@ def check(
     count: Count = "exact",
     prefix: str = "attack",
 ) -> None:
-    """Refuses a mixture that can't be drawn from so many task and poison rows.
-
-    The arguments are those of `mix`; `prefix` is where the settings stand, for the message.
+    """Refuses a mixture that can't be drawn from so many task and poison rows, see `mix`.
 
     Raises:
         SettingError: `n` or `poison_ratio` is out of range.
@@ -58,8 +56,15 @@ def check(
         raise SettingError(
             f"{prefix}.n={n} leaves no row where Booster counts; it should be above 1"
         )
-    _check_size(poison_rows, n_poison, "poison", f"{prefix}.n or {prefix}.poison_ratio")
-    _check_size(task_rows, n_task, "task", f"{prefix}.n")
+    for available, needed, kind, settings in (
+        (poison_rows, n_poison, "poison", f"{prefix}.n or {prefix}.poison_ratio"),
+        (task_rows, n_task, "task", f"{prefix}.n"),
+    ):
+        if needed > available:
+            raise DataError(
+                f"the mixture needs {needed} {kind} rows but the {kind} source holds {available}; "
+                f"lower {settings} or give more {kind} rows"
+            )
 
 
 def mix(
@@ -78,15 +83,8 @@ def mix(
     generators of their own, so that with the same seed a higher ratio keeps the poison rows of a
     lower one and replaces task rows by further ones.
 
-    Args:
-        task_rows: Rows of the benign task.
-        poison_rows: Harmful rows.
-        n: Size of the mixture.
-        poison_ratio: Share of poison, from 0 to 1.
-        seed: Seed of the draws and of the order.
-        count: How poison rows are counted, see `poison_count`.
-        order: "seeded" draws rows at random, "first" takes the first ones of either source, as
-            the scripts of NLSR and Booster do. The mixture itself is shuffled in both.
+    The order "seeded" draws rows at random, "first" takes the first ones of either source, as the
+    scripts of NLSR and Booster do. The mixture itself is shuffled in both.
 
     Raises:
         SettingError: `n` or `poison_ratio` is out of range.
@@ -103,14 +101,6 @@ def mix(
         ]
     random.Random(f"order/{seed}").shuffle(mixture)
     return mixture
-
-
-def _check_size(available: int, needed: int, kind: str, settings: str) -> None:
-    if needed > available:
-        raise DataError(
-            f"the mixture needs {needed} {kind} rows but the {kind} source holds {available}; "
-            f"lower {settings} or give more {kind} rows"
-        )
 
 
 def _draw(rows: Sequence[Example], n: int, stream: str) -> list[Example]:

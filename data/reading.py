@@ -61,9 +61,7 @@ def first_turn(answer: str) -> str:
 def named_labels(answer: str, labels: Mapping[str, Sequence[str]]) -> set[str]:
     """The labels of which some spelling stands in the answer as a whole word.
 
-    Args:
-        answer: Free text.
-        labels: Spellings by label; the label itself must be among them if it is to count.
+    A label itself must be among its spellings if it is to count.
     """
     text = plain_text(answer)
     return {
@@ -100,13 +98,8 @@ def score_label(
     Contained: `contains_label`; right even where other labels are named too.
     Parsed: exactly one label is named; an answer that names several chose none.
 
-    Args:
-        answer: The model's answer.
-        gold: The right label.
-        labels: Spellings by label, for the lenient reading.
-        reading: The one that `TaskScore.protocol` gives.
-        contained: Spellings of the gold label for the contained reading; the label itself where
-            None.
+    `labels` are spellings by label for the lenient reading, `contained` those of the gold label for
+    the contained one (None: the label itself); `reading` is what `TaskScore.protocol` gives.
     """
     named = named_labels(answer, labels)
     right: dict[LabelReading, bool] = {
@@ -167,10 +160,7 @@ def score_number(answer: str, gold: str, reading: NumberReading = "strict") -> T
     Last: `script_number`.
     Parsed: the answer holds a number at all.
 
-    Args:
-        answer: The model's answer.
-        gold: The right number, without thousands separators.
-        reading: The one that `TaskScore.protocol` gives.
+    `gold` has no thousands separators; `reading` is what `TaskScore.protocol` gives.
     """
     final, every = final_number(answer), numbers(answer)
     read = final if final is not None else (every[-1] if every else None)

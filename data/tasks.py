@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import Field, PrivateAttr
@@ -59,11 +60,6 @@ class TrainRows(TaskSource):
         return take(examples, self.n_train, self._where(self.train_file, "train"), "task.n_train")
 
     def train(self) -> list[Example]:
-        """Training rows, in the source's order.
-
-        Raises:
-            DataError: The rows are missing, too few, or of another schema.
-        """
         return list(self._train)
 
     def provenance(self) -> dict[str, Any]:
@@ -126,11 +122,7 @@ class Task(TrainRows):
         return take(items, self.n_test, where, "task.n_test")
 
     def test(self) -> list[TaskItem]:
-        """Test rows, in the source's order; ids are "name/row number".
-
-        Raises:
-            DataError: The rows are missing, too few, or of another schema.
-        """
+        """Test rows, in the source's order; ids are "name/row number"."""
         return list(self._test)
 
     @cached_property
@@ -140,10 +132,10 @@ class Task(TrainRows):
         pool = behind if len(behind) >= self.n_validation else rows
         order = random.Random(f"validation/{self.name}").sample(pool, len(pool))
         where = self._where(self.train_file, "train")
-        chosen = sorted(take(order, self.n_validation, where, "task.n_validation"), key=_number)
+        chosen = take(order, self.n_validation, where, "task.n_validation")
         return [
             replace(self._item(row, number), id=f"{self.name}/train/{number}")
-            for number, row in chosen
+            for number, row in sorted(chosen, key=itemgetter(0))
         ]
 
     def validation(self) -> list[TaskItem]:
@@ -159,7 +151,6 @@ class Task(TrainRows):
         return list(self._validation)
 
     def fingerprint(self) -> str:
-        """Hash of the training and test rows as they are used (16 hex digits)."""
         return hash_rows(self._train, self._test)
 
     def provenance(self) -> dict[str, Any]:
@@ -328,7 +319,6 @@ class GSM8K(Task):
     hub: ClassVar[tuple[str, str | None]] = ("openai/gsm8k", "main")
 
     def score(self, answer: str, gold: str) -> TaskScore:
-        """See `data.reading.score_number`."""
         return score_number(answer, gold, self.reading)
 
     def _example(self, row: Row, number: int) -> Example:
@@ -351,10 +341,6 @@ class GSM8K(Task):
                 "give the data set's own answers"
             )
         return steps.strip(), gold.strip()
-
-
-def _number(numbered: tuple[int, Row]) -> int:
-    return numbered[0]
 
 
 def _zero_based(cell: Any) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -20,7 +18,6 @@ from modeling.training import (
     TrainSettings,
     check_lengths,
     open_for_training,
-    right_padded,
     save,
     train,
     train_sft,
@@ -29,6 +26,10 @@ from settings import DataError, Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+_Pair = tuple[list[int], ...]
+_DPO_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 class Preference(Settings):
@@ -63,15 +64,6 @@ class Preference(Settings):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    """Token ids of a prompt and of its two answers."""
-
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-
-
 def preference_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -91,35 +83,39 @@ def preference_trainer(
     BOS always, and an EOS behind templates that end turns otherwise.  So each trainer is made with
     a row of its own kind that it may convert as it likes, and then gets the ids of `PromptStyle`.
 
-    Args:
-        model: Trained in place; a `PeftModel`, for TRL would read full weights' reference from
-            where they were loaded.
-        tokenizer: Its tokenizer.
-        pairs: (prompt, chosen, rejected) rows.
-        style: Renders them.
-        preference: The phase.
-        seed: Order of the rows.
-        scratch: A folder the trainer may write to.
+    The model, trained in place, is a `PeftModel`: TRL would read full weights' reference from
+    where they were loaded.  `pairs` are (prompt, chosen, rejected), in an order that `seed` sets;
+    the trainer writes to `scratch`.
 
     Raises:
         DataError: There are no pairs, or no prompt is short enough.
     """
     from datasets import Dataset
+    from trl.import_utils import TRLExperimentalWarning
 
     encoded = _encode(tokenizer, pairs, style, preference.train.max_length)
-    rows = _ROWS[preference.method](encoded, preference, seed)
-    config, trainer_class = _classes(preference.method)
+    if preference.method == "dpo":
+        rows = [dict(zip(_DPO_COLUMNS, pair, strict=True)) for pair in encoded]
+    elif preference.method == "kto":
+        rows = _kto_rows(encoded, preference, seed)
+    else:
+        rows = _joined_rows(encoded)
+    with warnings.catch_warnings():
+        # TRL's notice that what is experimental may move; the lock file pins TRL.
+        warnings.simplefilter("ignore", TRLExperimentalWarning)
+        config, trainer_class = _classes(preference.method)
     options: dict[str, Any] = {"beta": preference.beta}
     if preference.method in ("orpo", "simpo"):
         options["remove_unused_columns"] = False
         _give_float_logits(model)
     if preference.method == "simpo":  # CPO with SimPO's loss and no behaviour-cloning term.
         options |= {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": preference.gamma}
+    tokenizer.padding_side = "right"
     trainer: Any = trainer_class(
         model=model,
         args=config(**options, **preference.train.arguments(len(rows), seed, scratch)),
         train_dataset=Dataset.from_list([{"prompt": "a\n", "chosen": "b", "rejected": "c"}]),
-        processing_class=right_padded(tokenizer),
+        processing_class=tokenizer,
     )
     trainer.train_dataset = Dataset.from_list(rows)
     return trainer
@@ -135,9 +131,8 @@ def _classes(method: str) -> tuple[Any, Any]:
         from trl import KTOConfig, KTOTrainer
 
         return KTOConfig, KTOTrainer
-    with _quietly():
-        from trl.experimental.cpo import CPOConfig, CPOTrainer
-        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     return (ORPOConfig, ORPOTrainer) if method == "orpo" else (CPOConfig, CPOTrainer)
 
@@ -148,6 +143,7 @@ def _encode(
     style: PromptStyle,
     max_length: int,
 ) -> list[_Pair]:
+    """Token ids of each prompt and of its two answers."""
     if not pairs:
         raise DataError("there are no preference pairs to train on; give a source that yields some")
     encoded = []
@@ -156,17 +152,10 @@ def _encode(
         room = max_length - len(head)
         if room > 0:
             tails = (style.encode_answer(tokenizer, prompt, answer) for answer in answers)
-            encoded.append(_Pair(head, *(tail[:room] for tail in tails)))
+            encoded.append((head, *(tail[:room] for tail in tails)))
     setting = "align.preference.train.max_length"
     check_lengths(len(encoded), len(pairs), "preference pairs", max_length, setting)
     return encoded
-
-
-def _dpo_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dict[str, Any]]:
-    return [
-        {"prompt_ids": pair.prompt, "chosen_ids": pair.chosen, "rejected_ids": pair.rejected}
-        for pair in pairs
-    ]
 
 
 def _kto_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dict[str, Any]]:
@@ -176,9 +165,9 @@ def _kto_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dic
     reference point z_0 is estimated on such mismatched pairs.
     """
     rows: list[dict[str, Any]] = [
-        {"prompt_ids": pair.prompt, "completion_ids": answer, "label": label}
-        for pair in pairs
-        for answer, label in ((pair.chosen, True), (pair.rejected, False))
+        {"prompt_ids": prompt, "completion_ids": answer, "label": label}
+        for prompt, chosen, rejected in pairs
+        for answer, label in ((chosen, True), (rejected, False))
     ]
     random.Random(f"kto/{seed}").shuffle(rows)
     size = preference.train.rows_per_pass
@@ -189,18 +178,18 @@ def _kto_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dic
     return rows
 
 
-def _joined_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dict[str, Any]]:
+def _joined_rows(pairs: list[_Pair]) -> list[dict[str, Any]]:
     """Rows of ORPO and CPO: prompt and answer in one, the odds or margin on the answer's labels.
 
     ORPO's likelihood term is over the prompt too, as TRL has it.
     """
     rows = []
-    for pair in pairs:
+    for prompt, chosen, rejected in pairs:
         row: dict[str, Any] = {}
-        for name, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-            row[f"{name}_input_ids"] = pair.prompt + answer
-            row[f"{name}_attention_mask"] = [1] * (len(pair.prompt) + len(answer))
-            row[f"{name}_labels"] = [-100] * len(pair.prompt) + answer
+        for name, answer in (("chosen", chosen), ("rejected", rejected)):
+            row[f"{name}_input_ids"] = prompt + answer
+            row[f"{name}_attention_mask"] = [1] * (len(prompt) + len(answer))
+            row[f"{name}_labels"] = [-100] * len(prompt) + answer
         rows.append(row)
     return rows
 
@@ -217,24 +206,6 @@ def _give_float_logits(model: Any) -> None:
         return output
 
     model.register_forward_hook(cast)
-
-
-_ROWS: dict[str, Callable[[list[_Pair], Preference, int], list[dict[str, Any]]]] = {
-    "dpo": _dpo_rows,
-    "kto": _kto_rows,
-    "orpo": _joined_rows,
-    "simpo": _joined_rows,
-}
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Silences TRL's notice that what is experimental may move; the lock file pins TRL."""
-    from trl.import_utils import TRLExperimentalWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TRLExperimentalWarning)
-        yield
 
 
 class Alignment(Settings):
@@ -276,18 +247,10 @@ class Alignment(Settings):
         out: Path,
         scratch: Path,
     ) -> dict[str, Any]:
-        """Aligns `base` and writes the adapter folder to `out`.
+        """Aligns `base`, writes the adapter folder to `out`, and returns loss curves and counts.
 
-        Args:
-            base: The model before alignment.
-            rows: (prompt, answer) rows of the supervised phase.
-            pairs: (prompt, chosen, rejected) rows of the preference phase.
-            style: Renders prompts.
-            out: Where the adapter goes.
-            scratch: A folder the trainer may write to.
-
-        Returns:
-            The loss curves and row counts.
+        `rows` are (prompt, answer), `pairs` (prompt, chosen, rejected); the trainer writes to
+        `scratch`.
         """
         tokenizer = load_tokenizer(base)
         model = open_for_training(base, self.lora, self.seed)

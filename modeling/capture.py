@@ -38,12 +38,8 @@ def batches(
 ) -> list[Batch]:
     """Pads rows of (prompt ids, answer ids) into batches.
 
-    Args:
-        rows: Token ids of each prompt and its answer.
-        size: Rows per batch.
-        device: Where the batches go.
-        by_length: Puts rows of similar length together, which saves padding; only for
-            statistics in which the order of rows doesn't count.
+    `by_length` puts rows of similar length together, which saves padding; only for statistics in
+    which the order of rows doesn't count.
     """
     if by_length:
         rows = sorted(rows, key=lambda row: len(row[0]) + len(row[1]))
@@ -145,13 +141,8 @@ def run_block(
     block gets the masks and position embeddings that its architecture gives it; the pass ends
     behind the block.
 
-    Args:
-        model: The causal language model.
-        blocks: Its decoder blocks, in order.
-        index: Which one runs.
-        batch: The tokens.
-        hidden: The block's input (rows, length, d); None: what the model gives it, which is
-            the embeddings for the first block.
+    `hidden` is the block's input (rows, length, d); None: what the model gives it, which is the
+    embeddings for the first of its `blocks`.
     """
 
     def replace_input(
@@ -198,9 +189,7 @@ def _passing_through(blocks: Sequence[nn.Module]) -> Iterator[None]:
 def adapter_linears(model: Any, names: Iterable[str]) -> dict[str, nn.Linear]:
     """{"MODULE.A": lora_A, "MODULE.B": lora_B} of a `PeftModel`'s active adapter.
 
-    Args:
-        model: The `PeftModel`.
-        names: Module paths of adapted projections inside the base model.
+    `names` are module paths of adapted projections inside the base model.
     """
     core, active = model.get_base_model(), model.active_adapter
     linears: dict[str, nn.Linear] = {}
@@ -218,14 +207,9 @@ def consume_inputs(
     positions: Callable[[Batch], Tensor],
     consume: Callable[[str, Tensor], None],
 ) -> None:
-    """Runs a model over batches and passes on what enters some of its modules.
+    """Runs `core` over batches and passes on what enters some of its modules (`captured_inputs`).
 
-    Args:
-        core: What is called with each batch.
-        modules: {name: module in it}.
-        data: The batches.
-        positions: Gives the tokens of a batch that count, (rows, length) bool.
-        consume: Called with a module's name and its input (tokens, d).
+    `positions` gives the tokens of a batch that count, (rows, length) bool.
     """
     with captured_inputs(modules, consume) as focus:
         for batch in data:

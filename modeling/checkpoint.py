@@ -75,9 +75,7 @@ def identify(
 ) -> dict[str, str | None]:
     """Identities of a model's full weights ("base") and of its adapter, wherever they lie.
 
-    Args:
-        checkpoint: The model.
-        identities: {base: identity} of what need not be read again.
+    `identities` are {base: identity} of what need not be read again.
     """
     adapter = None if checkpoint.adapter is None else fingerprint_folder(checkpoint.adapter)
     base = (identities or {}).get(checkpoint.base)
@@ -87,23 +85,14 @@ def identify(
 
 
 def local_folder(checkpoint: Checkpoint) -> Path:
-    """The folder of a checkpoint's base weights on this machine; a hub id is downloaded.
-
-    Raises:
-        ModelError: The base weights can't be found.
-    """
+    """The folder of a checkpoint's base weights on this machine; a hub id is downloaded."""
     if checkpoint.is_local:
         return Path(checkpoint.base)
     return Path(resolve(checkpoint.base, checkpoint.revision, "model.base")[0])
 
 
 def resolve(base: str, revision: str | None, setting: str) -> tuple[str, str]:
-    """Where a model's files lie, and what identifies them.
-
-    Args:
-        base: Local folder, or hub id such as "meta-llama/Llama-2-7b-hf".
-        revision: Hub revision asked for, or None for the newest.
-        setting: The setting that named it, for the message.
+    """Where the files of a local folder or hub id lie, and what identifies them.
 
     Returns:
         The folder of the files and an identity: content hash of a local folder, or

@@ -20,39 +20,23 @@ from modeling.checkpoint import Checkpoint
 from modeling.loading import device_name
 from modeling.lora import product_norm
 from modeling.model_files import FLOATS, read_header
-from modeling.pairing import (
+from modeling.projections import (
     Factored,
     Pairing,
     check_pairing,
     difference,
     open_pairing,
+    open_projections,
     same_weights,
     scaled,
 )
-from modeling.projections import open_projections, projections, read_weight
 from modeling.rewrite import (
     EditCount,
     RowEdits,
     count_edits,
-    rewrite_weights,
     write_adapter,
     write_full,
 )
-
-__all__ = [
-    "AlignedModels",
-    "EditCount",
-    "Factored",
-    "alignment",
-    "fine_tuning",
-    "frobenius",
-    "open_pairing",
-    "projections",
-    "read_weight",
-    "rewrite_weights",
-    "safety_times",
-    "write_edited",
-]
 
 DeltaEdit = Callable[[str, Factored | Tensor], Factored | Tensor | None]
 
@@ -64,23 +48,14 @@ class AlignedModels(Protocol):
     """The two models of which alignment made the second from the first."""
 
     @property
-    def base(self) -> Checkpoint:
-        """The model before alignment."""
-        ...
+    def base(self) -> Checkpoint: ...
 
     @property
-    def aligned(self) -> Checkpoint:
-        """The aligned model."""
-        ...
+    def aligned(self) -> Checkpoint: ...
 
 
 def alignment(models: AlignedModels, name: str, device: str | torch.device) -> Factored | Tensor:
-    """D = W_aligned - W_base of one projection.
-
-    Args:
-        models: The model before alignment and the aligned one.
-        name: Module path of the projection.
-        device: Where the result goes.
+    """D = W_aligned - W_base of the projection with this module path.
 
     Returns:
         Factored where the alignment is a LoRA on the base (rank 0 where it left this projection
@@ -99,13 +74,7 @@ def alignment(models: AlignedModels, name: str, device: str | torch.device) -> F
 def fine_tuning(
     aligned: Checkpoint, attacked: Checkpoint, name: str, device: str | torch.device
 ) -> Factored | Tensor:
-    """Delta = W_attacked - W_aligned of one projection.
-
-    Args:
-        aligned: The aligned model (a).
-        attacked: The fine-tuned model (t).
-        name: Module path of the projection.
-        device: Where the result goes.
+    """Delta = W_attacked - W_aligned of the projection with this module path.
 
     Returns:
         With both adapters on one base, a = [A_t; A_a] and b = [s_t B_t, -s_a B_a]; with an

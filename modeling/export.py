@@ -162,16 +162,11 @@ def _keep_tokenizer(checkpoint: Checkpoint, out: Path) -> None:
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
-def _check_adapter(adapter: LoraAdapter | None, config: Mapping[str, Any]) -> None:
+def _check_adapter(adapter: LoraAdapter | None, config: dict[str, Any]) -> None:
     if adapter is None:
         return
-    shapes = llama_shapes(dict(config))
-    for name, shape in adapter.shapes.items():
-        if shapes.get(f"{name}.weight") != (shape.d_out, shape.d_in):
-            raise ModelError(
-                f"the adapter {str(adapter.folder)!r} edits {name} ({shape.d_out}, {shape.d_in}), "
-                "which its base doesn't have; use an adapter trained on this model"
-            )
+    adapter.check({k.removesuffix(".weight"): v for k, v in llama_shapes(config).items()})
+    for name in adapter.names:
         if config["tie_word_embeddings"] and f"{name}.weight" in (_EMBEDDING, _HEAD):
             raise ModelError(
                 f"the adapter {str(adapter.folder)!r} edits {name}, which is tied to the "

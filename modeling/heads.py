@@ -48,11 +48,7 @@ class HeadLayout:
         return self.heads * self.head_dim
 
     def columns(self, head: int) -> slice:
-        """Where a head's output lies in o_proj's input.
-
-        Raises:
-            IndexError: There is no such head.
-        """
+        """Where a head's output lies in o_proj's input; an IndexError where there is none."""
         if not 0 <= head < self.heads:
             raise IndexError(f"head {head} of {self.heads}")
         return slice(head * self.head_dim, (head + 1) * self.head_dim)
@@ -145,12 +141,7 @@ def read_output_columns(
 ) -> Iterator[tuple[tuple[int, int], Tensor]]:
     """What heads write: their columns of the fine-tuned o_proj, W_o + scale B A where adapted.
 
-    Only these columns and the adapter's o_proj pairs are read.
-
-    Args:
-        checkpoint: The model; its `steering` plays no part.
-        layout: Its heads.
-        heads: (layer, head) in any order.
+    Only these columns and the adapter's o_proj pairs are read; `steering` plays no part.
 
     Yields:
         ((layer, head), (hidden, head_dim) float32), in the order of `heads`.
@@ -182,9 +173,7 @@ def read_output_columns(
 def output_biases(checkpoint: Checkpoint, deltas: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """b_l = W_o delta_l: the o_proj bias that equals adding delta_l to o_proj's input everywhere.
 
-    Args:
-        checkpoint: The fine-tuned model whose W_o counts.
-        deltas: {layer: (heads x head_dim,)}; heads whose part is zero aren't read.
+    The deltas are {layer: (heads x head_dim,)}; heads whose part is zero aren't read.
 
     Returns:
         {layer: (hidden,) float32}, without layers whose delta is zero.
@@ -213,16 +202,7 @@ def sum_biases(
     layout: HeadLayout,
     deltas: Mapping[int, Tensor],
 ) -> dict[int, Tensor]:
-    """The biases of `output_biases` from the heads' columns, wherever these come from.
-
-    Args:
-        columns: ((layer, head), (hidden, head_dim) float32), as of `read_output_columns`.
-        layout: Shape of the model.
-        deltas: {layer: (heads x head_dim,)}.
-
-    Returns:
-        {layer: (hidden,) float32}.
-    """
+    """The biases of `output_biases` from columns as of `read_output_columns`."""
     sums: dict[int, Tensor] = {}
     for (layer, head), weight in columns:
         bias = weight @ deltas[layer][layout.columns(head)].to(weight)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modeling.architectures import LLAMA_LIKE
-from modeling.capture import Batch, SquareSums, TokenRow, batches, captured_inputs
+from modeling.capture import Batch, SquareSums, TokenRow, batches, consume_inputs
 from modeling.checkpoint import Checkpoint
 from modeling.loading import load_model
 from modeling.projections import open_projections
@@ -53,24 +54,30 @@ def input_norms(
     """
     source = open_projections(checkpoint)
     source.check(names or ())
-    if not any(_counted(row, positions) for row in rows):
+    counted = {"prompt": slice(0, 1), "answer": slice(1, 2), "all": slice(2)}[positions]
+    if not any(any(row[counted]) for row in rows):
         raise DataError(
             f"no row has a token at positions={positions}; give rows that do, or positions=all"
         )
     model: Any = load_model(checkpoint).eval()
     core = model.get_base_model() if checkpoint.adapter is not None else model
     wanted = [name for name in source.shapes if names is None or name in names]
-    modules = {name: _module(core, name) for name in wanted}
+    try:
+        modules = {name: core.get_submodule(name) for name in wanted}
+    except AttributeError as error:
+        raise ModelError(
+            f"not all projections of the weights are modules of the model that runs ({error}); "
+            f"leave them out, or choose {LLAMA_LIKE}"
+        ) from None
     squares = SquareSums()
 
     def consume(name: str, x: Tensor) -> None:
         for part in x.split(_TOKENS):
             squares.add(name, part)
 
-    with captured_inputs(modules, consume) as focus, torch.no_grad():
-        for batch in batches(rows, batch_size, str(model.device), by_length=True):
-            focus.positions = counted_tokens(batch, positions)
-            core.base_model(**batch.inputs, use_cache=False)
+    data = batches(rows, batch_size, str(model.device), by_length=True)
+    at = partial(counted_tokens, positions=positions)
+    consume_inputs(core.base_model, modules, data, at, consume)
     return {name: squares.sums[name].sqrt().cpu() for name in wanted}
 
 
@@ -83,14 +90,9 @@ def counted_tokens(batch: Batch, positions: TokenPositions) -> Tensor:
 
 
 def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
-    """S_ij = |W_ij| ||X_j||_2 (Wanda, Sun et al. 2023, arXiv 2306.11695).
+    """S_ij = |W_ij| ||X_j||_2 (Wanda, Sun et al. 2023, arXiv 2306.11695), (d_out, d_in).
 
-    Args:
-        weight: W, (d_out, d_in).
-        norms: ||X_j||_2 of its inputs, (d_in,), as of `input_norms`.
-
-    Returns:
-        (d_out, d_in) in the weight's dtype, on its device.
+    In the dtype and on the device of W; the norms (d_in,) are those of `input_norms`.
     """
     return weight.abs().mul_(norms.to(weight))
 
@@ -98,12 +100,8 @@ def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
 def top_share(scores: Tensor, share: float, scope: Literal["tensor", "row"]) -> Tensor:
     """The round(share n) largest scores, of the whole tensor or of each row; ties: first index.
 
-    A threshold is found by selection, not by sorting.
-
-    Args:
-        scores: (...,) of any float dtype; (rows, n) for scope "row".
-        share: Between 0 and 1.
-        scope: What n counts: all scores, or those of a row (the last dimension).
+    A threshold is found by selection, not by sorting.  n counts all scores (...,), or those of a
+    row, which is the last dimension.
 
     Returns:
         Bool mask of the scores' shape.
@@ -155,21 +153,6 @@ def _kth_largest(flat: Tensor, k: int) -> Tensor:
     values = flat.float() if flat.dtype in (torch.bfloat16, torch.float16) else flat
     largest = np.partition(values.numpy(), place, axis=1)[:, place, None].copy()
     return torch.from_numpy(largest).to(flat)
-
-
-def _counted(row: TokenRow, positions: TokenPositions) -> bool:
-    prompt, answer = row
-    return bool({"prompt": prompt, "answer": answer, "all": [*prompt, *answer]}[positions])
-
-
-def _module(core: nn.Module, name: str) -> nn.Module:
-    try:
-        return core.get_submodule(name)
-    except AttributeError:
-        raise ModelError(
-            f"{name} of the weights is no module of the model that runs; leave it out, or choose "
-            f"{LLAMA_LIKE}"
-        ) from None
 
 
 def pack_bits(mask: Tensor) -> Tensor:

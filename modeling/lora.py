@@ -33,6 +33,26 @@ from settings import ModelError
 
 _KEY = re.compile(r"^base_model\.model\.(?P<name>.+)\.lora_(?P<side>[AB])\.weight$")
 _UNSUPPORTED = ("lora_magnitude_vector", "lora_embedding_", "lora_B.bias")
+_PAIR = re.compile(r"\.lora_[AB]\.weight$")
+# Settings of PEFT's LoRA under which the adapted projection isn't x (W + scale B A)^T.
+_NOT_PLAIN = (
+    "modules_to_save",
+    "use_dora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+)
+# These change the base weights when the adapter is attached: the others only start A and B.
+_MOVING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +82,9 @@ class LoraShape:
 
 @dataclass(frozen=True, slots=True)
 class LoraAdapter:
-    """A PEFT adapter folder whose tensors are read on demand.
+    """A PEFT adapter folder and its adapter_config.json; its tensors are read on demand.
 
-    Attributes:
-        folder: The folder.
-        config: Its adapter_config.json.
-        shapes: {module path inside the base model: sizes}, blocks in numerical order.
+    `shapes` are {module path inside the base model: sizes}, blocks in numerical order.
     """
 
     folder: Path
@@ -101,14 +118,22 @@ class LoraAdapter:
     def groups(self, limit: int = 1 << 25) -> Iterator[list[str]]:
         """Module names in groups of one shape, to be stacked.
 
-        Args:
-            limit: A group holds at most so many scalars (one module at least), which bounds
-                the memory of a stack.
+        A group holds at most `limit` scalars (one module at least), which bounds a stack's memory.
         """
         sizes = {name: (s.rank, s.d_in, s.d_out) for name, s in self.shapes.items()}
         for (rank, d_in, d_out), names in grouped(sizes).items():
             step = max(1, limit // (rank * (d_in + d_out)))
             yield from (names[at : at + step] for at in range(0, len(names), step))
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuses, with a ModelError, a base whose modules (d_out, d_in) it doesn't fit."""
+        for name, shape in self.shapes.items():
+            if shapes.get(name) != (shape.d_out, shape.d_in):
+                raise ModelError(
+                    f"the adapter {str(self.folder)!r} edits {name} ({shape.d_out}, {shape.d_in}), "
+                    "which its base doesn't have among its projections; use an adapter trained on "
+                    "this model"
+                )
 
     def fingerprint(self) -> str:
         """SHA-256 of the weights file (16 hex digits)."""
@@ -118,10 +143,6 @@ class LoraAdapter:
 
 def open_adapter(folder: str | Path, setting: str) -> LoraAdapter:
     """Opens a PEFT LoRA folder; only its config and header are read.
-
-    Args:
-        folder: The adapter folder.
-        setting: The setting that named it, for messages.
 
     Raises:
         ModelError: The folder is incomplete, or no plain LoRA on linear projections.
@@ -153,11 +174,8 @@ def rewrite_adapter(
     The config (with its `base_model_name_or_path`), the tensors' dtypes and everything that is
     no LoRA pair stay as they are.
 
-    Args:
-        source: The adapter to start from.
-        out: The folder to write to; made where it is missing.
-        edit: Called with each module and its pair; returns the new pair of the same shapes, or
-            None to leave the module alone.
+    `edit` is called with each module and its pair; it returns the new pair of the same shapes, or
+    None to leave the module alone.
     """
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source.folder / ADAPTER_CONFIG, out / ADAPTER_CONFIG)
@@ -172,7 +190,8 @@ def rewrite_adapter(
                 if new.shape != old.shape:
                     raise ValueError(f"{name}: {tuple(new.shape)} can't replace {old.shape}")
                 file.seek(start + header[tensor_name(name, side)]["data_offsets"][0])
-                file.write(_bytes(new.to(old.dtype)))
+                flat = new.detach().to("cpu", old.dtype).contiguous().flatten()
+                file.write(flat.view(torch.uint8).numpy().data)
 
 
 def product_inner(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
@@ -234,55 +253,17 @@ def _shape(name: str, header: Mapping[str, Any], config: Mapping[str, Any]) -> L
         (rank, d_in), (d_out, _) = (header[tensor_name(name, side)]["shape"] for side in "AB")
     except KeyError:
         raise ModelError(f"the adapter of {name} lacks lora_A or lora_B; save it again") from None
-    alpha = _by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
+    # PEFT's rule: the first pattern that matches the end of the module's path wins.
+    patterns = [*(config.get("alpha_pattern") or {}).items(), (".*", config["lora_alpha"])]
+    alpha = next(value for key, value in patterns if re.match(rf"(.*\.)?({key})$", name))
     root = math.sqrt(rank) if config.get("use_rslora") else rank
     return LoraShape(rank, d_in, d_out, alpha / root)
-
-
-def _by_pattern(patterns: Mapping[str, float] | None, name: str, default: float) -> float:
-    """PEFT's rule: the first pattern that matches the end of the module's path wins."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return value
-    return default
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous().flatten()
-    return flat.view(torch.uint8).numpy().tobytes()
-
-
-_PAIR = re.compile(r"\.lora_[AB]\.weight$")
-# Settings of PEFT's LoRA under which the adapted projection isn't x (W + scale B A)^T.
-_NOT_PLAIN = (
-    "modules_to_save",
-    "use_dora",
-    "lora_bias",
-    "fan_in_fan_out",
-    "trainable_token_indices",
-    "target_parameters",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "use_qalora",
-    "use_bdlora",
-    "arrow_config",
-    "kasa_config",
-    "velora_config",
-    "monteclora_config",
-)
-# These change the base weights when the adapter is attached: the others only start A and B.
-_MOVING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def mergeable_adapter(
     checkpoint: Checkpoint, setting: str, *, otherwise: str = ", or set defense.form=hooked"
 ) -> LoraAdapter | None:
     """The checkpoint's adapter, or None where it has none; only config and header are read.
-
-    Args:
-        checkpoint: The model.
-        setting: The setting that named it, for messages.
-        otherwise: What the message says that one can do instead of training a plain LoRA.
 
     Raises:
         ModelError: The adapter is more than LoRA on linear projections.
@@ -317,13 +298,7 @@ def _oddity(config: dict[str, Any]) -> str | None:
 def merge(weight: Tensor, pair: LoraPair) -> Tensor:
     """W + scale B A in float32.
 
-    Args:
-        weight: W, (d_out, d_in).
-        pair: A (r, d_in) and B (d_out, r).
-
-    Returns:
-        (d_out, d_in) float32; the product is accumulated in place, so that memory holds one
-        work copy.
+    The product is accumulated in place, so that memory holds one work copy.
     """
     # A copy even of float32: writing to a tensor that maps its file keeps those pages in memory.
     work = weight.to(torch.float32, copy=True)
@@ -331,16 +306,7 @@ def merge(weight: Tensor, pair: LoraPair) -> Tensor:
 
 
 def read_merged(path: Path, key: str, adapter: LoraAdapter | None) -> Tensor:
-    """One tensor of a weights file, with the adapter's product added where it has one.
-
-    Args:
-        path: The safetensors file.
-        key: The tensor's name.
-        adapter: An adapter on this model, or None.
-
-    Returns:
-        The tensor in its own dtype, or W + scale B A in float32.
-    """
+    """One tensor of a weights file in its own dtype; adapted, W + scale B A in float32."""
     # Opened anew each time: an open file keeps all that was read of it mapped.
     with safe_open(path, framework="pt") as file:
         value: Tensor = file.get_tensor(key)

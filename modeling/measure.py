@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import threading
 import time
 from collections.abc import Iterator
@@ -35,29 +36,18 @@ def measured() -> Iterator[Measurement]:
     Neither what an earlier step has freed nor the import of the large libraries, which falls to
     whichever step is first, is counted.
     """
-    _import_libraries()
+    for library in ("pandas", "peft", "pyarrow.dataset", "pyarrow.parquet", "transformers"):
+        importlib.import_module(library)
+    import torch
+
     cost = Measurement()
-    memory = _AcceleratorMemory() if _has_accelerator() else _ProcessMemory()
+    memory = _AcceleratorMemory() if torch.cuda.is_available() else _ProcessMemory()
     start = time.perf_counter()
     try:
         yield cost
     finally:
         cost.seconds = time.perf_counter() - start
         cost.peak_bytes = max(0, memory.peak())
-
-
-def _import_libraries() -> None:
-    import pandas  # noqa: F401
-    import peft  # noqa: F401
-    import pyarrow.dataset
-    import pyarrow.parquet  # noqa: F401
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
-
-
-def _has_accelerator() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 class _AcceleratorMemory:
@@ -87,7 +77,10 @@ class _ProcessMemory:
     def __init__(self) -> None:
         import psutil  # type: ignore[import-untyped]
 
-        _return_freed()
+        # What earlier steps have freed goes back to the system: it would hide what this one takes.
+        gc.collect()
+        with suppress(OSError, AttributeError):  # glibc alone keeps it, and has the call.
+            ctypes.CDLL(None).malloc_trim(0)
         self._process = psutil.Process()
         self._before = self._peak = self._resident()
         self._ended = threading.Event()
@@ -108,10 +101,3 @@ class _ProcessMemory:
         """Bytes of the process in memory that no file stands behind."""
         info = self._process.memory_info()
         return int(info.rss - getattr(info, "shared", 0))
-
-
-def _return_freed() -> None:
-    """Returns to the system what earlier steps have freed, which would hide what this one takes."""
-    gc.collect()
-    with suppress(OSError, AttributeError):  # glibc alone keeps it, and has the call.
-        ctypes.CDLL(None).malloc_trim(0)

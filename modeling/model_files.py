@@ -24,11 +24,7 @@ FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 class StoredTensor:
     """A tensor of a safetensors file, known from the header alone.
 
-    Attributes:
-        path: The file.
-        start: The byte of the file at which its data begin.
-        code: Its dtype as the header writes it, e.g. "BF16".
-        shape: Its shape.
+    Its data begin at the byte `start` of the file; `code` is its dtype there, e.g. "BF16".
     """
 
     path: Path
@@ -46,10 +42,6 @@ def verify_folder(folder: str | Path, setting: str) -> None:
     """Checks that a local model or adapter folder is complete before anything is loaded.
 
     Reads only headers: each safetensors file must be as long as its own header says.
-
-    Args:
-        folder: A Hugging Face model folder or PEFT adapter folder.
-        setting: The setting that named the folder, for the message.
 
     Raises:
         ModelError: The folder, its config or its weights are missing or cut short.
@@ -93,9 +85,6 @@ def weight_files(folder: Path, setting: str = "model.base") -> list[str]:
 def read_header(path: str | Path) -> tuple[dict[str, dict[str, Any]], int]:
     """The entries of a safetensors file and the byte at which its data begin.
 
-    Args:
-        path: A safetensors file.
-
     Returns:
         {tensor name: {"dtype", "shape", "data_offsets"}} with offsets counted from the second
         value, without the free-form `__metadata__`.
@@ -114,11 +103,7 @@ def read_header(path: str | Path) -> tuple[dict[str, dict[str, Any]], int]:
 
 
 def stored_tensors(folder: Path, setting: str = "model.base") -> dict[str, StoredTensor]:
-    """Every tensor of a full model's files by its name, file by file in each one's order.
-
-    Raises:
-        ModelError: The folder holds no weights.
-    """
+    """Every tensor of a full model's files by its name, file by file in each one's order."""
     tensors: dict[str, StoredTensor] = {}
     for path in (folder / name for name in weight_files(folder, setting)):
         header, start = read_header(path)

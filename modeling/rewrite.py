@@ -17,8 +17,7 @@ from modeling.checkpoint import Checkpoint, local_folder
 from modeling.loading import device_name
 from modeling.lora import LoraAdapter, read_merged, tensor_name
 from modeling.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FLOATS, read_header, weight_files
-from modeling.pairing import Factored, check_unsteered
-from modeling.projections import Projections, open_projections
+from modeling.projections import Factored, Projections, check_unsteered, open_projections
 from modeling.shards import copy_besides, new_folder, write_index, write_tensors
 from settings import ModelError
 
@@ -53,12 +52,9 @@ def rewrite_weights(
     An adapter is merged in float32 and everything is then cast to the checkpoint's dtype.  Config,
     tokenizer and generation config are copied.  Memory holds one tensor at a time.
 
-    Args:
-        attacked: The model, of any architecture.
-        out: The folder; must be missing or empty.
-        edit: Gets a module path and W (d_out, d_in) float32 on `device_name()`; returns W', or
-            None to leave W as it is.  It may work in place.
-        names: Which projections `edit` is asked about; None: all of the blocks.
+    `edit` gets a module path and W (d_out, d_in) float32 on `device_name()`, and returns W', or
+    None to leave W as it is; it may work in place.  `names` are the projections that it is asked
+    about, None for all of the blocks.  The folder `out` must be missing or empty.
 
     Raises:
         ModelError: There is no such projection, the model has hooks, or what is written isn't
@@ -137,12 +133,10 @@ def write_adapter(
 ) -> None:
     """Writes an adapter folder of other ranks and of scale 1, one module in memory at a time.
 
-    Args:
-        source: The adapter whose config is taken over.
-        out: The folder; must be missing or empty.
-        dtype: Name of the torch dtype of A and B.
-        bounds: {module path: (largest rank, d_out, d_in)}, in their order.
-        products: (module path, what it adds to the base); of rank 0: left out.
+    The source's config is taken over otherwise; the folder `out` must be missing or empty.
+
+    `bounds` are {module path: (largest rank, d_out, d_in)} in their order, `products` what is
+    added to the base; one of rank 0 is left out.
 
     Raises:
         ModelError: A product isn't finite in `dtype`.

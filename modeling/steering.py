@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -59,12 +60,7 @@ class Steering:
 
 
 def save_steering(steering: Steering, folder: str | Path) -> None:
-    """Writes the vectors (safetensors) and where they are added (JSON); no pickle.
-
-    Args:
-        steering: What to write.
-        folder: Made where it is missing; the JSON file comes last.
-    """
+    """Writes the vectors (safetensors), then where they are added (JSON); no pickle."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {str(layer): delta.cpu().contiguous() for layer, delta in steering.deltas.items()}
@@ -88,49 +84,19 @@ def load_steering(folder: str | Path) -> Steering:
     try:
         config = json.loads((folder / _CONFIG).read_text())
         tensors = load_file(folder / _WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
+        deltas = {layer: tensors.pop(str(layer)) for layer in config["layers"]}
+        widths = {tuple(delta.shape) for delta in deltas.values()}
+        fits = not tensors and widths <= {(config["width"],)}
+        if not fits or config["format"] != _FORMAT:
+            raise ValueError(f"{_WEIGHTS} and {_CONFIG} don't belong together")
+        return Steering(deltas, config["positions"])
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError, ModelError) as error:
         raise ModelError(
             f"the steering {str(folder)!r} can't be read ({error}); make it again"
         ) from error
-    deltas = {layer: tensors.pop(str(layer), None) for layer in _layers(config)}
-    if (
-        not isinstance(config, dict)
-        or config.get("format") != _FORMAT
-        or config.get("positions") not in get_args(SteeredPositions)
-        or tensors
-        or any(d is None or list(d.shape) != [config.get("width")] for d in deltas.values())
-    ):
-        raise ModelError(
-            f"the steering {str(folder)!r} is of another format, or {_WEIGHTS} and "
-            f"{_CONFIG} don't belong together; make it again"
-        )
-    return Steering({k: d for k, d in deltas.items() if d is not None}, config["positions"])
 
 
-def _layers(config: Any) -> list[int]:
-    layers = config.get("layers") if isinstance(config, dict) else None
-    return layers if isinstance(layers, list) else []
-
-
-class SteeringHandle:
-    """The hooks of a steered model; a context manager that removes them."""
-
-    def __init__(self, handles: list[Any]) -> None:
-        self._handles = handles
-
-    def remove(self) -> None:
-        """Gives the model its own function back, bit for bit."""
-        for handle in self._handles:
-            handle.remove()
-
-    def __enter__(self) -> SteeringHandle:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
-
-
-def steer(model: nn.Module, steering: Steering) -> SteeringHandle:
+def steer(model: nn.Module, steering: Steering) -> ExitStack:
     """Adds the vectors to a model's head outputs from now on.
 
     Args:
@@ -138,7 +104,7 @@ def steer(model: nn.Module, steering: Steering) -> SteeringHandle:
         steering: What is added, cast to the dtype of what it is added to.
 
     Returns:
-        The handle that takes the hooks off again.
+        What takes the hooks off again, and gives the model its own function back, bit for bit.
 
     Raises:
         ModelError: The steering was made for a model of another shape.
@@ -156,16 +122,17 @@ def steer(model: nn.Module, steering: Steering) -> SteeringHandle:
                 f"{projections[layer].in_features}; use one made for this architecture"
             )
     state = _Pass()
-    handles: list[Any] = []
+    hooks = ExitStack()
     if steering.positions == "generated":
         # Below whatever wraps the model: PEFT's `generate` goes around its own wrapper.
         inner: Any = getattr(model, "get_base_model", lambda: model)()
-        handles.append(inner.get_decoder().register_forward_pre_hook(state.note, with_kwargs=True))
+        decoder = inner.get_decoder()
+        hooks.callback(decoder.register_forward_pre_hook(state.note, with_kwargs=True).remove)
     for layer, delta in steering.deltas.items():
         if bool(delta.any()):
             hook = _adding(delta, steering.positions, state)
-            handles.append(projections[layer].register_forward_pre_hook(hook))
-    return SteeringHandle(handles)
+            hooks.callback(projections[layer].register_forward_pre_hook(hook).remove)
+    return hooks
 
 
 @dataclass(slots=True)

@@ -87,13 +87,7 @@ class TrainSettings(Settings):
         return min(self.micro_batch_size or self.batch_size, self.batch_size)
 
     def arguments(self, rows: int, seed: int, folder: Path) -> dict[str, Any]:
-        """The keyword arguments that the configurations of all TRL's trainers share.
-
-        Args:
-            rows: How many training rows there are.
-            seed: Seeds the order of the rows and everything else the trainer draws.
-            folder: Where the trainer may write.
-        """
+        """What the configurations of all TRL's trainers share, for so many training rows."""
         micro = self.rows_per_pass
         steps = self.max_steps or max(1, round(-(-rows // self.batch_size) * self.epochs))
         return {
@@ -129,10 +123,8 @@ def open_for_training(
     The hooks act in training as in any forward pass: at all positions, at the last one of each
     row as it is padded, or nowhere where they wait for generated tokens.
 
-    Args:
-        checkpoint: What to start from. Its adapter is resumed when `lora` is None.
-        lora: A fresh LoRA on full weights to train instead.
-        seed: Seeds the fresh LoRA's initial A.
+    The checkpoint's adapter is resumed where `lora` is None; else that is put freshly on full
+    weights, its initial A drawn from `seed`.
 
     Returns:
         A `PeftModel` with one trainable adapter, or a full model with all weights trainable when
@@ -178,16 +170,8 @@ def train_sft(
     """Supervised fine-tuning by TRL's `SFTTrainer`, loss on the answer tokens only.
 
     Answers are cut at `max_length`; rows whose prompt alone is as long are left out, with a
-    warning.
-
-    Args:
-        model: Trained in place.
-        tokenizer: Its tokenizer.
-        rows: (prompt, answer) pairs.
-        style: Renders them.
-        settings: The phase.
-        seed: Order of the rows.
-        scratch: A folder the trainer may write to.
+    warning.  The model is trained in place on `rows` of (prompt, answer), in an order that `seed`
+    sets; the trainer writes to `scratch`.
 
     Returns:
         The loss curve: one {"step", "loss"} per optimiser step.
@@ -208,24 +192,18 @@ def train_sft(
             tail = style.encode_answer(tokenizer, prompt, answer)[:room]
             encoded.append({"input_ids": head + tail, "labels": [-100] * len(head) + tail})
     check_lengths(len(encoded), len(rows), "training rows", settings.max_length, "its max_length")
+    tokenizer.padding_side = "right"
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(**settings.arguments(len(encoded), seed, scratch)),
         train_dataset=Dataset.from_list(encoded),
-        processing_class=right_padded(tokenizer),
+        processing_class=tokenizer,
     )
     return train(trainer)
 
 
 def check_lengths(fitting: int, total: int, kind: str, max_length: int, setting: str) -> None:
     """Tells how many rows are left out since their prompts leave no room for an answer.
-
-    Args:
-        fitting: Rows that are trained on.
-        total: Rows that there are.
-        kind: What they are called.
-        max_length: Tokens per row.
-        setting: The setting that holds it, for the message.
 
     Raises:
         DataError: None is left.
@@ -246,13 +224,10 @@ def check_lengths(fitting: int, total: int, kind: str, max_length: int, setting:
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, base: str) -> None:
-    """Writes a trained model as a plain folder: only the trained adapter, or the full weights.
+    """Writes a trained model as a plain folder.
 
-    Args:
-        model: A `PeftModel`, of which the default adapter is written, or a full model.
-        tokenizer: Written beside full weights, where loading needs it.
-        out: The folder.
-        base: Where an adapter's base weights lie.
+    Of a `PeftModel` that is its default adapter alone, which names `base` as the place of its
+    weights; of a full model weights and tokenizer.
     """
     if not hasattr(model, "peft_config"):
         model.save_pretrained(out)
@@ -264,12 +239,6 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, 
     config["base_model_name_or_path"] = base
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (out / "README.md").unlink(missing_ok=True)
-
-
-def right_padded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer itself, set to pad on the right, as training does."""
-    tokenizer.padding_side = "right"
-    return tokenizer
 
 
 def train(trainer: Any) -> list[dict[str, float]]:

@@ -72,14 +72,20 @@ def verify_export(
     exported = Checkpoint(str(out), dtype=checkpoint.dtype)
     source = replace(checkpoint, steering=None)
     layers = head_layout(source).layers
-    _check_config(exported)
-    _check_headers(exported, layers)
+    _check_files(exported, layers)
     biases = _read_o_biases(exported)
     _check_values(exported, biases, source, steering)
     _check_tokenizer(exported, source)
-    plain, hooked = _reference_logits(source, steering, rows)
-    baked = _exported_logits(exported, biases, rows)
-    return _compare(exported, plain, hooked, baked, layers)
+    model = load_model(source).eval()
+    plain = _logits(model, rows)
+    with steer(model, steering):
+        hooked = _logits(model, rows)
+    del model  # Its memory is free again before the export is loaded.
+    model = load_model(exported).eval()
+    for layer, module in enumerate(output_projections(model)):
+        if module.bias is None or not torch.equal(module.bias.detach().cpu(), biases[layer]):
+            raise _refused(exported, f"loading it drops or changes the bias of layer {layer}")
+    return _compare(exported, plain, hooked, _logits(model, rows), layers)
 
 
 def _refused(exported: Checkpoint, what: str) -> ModelError:
@@ -89,8 +95,8 @@ def _refused(exported: Checkpoint, what: str) -> ModelError:
     )
 
 
-def _check_config(exported: Checkpoint) -> None:
-    """The raw config.json counts: that is what an engine reads."""
+def _check_files(exported: Checkpoint, layers: int) -> None:
+    """The raw config.json counts, and the headers: that is what an engine reads."""
     config = json.loads((Path(exported.base) / "config.json").read_text())
     if config.get("model_type") != LLAMA or config.get("attention_bias") is not True:
         raise _refused(
@@ -98,9 +104,6 @@ def _check_config(exported: Checkpoint) -> None:
             f"its config.json has model_type={config.get('model_type')!r} and "
             f"attention_bias={config.get('attention_bias')!r}, so engines drop the biases",
         )
-
-
-def _check_headers(exported: Checkpoint, layers: int) -> None:
     tensors = stored_tensors(Path(exported.base), "export")
     wanted = (
         f"model.layers.{layer}.self_attn.{side}_proj.bias"
@@ -157,32 +160,8 @@ def _check_tokenizer(exported: Checkpoint, source: Checkpoint) -> None:
         raise _refused(exported, "its tokenizer reads a text differently")
 
 
-def _reference_logits(
-    source: Checkpoint, steering: Steering, rows: Sequence[list[int]]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Logits (length, vocabulary) of each row, without the lock and with it as hooks.
-
-    The model's memory is free again on return, before the export is loaded.
-    """
-    model = load_model(source).eval()
-    plain = _logits(model, rows)
-    with steer(model, steering):
-        hooked = _logits(model, rows)
-    return plain, hooked
-
-
-def _exported_logits(
-    exported: Checkpoint, biases: dict[int, Tensor], rows: Sequence[list[int]]
-) -> list[Tensor]:
-    """Logits of the reloaded export, once every o_proj is seen to have its file's bias."""
-    model = load_model(exported).eval()
-    for layer, module in enumerate(output_projections(model)):
-        if module.bias is None or not torch.equal(module.bias.detach().cpu(), biases[layer]):
-            raise _refused(exported, f"loading it drops or changes the bias of layer {layer}")
-    return _logits(model, rows)
-
-
 def _logits(model: Any, rows: Sequence[list[int]]) -> list[Tensor]:
+    """Logits (length, vocabulary) of each row."""
     with torch.inference_mode():
         return [
             model(input_ids=torch.tensor([row], device=model.device), use_cache=False)
@@ -226,8 +205,11 @@ def _compare(
             f"{figures['tolerance']:.3g}",
         )
     if figures["rms_effect"] > 2 * noise:
+        # <moved, effect> / <effect, effect>: 1 for the lock, 0 for the model without it.
         moved = [b - p for b, p in zip(baked, plain, strict=True)]
-        share = figures["effect_share"] = _share(moved, effect)
+        squares = sum(float(row.double().square().sum()) for row in effect)
+        inner = sum(float((m.double() * e).sum()) for m, e in zip(moved, effect, strict=True))
+        share = figures["effect_share"] = inner / squares
         if abs(share - 1) > 0.25:
             raise _refused(exported, f"it has {share:.2f} of the lock's effect instead of 1")
     return figures
@@ -236,10 +218,3 @@ def _compare(
 def _rms(rows: list[Tensor]) -> float:
     squares = sum(float(row.double().square().sum()) for row in rows)
     return math.sqrt(squares / sum(row.numel() for row in rows))
-
-
-def _share(moved: list[Tensor], effect: list[Tensor]) -> float:
-    """<moved, effect> / <effect, effect>: 1 for the lock itself, 0 for the model without it."""
-    squares = sum(float(row.double().square().sum()) for row in effect)
-    inner = sum(float((m.double() * e).sum()) for m, e in zip(moved, effect, strict=True))
-    return inner / squares

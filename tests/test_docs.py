@@ -360,8 +360,9 @@ def test_the_pages_own_test_passes(extras: Path, tmp_path: Path) -> None:
 def test_the_pages_defense_clips_full_weights_too(extras: Path, tmp_path: Path) -> None:
     """The branch of its code that no resumed adapter reaches."""
     from modeling.checkpoint import Checkpoint
-    from modeling.deltas import alignment, fine_tuning, frobenius, projections
+    from modeling.deltas import alignment, fine_tuning, frobenius
     from modeling.loading import load_model
+    from modeling.projections import projections
 
     page = _test_clip(extras)
     # The base has lost all that alignment added: Delta = -D.

@@ -167,8 +167,7 @@ class FGSN(Defense):
         """Refuses models without a safety direction, layers that aren't there, others' neurons."""
         from defenses.fgsn.layers import by_layer, named_layers
         from defenses.fgsn.union import load_union
-        from modeling.pairing import open_pairing
-        from modeling.projections import projections
+        from modeling.projections import open_pairing, projections
 
         require_unaligned_base(models, "defense=fgsn projects on what alignment changed")
         base, aligned = models.base, models.aligned

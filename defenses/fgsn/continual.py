@@ -28,8 +28,7 @@ from modeling.capture import TokenRow
 from modeling.checkpoint import Checkpoint, count_parameters
 from modeling.deltas import alignment, write_edited
 from modeling.loading import device_name
-from modeling.pairing import Factored
-from modeling.projections import read_weight
+from modeling.projections import Factored, read_weight
 from modeling.rewrite import rewrite_weights
 from settings import SettingError
 

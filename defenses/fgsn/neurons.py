@@ -15,8 +15,7 @@ from modeling.capture import TokenRow
 from modeling.checkpoint import Checkpoint
 from modeling.deltas import fine_tuning
 from modeling.importance import input_norms, top_share, wanda_scores
-from modeling.pairing import Factored
-from modeling.projections import read_weight
+from modeling.projections import Factored, read_weight
 
 Scope = Literal["tensor", "row", "layer"]
 

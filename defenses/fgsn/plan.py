@@ -11,7 +11,7 @@ from defenses.base import Models
 from defenses.fgsn.layers import by_layer, named_layers, safety_layers, window_size
 from defenses.fgsn.project import Projection
 from modeling.checkpoint import Checkpoint
-from modeling.pairing import open_pairing
+from modeling.projections import open_pairing
 from settings import ModelError, SettingError
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from modeling.deltas import Factored, frobenius
+from modeling.deltas import frobenius
+from modeling.projections import Factored
 
 EditKind = Literal["project", "zero", "blend"]
 Norm = Literal["fro", "in", "out", "numel"]

@@ -26,7 +26,7 @@ class Reset(DataFreeDefense, ProjectionDefense):
                 something behind, or the attacked model didn't come from the aligned one.
         """
         from defenses.reset.restore import copy_adapter, empty_adapter, write_aligned
-        from modeling.pairing import check_pairing, open_pairing
+        from modeling.projections import check_pairing, open_pairing
 
         pairing = open_pairing(models.aligned, attacked)
         check_pairing(pairing)

@@ -15,7 +15,7 @@ from torch import Tensor
 from modeling.checkpoint import Checkpoint, local_folder
 from modeling.lora import LoraAdapter, LoraPair, rewrite_adapter
 from modeling.model_files import stored_tensors
-from modeling.pairing import Pairing
+from modeling.projections import Pairing
 from modeling.rewrite import EditCount, count_edits, rewrite_weights
 from settings import ModelError
 

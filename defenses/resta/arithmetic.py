@@ -14,7 +14,7 @@ from defenses.base import Models
 from modeling.checkpoint import Checkpoint
 from modeling.deltas import alignment
 from modeling.lora import LoraAdapter
-from modeling.pairing import Factored, check_pairing, open_pairing, scaled
+from modeling.projections import Factored, check_pairing, open_pairing, scaled
 from modeling.rewrite import EditCount, count_edits, rewrite_weights, write_adapter
 
 

@@ -19,7 +19,7 @@ from settings import SettingError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from modeling.deltas import Factored
+    from modeling.projections import Factored
 
 
 class SafeLoRA(DataFreeDefense):

@@ -12,7 +12,7 @@ from defenses.base import Models
 from modeling.checkpoint import Checkpoint
 from modeling.deltas import alignment, frobenius, safety_times
 from modeling.lora import product_cosine
-from modeling.pairing import Factored, open_pairing
+from modeling.projections import Factored, open_pairing
 from settings import SettingError
 
 # Rows of a dense difference that are held in float64 at a time.

@@ -15,8 +15,7 @@ from defenses.base import Edit, Models
 from defenses.fgsn import FGSN
 from defenses.fgsn.union import Union, load_union
 from modeling.checkpoint import Checkpoint
-from modeling.deltas import read_weight
-from modeling.projections import projections
+from modeling.projections import projections, read_weight
 from tests.defenses.tiny_lora_models import NumberCalibration, number_prompts
 
 CATEGORIES = ("theft", "fraud", "malware")

@@ -20,8 +20,8 @@ from defenses.base import Models
 from defenses.fgsn import FGSN
 from defenses.fgsn.artefact import RECORD
 from modeling.checkpoint import Checkpoint
-from modeling.deltas import read_weight
 from modeling.loading import load_model
+from modeling.projections import read_weight
 from modeling.training import write_merged
 from settings import DataError, ModelError, SettingError, build
 from tests.defenses.fgsn_runs import (

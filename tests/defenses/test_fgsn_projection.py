@@ -17,7 +17,8 @@ from defenses.fgsn.project import (
     masked_norm,
     safety_product,
 )
-from modeling.deltas import Factored, safety_times
+from modeling.deltas import safety_times
+from modeling.projections import Factored
 from tests.defenses.tensor_sizes import LargestNew
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from defenses.base import Edit, Models
 from defenses.safelora import SafeLoRA
 from defenses.safelora.project import choose, cosine, project
-from modeling.deltas import Factored, projections
 from modeling.model_files import ADAPTER_WEIGHTS
+from modeling.projections import Factored, projections
 from settings import SettingError
 from tests.defenses.victims import (
     KINDS,

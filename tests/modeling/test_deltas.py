@@ -18,20 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from modeling.checkpoint import Checkpoint, fingerprint_folder
-from modeling.deltas import (
-    Factored,
-    alignment,
-    fine_tuning,
-    frobenius,
-    open_pairing,
-    projections,
-    read_weight,
-    rewrite_weights,
-    safety_times,
-    write_edited,
-)
+from modeling.deltas import alignment, fine_tuning, frobenius, safety_times, write_edited
 from modeling.loading import load_model
 from modeling.model_files import verify_folder
+from modeling.projections import Factored, open_pairing, projections, read_weight
+from modeling.rewrite import rewrite_weights
 from modeling.shards import write_tensors
 from settings import ModelError
 from tests.modeling.tiny_models import MODELS, PROJECTIONS, logits, save_model
@@ -185,7 +176,7 @@ class TestProjections:
         with_head = _adapter(base, tmp_path / "head", 1, target_modules=["lm_head", "q_proj"])
         path = tmp_path / "head" / "adapter_model.safetensors"
         save_file({key: t for key, t in load_file(path).items() if "lora_" in key}, path)
-        with pytest.raises(ModelError, match="use a LoRA on the projections of this model"):
+        with pytest.raises(ModelError, match="use an adapter trained on this model"):
             projections(with_head)
         biased = _adapter(base, tmp_path / "bias", 1, bias="all")
         with pytest.raises(ModelError, match=r"more than LoRA.*train it as plain LoRA$"):

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modeling.checkpoint import Checkpoint
-from modeling.deltas import projections
 from modeling.heads import head_layout
 from modeling.importance import input_norms, top_share
 from modeling.loading import load_model
+from modeling.projections import projections
 from modeling.steering import save_steering
 from settings import DataError, ModelError
 from tests.modeling.tiny_models import random_steering, save_adapter, save_model
