@@ -28,7 +28,7 @@ _WIDTH, _ROW_HEIGHT, _FRAME = 11.0, 2.9, 0.8
 
 
 def figures(rows: Sequence[Row]) -> Iterator[Drawing]:
-    """A figure of each setting that has three numbers, all else alike, but seed and poison ratio."""
+    """A figure of each setting with three numbers, all else alike, but seed and poison ratio."""
     for setting in dict.fromkeys(name for row in rows for name in row.settings):
         if setting != RATIO and not setting.endswith("seed"):
             sweep = Sweep(rows, setting)
