@@ -175,7 +175,6 @@ def mean(
 
     One value, or values that are all the same, have no interval; no values have no mean either. A
     value that isn't finite makes mean and interval NaN: leaving rows out is the caller's decision.
-
     """
     import numpy as np
 
