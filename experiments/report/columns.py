@@ -10,11 +10,11 @@ from pathlib import Path
 from evaluation.metric_names import KINDS, MetricName
 from experiments.report.pool import Row
 
-MAIN = ("hs", "asr", "accuracy_strict", "over_refusal", "degenerate")
-"""What every table of models shows."""
-
-COLUMNS = {name: KINDS[name].heading for name in MAIN}
-"""The headings of `MAIN`."""
+COLUMNS = {
+    name: KINDS[name].heading
+    for name in ("hs", "asr", "accuracy_strict", "over_refusal", "degenerate")
+}
+"""What every table of models shows, with the headings."""
 
 ALWAYS = ("benign_compliance",)
 """Optional ones that need no asking for."""
@@ -80,7 +80,7 @@ class Section:
 
 
 def main_columns(rows: Sequence[Row]) -> dict[str, str]:
-    """The metrics to show with their headings: `MAIN`, and the optional ones that have rows.
+    """The metrics to show with their headings: `COLUMNS`, and the optional ones that have rows.
 
     What the models were attacked with comes first: harm under an attack's own trigger.
     """

@@ -41,9 +41,8 @@ def write(collected: Collected, folder: Path) -> Path:
 def table(rows: Sequence[Row], note: str = "") -> str:
     """A `table*` of all models: shares in % with their 95 % intervals; n stands in the caption.
 
-    A star marks a difference to the attacked model (for refined models: to the one before) whose
-    p-value after Holm's correction is below 0.05.
-
+    A rule stands between roles; a star marks a difference to the attacked model (for refined
+    models: to the one before) whose p-value after Holm's correction is below 0.05.
     """
     rows = [row for row in rows if not row.is_attacked_again]
     columns = {
@@ -52,11 +51,7 @@ def table(rows: Sequence[Row], note: str = "") -> str:
         if name not in _LEFT_OUT and _counts(rows, name)
     }
     shown = model_table(rows, columns, name=_label(rows), seeds=False)
-    return as_latex(shown, len(columns), _caption(shown, rows, columns, note))
-
-
-def as_latex(shown: Table, figures: int, caption: str) -> str:
-    """A table with a rule between roles; its name is the label, its last columns hold figures."""
+    caption = _caption(shown, rows, columns, note)
     body, before = [], ""
     for role, row in zip(shown.roles, shown.rows, strict=True):
         if before and role != before:
@@ -72,7 +67,7 @@ def as_latex(shown: Table, figures: int, caption: str) -> str:
         r"\footnotesize",
         # As wide as the text at most.
         r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{{'l' * (len(shown.headings) - figures)}{'r' * figures}}}",
+        rf"\begin{{tabular}}{{{'l' * (len(shown.headings) - len(columns))}{'r' * len(columns)}}}",
         r"\toprule",
         _line(map(escape, shown.headings)),
         r"\midrule",

@@ -203,7 +203,9 @@ def collect(paths: Iterable[Path]) -> Collected:
     groups: dict[Identity, list[Run]] = {}
     for role in ROLES:
         for run in runs:
-            if role in run.record.models and not _repeats_attacked(run, role):
+            # The model of no defense is the attacked one; a search's trial counts all the same.
+            again = run.record.labels["defense"] == "none" and not run.record.objective
+            if role in run.record.models and not (role == "defended" and again):
                 groups.setdefault(_group(run, role, varying), []).append(run)
     ordered = sorted(groups.items(), key=lambda item: _place(item[0]))
     rows = [_row(group, members, varying) for group, members in ordered]
@@ -214,12 +216,6 @@ def collect(paths: Iterable[Path]) -> Collected:
     for family in families.values():
         _correct(rows, family)
     return Collected(runs, rows)
-
-
-def _repeats_attacked(run: Run, role: str) -> bool:
-    """Whether it is the model of no defense, which is the attacked one; a search's trial counts."""
-    record = run.record
-    return role == "defended" and record.labels["defense"] == "none" and not record.objective
 
 
 def _correct(rows: list[Row], family: Sequence[int]) -> None:

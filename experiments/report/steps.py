@@ -106,20 +106,17 @@ def table(points: Sequence[Point]) -> Table:
     """The points as a table: shares in %, and in brackets what the step changed."""
     rows = []
     for number, point in enumerate(points):
-        before = points[number - 1] if number else None
-        cells = [_cell(point, before, metric) for metric in SHOWN]
+        cells = []
+        for metric in SHOWN:
+            estimate, changed = point.metrics[metric], ""
+            if number and estimate.n:
+                before = points[number - 1].metrics[metric].value
+                changed = f" ({100 * (estimate.value - before):+.1f})"
+            cells.append(Cell(estimate.shown()[0] + changed))
         edited = f"{100 * point.share:.3f} %" if number else ""
         rows.append([Cell(f"{number}: {point.name}"), Cell(edited), *cells])
     title = "steps: share in %, change by the step in points"
     return Table("steps", title, ["step", "newly edited", *SHOWN.values()], rows)
-
-
-def _cell(point: Point, before: Point | None, metric: str) -> Cell:
-    estimate = point.metrics[metric]
-    value = estimate.shown()[0]
-    if before is None or not estimate.n:
-        return Cell(value)
-    return Cell(f"{value} ({100 * (estimate.value - before.metrics[metric].value):+.1f})")
 
 
 def write(rows: Iterable[Row], folder: Path) -> list[Path]:

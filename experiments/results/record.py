@@ -22,21 +22,18 @@ class Record:
     """What `record.json` holds.
 
     Attributes:
-        created: When the run ended, UTC.
-        seconds: How long it took.
+        created: When the run ended, UTC; it took `seconds`.
         overrides: The command line's overrides.
         labels: Names of what was chosen: model, align, attack, task, defense, refine, protocol,
             experiment; "" where nothing was.
-        seed: The run's seed.
         settings: The whole resolved configuration.
         models: Content key of base, aligned, attacked and defended model, of those between the
             steps of a defense, and of the refined model where there is one. That of a hub model is
             "id@commit", the revision that was resolved when it ran.
         metrics: Per model and metric: value, low, high (95 %), n; None where there were no rows.
         paired: Per metric, the test of the defended against the attacked model, as
-            `evaluation.statistics.PairedTest` has it: difference with its interval, p-value and
-            which test gave it, prompts on which only one of them says yes, n. Holm's correction
-            is for a family of runs, which one run doesn't know.
+            `evaluation.statistics.PairedTest` has it. Holm's correction is for a family of runs,
+            which one run doesn't know.
         cost: The defense's cost: seconds and peak bytes to prepare and to apply, scalars edited.
         paired_refined: The same tests of the refined against the defended model; empty without.
         attack: The attack's report: rows by kind, loss curve.
