@@ -17,7 +17,7 @@ from defenses.safetylock import LOCK, SafetyLock
 from defenses.safetylock.activations import encode_pairs, head_outputs
 from defenses.safetylock.lock import Lock, fingerprint, load_lock
 from defenses.safetylock.locking import PROVENANCE
-from experiments.pipeline.placement import checkpoint_at, place
+from experiments.pipeline.steps.base import checkpoint_at, place
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from modeling.heads import head_layout, output_projections
