@@ -20,7 +20,6 @@ from settings import SettingError, Settings
 if TYPE_CHECKING:
     from filelock import FileLock
 
-
 log = logging.getLogger("relock")
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"

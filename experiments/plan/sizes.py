@@ -43,7 +43,7 @@ class PlannedSizes:
 
     def __init__(self, library: Library) -> None:
         self.library = library
-        self.inexact: set[str] = set()
+        self.inexact: set[str] = set()  # Models whose tokens are guessed from characters.
         self._parents: dict[str, Checkpoint] = {}
         self._loras: dict[str, LoraSettings] = {}
 
