@@ -59,8 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 def _dashboard(options: argparse.Namespace, kinds: list[str]) -> None:
     from experiments.report import figures, html, published, tables
     from experiments.report.pool import collect
-    from experiments.tracking import server, uploads, wandb_fields
-    from experiments.tracking.panels import Content
+    from experiments.tracking import panels, wandb_fields
     from experiments.tracking.wandb_tracker import sweep_name
 
     sweep: Path = options.sweep
@@ -69,49 +68,55 @@ def _dashboard(options: argparse.Namespace, kinds: list[str]) -> None:
     collected = wandb_fields.shareable(collect([sweep]))
     if not collected.runs:
         raise RelockError(f"no record.json under {sweep}; give the folder of a finished sweep")
-    tracker = uploads.tracker_of(collected.runs, options.project, options.entity)
+    tracker = panels.tracker_of(collected.runs, options.project, options.entity)
     group = tracker.group or sweep_name(sweep)
     if not options.dry_run:
         _check_uploads(options, collected.runs, tracker)
-        entity = server.find_entity(tracker.entity, tracker.project, group, len(collected.runs))
+        entity = panels.find_entity(tracker.entity, tracker.project, group, len(collected.runs))
         tracker = tracker.model_copy(update={"entity": entity})
     comparisons = published.comparisons(collected)
     page = html.write(collected, comparisons, [sweep], sweep / "wandb", shared=True)
     images = figures.write(collected, sweep / "report")
-    content = Content(
+    content = panels.Content(
         sweep=group,
         project=tracker.project,
         entity=tracker.entity or _NOBODY,
-        figures=[uploads.figure_key(path) for path in images],
+        figures=[panels.figure_key(path) for path in images],
         table=tables.markdown(collected),
         varies_ratio=any("attack.poison_ratio" in row.settings for row in collected.rows),
     )
     if options.dry_run:
-        for path in [*server.write(content, sweep / "report"), page, *images]:
+        for path in [*panels.write(content, sweep / "report"), page, *images]:
             print(path)
         return
-    with server.explained():
-        url = uploads.sum_up(collected, page, images, tracker, sweep, group)
+    with panels.explained():
+        url = panels.sum_up(collected, page, images, tracker, sweep, group)
     print(f"summary run: {url}")
-    for kind, address in server.save(content, sweep / "wandb", kinds).items():
+    for kind, address in panels.save(content, sweep / "wandb", kinds).items():
         print(f"{kind}: {address}")
 
 
 def _check_uploads(options: argparse.Namespace, runs: Sequence[Run], tracker: WandbTracker) -> None:
     """Uploads what `--track` asks for; refuses to go on without a key or before all is uploaded."""
-    from experiments.tracking import uploads
+    from experiments.tracking import panels
     from experiments.tracking.wandb_tracker import has_key
 
+    untracked, waiting = panels.missing(runs)
     if options.track:
-        uploads.track(uploads.uploads(options.sweep, runs), tracker)
-    state = uploads.uploads(options.sweep, runs)
-    command = state.to_do(_again(options))
+        to_track = [*untracked, *(waiting if tracker.online else ())]
+        panels.track(to_track, tracker, options.sweep)
+        untracked, waiting = panels.missing(runs)
+    command = _again(options)
+    if untracked:
+        command += " --track"
+    elif waiting:
+        command = f"{panels.sync_command(options.sweep, waiting)} && {command}"
     if not has_key():
         raise RelockError(
             "no W&B API key was found; set WANDB_API_KEY or run `wandb login`, then run "
             f"`{command}`"
         )
-    if not state.complete:
+    if untracked or waiting:
         raise RelockError(f"not all of the sweep's runs are on W&B; run `{command}`")
 
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from experiments.launch.progress.console import is_live
 from experiments.launch.progress.state import SweepState, is_sweep
-from experiments.launch.progress.view import snapshot
-from experiments.launch.progress.watch import Watch
+from experiments.launch.progress.view import Watch, snapshot
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,9 +28,9 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config.experiment import CONF
 from experiments.config.explain import explain, is_users
 from experiments.config.jobs import combinations
-from experiments.launch.command import run_command
 from experiments.launch.job import job
-from experiments.results.events import Tail
+from experiments.launch.sweep import run_command
+from experiments.results.events import read
 from experiments.results.status import OVERRIDES, JobStatus, is_alive, is_here, jobs_in
 from settings import RelockError, SettingError
 
@@ -41,14 +41,7 @@ _OURS = ("hydra.sweep.dir", "hydra.sweep.subdir", "hydra.mode")
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A sweep's folder and what it says.
-
-    Attributes:
-        folder: Where it lies, absolute.
-        saved: Its configuration's `hydra` section.
-        jobs: Every job that it has or should have, by number.
-        overrides: Their settings.
-    """
+    """A sweep's folder, its saved `hydra` section, and the jobs that it has or should have."""
 
     folder: Path
     saved: DictConfig
@@ -178,7 +171,7 @@ def _select(sweep: Sweep, options: argparse.Namespace) -> list[int]:
 
 def _parent_lives(folder: Path) -> bool:
     """Whether the process that started the sweep still lives on this machine."""
-    events = [event for event in Tail(folder).new() if event.get("event") == "sweep"]
+    events = [event for event in read(folder) if event.get("event") == "sweep"]
     last = events[-1] if events else {}
     if last.get("status") != "started" or not {"host", "pid", "time"} <= last.keys():
         return False

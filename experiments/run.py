@@ -8,8 +8,8 @@ import hydra
 
 from experiments.config.experiment import CONF
 from experiments.launch import sweep
-from experiments.launch.command import run_command
 from experiments.launch.job import job
+from experiments.launch.sweep import run_command
 from settings import SettingError
 
 

@@ -71,14 +71,10 @@ class Evaluation:
     """How models are measured.
 
     Attributes:
-        backend: Generates answers.
-        harm_judge: Gives HS.
-        refusal_judge: Gives ASR, over-refusal and benign compliance.
         judges: Further judges of the answers to harmful prompts, by name.
         tasks: The tasks scored; the attack's own by default.
         prompt_sets: Further sets of prompts, by "ROLE:NAME".
         attack_prompts: What the harmful prompts are asked under besides plainly.
-        limits: How many prompts of each set.
         safe_system: A system line under which the harmful prompts are asked once more, or None.
         text_tokens: Held-out texts are scored up to so many tokens, the prompt's included.
         split: What is asked: "test", or "validation" to choose settings by.
@@ -113,12 +109,6 @@ def build_evaluation(
     options: Options,
 ) -> Evaluation:
     """Builds backend, judges and sets of prompts.
-
-    Args:
-        settings: The section.
-        model: The model that is measured.
-        default: The tasks that are scored where the section names none.
-        options: Builds what the section names.
 
     Raises:
         SettingError: A name is unknown, or what is built of it is wrong; one sentence.

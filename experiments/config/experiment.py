@@ -49,7 +49,6 @@ class ExperimentSettings(Settings):
     Attributes:
         seed: Seeds the attack: which rows, their order, and a fresh adapter's start.
         data: Folders of local files of tasks (root) and of prompt sets; None: the hub.
-        refine: The fine-tuning that the defended model goes through, or None.
         tasks: What differs from the files of `conf/task`, by option; `prompts` and `judges` say
             it of their groups.
         plugins: Packages besides this project's that a `_target_` may come from.
@@ -80,11 +79,8 @@ class Experiment:
     """A validated experiment, ready to run.
 
     Attributes:
-        refine: The fine-tuning that the defended model goes through, or None.
         labels: Names of what was chosen, for tables; "" where nothing was.
         tasks: By name, the attack's, those scored, and that of `refine`.
-        runtime: How the job runs on its machine.
-        objective: What a search goes by, or None.
         resolved: The whole configuration as the objects were built from it.
     """
 
@@ -117,10 +113,8 @@ def validate(
 ) -> Experiment:
     """Builds every object of an experiment from its configuration.
 
-    Args:
-        config: The composed configuration.
-        choices: Which option of each configuration group was chosen, for names in tables.
-        conf: The configuration folders, in which tasks and a stack's parts are looked up by name.
+    `choices` are the options of the configuration groups, for names in tables; tasks and a stack's
+    parts are looked up by name in the folders `conf`.
 
     Raises:
         SettingError: A name, type, range or combination is wrong; one sentence.

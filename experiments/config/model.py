@@ -25,7 +25,6 @@ class ModelSettings(Settings):
         alignment: "published" takes `aligned`, "own" makes the aligned model by the `align`
             stage, "auto" does so where there is no published one, or where the attack goes on
             training the alignment's adapter and the published one is no adapter.
-        dtype: Precision of the weights.
         prompt: How prompts of the published aligned model are rendered.
         base_prompt: How prompts of the base model are, and of what our own alignment makes of it;
             None: as `prompt` says.
@@ -70,8 +69,7 @@ class ModelSettings(Settings):
     def resolved(self, resumes: bool) -> ModelSettings:
         """These settings with `alignment` decided.
 
-        Args:
-            resumes: Whether the attack goes on training the alignment's adapter.
+        `resumes` is whether the attack goes on training the alignment's adapter.
 
         Raises:
             SettingError: A published model was asked for and there is none.

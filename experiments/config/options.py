@@ -28,13 +28,7 @@ _SECTIONS = {"task": "tasks", "prompts": "prompts", "judge": "judges"}
 
 
 class Options:
-    """The options of some configuration folders, built from one resolved configuration.
-
-    Attributes:
-        values: The resolved configuration.
-        plugins: Packages besides this project's that a `_target_` may come from.
-        conf: The folders that hold the groups.
-    """
+    """The options of some configuration folders, built from one resolved configuration."""
 
     def __init__(
         self, values: Mapping[str, Any], plugins: Sequence[str], conf: Sequence[Path]
@@ -46,15 +40,11 @@ class Options:
     def task(self, name: str, setting: str) -> TaskSource:
         """The task of that name: its file, the protocol's settings of it, then `tasks.NAME`.
 
-        Args:
-            name: An option of `conf/task`.
-            setting: What names it, for the message.
-
         Raises:
             SettingError: There is no such task, or what it is built of is wrong; one sentence.
         """
         protocol = self.values["protocol"].get("tasks") or {}
-        node = self._merged("task", "tasks", name, setting, protocol.get(name) or {})
+        node = self._merged("task", name, setting, protocol.get(name) or {})
         task = build(node, f"tasks.{name}", self.plugins)
         if not isinstance(task, TaskSource):
             raise SettingError(
@@ -70,7 +60,7 @@ class Options:
         Raises:
             SettingError: As for `task`.
         """
-        node = self._merged("prompts", "prompts", name, "evaluation.prompt_sets", {})
+        node = self._merged("prompts", name, "evaluation.prompt_sets", {})
         built = build(node, f"prompts.{name}", self.plugins)
         if not isinstance(built, EvaluationPrompts):
             raise SettingError(f"prompts.{name} builds no prompt set; its class needs a role")
@@ -82,7 +72,7 @@ class Options:
         Raises:
             SettingError: As for `task`.
         """
-        node = self._merged("judge", "judges", name, "evaluation.judges", {})
+        node = self._merged("judge", name, "evaluation.judges", {})
         self.values["judges"][name] = node
         return build(node, f"judges.{name}", self.plugins, Judge)
 
@@ -141,9 +131,9 @@ class Options:
         return node
 
     def _merged(
-        self, group: str, section: str, name: str, setting: str, protocol: Mapping[str, Any]
+        self, group: str, name: str, setting: str, protocol: Mapping[str, Any]
     ) -> dict[str, Any]:
-        changes = (self.values.get(section) or {}).get(name) or {}
+        changes = (self.values.get(_SECTIONS[group]) or {}).get(name) or {}
         if "_target_" in changes:
             return dict(changes)
         return self._file(group, name, setting, {**protocol, **changes})
@@ -172,11 +162,6 @@ class Options:
 
 def read_option(group: str, name: str, conf: Sequence[Path]) -> DictConfig:
     """An option's file, on top of the files of its group that its defaults list names.
-
-    Args:
-        group: Its group, a folder of `conf`.
-        name: The option, or a path below the group.
-        conf: The configuration folders; the last one that has the file counts.
 
     Raises:
         SettingError: There is no such file.

@@ -95,11 +95,6 @@ def check_validation(
 ) -> None:
     """Refuses a validation split that would leave something to be asked of the test split.
 
-    Args:
-        sources: Where rows come from.
-        prompt_sets: Further sets of prompts, which are all test sets.
-        tasks: The tasks that are scored.
-
     Raises:
         SettingError: One sentence.
     """

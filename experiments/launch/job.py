@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections import Counter
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,14 +21,16 @@ from hydra.core.utils import configure_log, setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config.experiment import register_resolvers, validate
+from experiments.config.experiment import Experiment, register_resolvers, validate
 from experiments.config.explain import explain, is_users
 from experiments.launch import launchers
 from experiments.launch.progress.console import leave_terminal, viewed
 from experiments.results.events import append
 from experiments.results.files import write_whole
 from experiments.results.objective import returned
+from experiments.results.record import Record
 from experiments.results.status import STATUS
+from experiments.store import StageResult, Store
 
 log = logging.getLogger("relock")
 
@@ -41,9 +44,6 @@ register_resolvers()
 def job(config: DictConfig) -> Any:
     """Runs one experiment. In a multirun a failure is written down and the others go on.
 
-    Args:
-        config: The composed configuration, without its `hydra` section.
-
     Returns:
         What a search goes by; None where there is no search, or the job failed.
     """
@@ -53,17 +53,13 @@ def job(config: DictConfig) -> Any:
     if not launchers.has_workers(hydra_config):
         return _written_down(config, folder)
     try:
-        hydra = _plain(HydraConfig.instance().cfg)
+        # Without its classes, since a plugin's can't be pickled by name.
+        section: Any = OmegaConf.to_container(HydraConfig.instance().cfg, resolve=True)
+        hydra = {"hydra": section["hydra"]}
         return launchers.in_own_process(partial(_in_child, config, hydra))
     except Exception as error:
         _fail(config, folder, error)
         return None
-
-
-def _plain(hydra: Any) -> dict[str, Any]:
-    """Hydra's section without its classes, since a plugin's can't be pickled by name."""
-    resolved: Any = OmegaConf.to_container(hydra, resolve=True)
-    return {"hydra": resolved["hydra"]}
 
 
 def _in_child(config: DictConfig, hydra: dict[str, Any]) -> Any:
@@ -111,15 +107,13 @@ def quiet_libraries() -> None:
 
 
 def _run(config: DictConfig, folder: Path) -> Any:
-    from experiments.launch.run_one import run_and_record
-
     hydra_config = HydraConfig.get()
     sources = hydra_config.runtime.config_sources
     folders = [Path(source.path) for source in sources if source.schema == "file"]
     experiment = validate(config, dict(hydra_config.runtime.choices), folders)
     experiment.runtime.prepare(launchers.default_threads(hydra_config))
     group = Path(hydra_config.sweep.dir).name if hydra_config.mode == RunMode.MULTIRUN else None
-    record = run_and_record(experiment, folder, list(hydra_config.overrides.task), group)
+    record = _run_and_record(experiment, folder, list(hydra_config.overrides.task), group)
     return returned(record.objective)
 
 
@@ -135,3 +129,58 @@ def _write_status(folder: Path, status: str, **more: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     append(folder, "job", status)
     write_whole(folder / STATUS, json.dumps(content, indent=1) + "\n")
+
+
+def _run_and_record(
+    experiment: Experiment, folder: Path, overrides: list[str], group: str | None
+) -> Record:
+    """Runs the experiment, writes its record to `folder`, tracks it and prints its table."""
+    from transformers.utils import logging as transformers_logging
+
+    from experiments.launch.progress.listener import listening
+    from experiments.pipeline.inputs import read_inputs
+    from experiments.pipeline.pipeline import Pipeline, find_models
+    from experiments.pipeline.recording import build_record
+    from experiments.pipeline.runner import Runner
+    from experiments.report.run_table import one_line, print_run
+    from experiments.results.environment import environment
+
+    start = time.perf_counter()
+    # Deprecations among the libraries are not the user's.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    transformers_logging.disable_progress_bar()
+    progress = experiment.runtime.progress
+    with listening(folder, in_sweep=group is not None, progress=progress) as listener:
+        base, aligned = find_models(experiment.model)
+        inputs = read_inputs(experiment)
+        isolate = experiment.runtime.isolate
+        runner = Runner(Store(experiment.store), listener, isolate=isolate)
+        outcome = Pipeline(experiment, inputs, base, aligned, runner).run()
+    record = build_record(
+        experiment, inputs, outcome, overrides, environment(), time.perf_counter() - start
+    )
+    record.write(folder, outcome.rows)
+    where = experiment.tracker.track(record, outcome.rows, folder, group)
+    if group is None:
+        print_run(record, folder)
+    else:
+        result = one_line(record)
+        append(folder, "job", "measured", result=result)
+        log.info("%s", result)
+    _say_stages(outcome.stages)
+    log.info("%s", where)
+    log.info("record: %s", folder)
+    return record
+
+
+def _say_stages(results: list[StageResult]) -> None:
+    unique: dict[str, StageResult] = {}
+    for result in results:
+        unique.setdefault(result.key, result)
+    made = Counter(result.name for result in unique.values() if not result.reused)
+    reused = Counter(result.name for result in unique.values() if result.reused)
+    parts = [
+        f"{name} {made[name]} made, {reused[name]} reused"
+        for name in dict.fromkeys(result.name for result in results)
+    ]
+    log.info("stages: %s", "; ".join(parts))

@@ -32,6 +32,7 @@ SERIAL = "BasicLauncher"
 _SUBMITIT_LOCAL, _SUBMITIT_SLURM = "LocalLauncher", "SlurmLauncher"
 _SIGNALS = (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR1, signal.SIGUSR2)
 _LINGER_SECONDS = 30  # For what a library still does at its process's end.
+_QUEUE_SECONDS = 60  # The queue is asked at most so often.
 _SLURM_COMMANDS = ("sbatch", "srun", "squeue", "scontrol")
 _LIBRARIES = ("joblib", "submitit", "ray")
 
@@ -131,11 +132,7 @@ def missing_plugin(error: BaseException) -> str | None:
 
 
 def refusal(config: DictConfig) -> str | None:
-    """Why the launcher couldn't run a multirun's jobs, in one sentence; None where it can.
-
-    Args:
-        config: The multirun's configuration.
-    """
+    """Why the launcher couldn't run a multirun's jobs, in one sentence; None where it can."""
     launcher, options = name(config.hydra), config.hydra.launcher
     if launcher == _SUBMITIT_SLURM:
         lacking = [each for each in _SLURM_COMMANDS if shutil.which(each) is None]
@@ -155,24 +152,19 @@ def refusal(config: DictConfig) -> str | None:
 
 
 def watch(config: DictConfig) -> None:
-    """Prepares to hear of the jobs that a multirun's launcher hands to a batch system.
-
-    Args:
-        config: The multirun's configuration.
-    """
+    """Prepares to hear of the jobs that a multirun's launcher hands to a batch system."""
     if name(config.hydra) == _SUBMITIT_SLURM:
-        from experiments.launch.slurm import watch_queue
+        from submitit import SlurmJob
 
-        watch_queue()
+        from experiments.launch.slurm import QueueWatcher
+
+        SlurmJob.watcher = QueueWatcher(_QUEUE_SECONDS)
 
 
 def wait_for_jobs(config: DictConfig) -> None:
     """Waits until the jobs that a launcher left running have ended.
 
     joblib and Ray end theirs before they raise; submitit raises for the first dead job.
-
-    Args:
-        config: The multirun's configuration.
     """
     launcher = name(config.hydra)
     if launcher == _SUBMITIT_SLURM:
@@ -188,11 +180,7 @@ def wait_for_jobs(config: DictConfig) -> None:
 
 
 def running_array(config: DictConfig) -> int | None:
-    """The number of the Slurm array that goes on without this process, if there is one.
-
-    Args:
-        config: The multirun's configuration.
-    """
+    """The number of the Slurm array that goes on without this process, if there is one."""
     if name(config.hydra) != _SUBMITIT_SLURM:
         return None
     arrays = [int(job.partition("_")[0]) for _, job in _submitted(config)]

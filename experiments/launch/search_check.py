@@ -27,23 +27,15 @@ class SearchCheck(Callback):
             # Hydra makes a warning of whatever else a callback raises.
             raise SystemExit(1)
         if "direction" in config.hydra.sweeper:
-            _lead_logs_to_hydra()
+            import optuna
 
-
-def _lead_logs_to_hydra() -> None:
-    """Optuna's own handler writes colours even where there is no terminal."""
-    import optuna
-
-    optuna.logging.disable_default_handler()
-    optuna.logging.enable_propagation()
+            # Its own handler writes colours even where there is no terminal.
+            optuna.logging.disable_default_handler()
+            optuna.logging.enable_propagation()
 
 
 def refusal(config: DictConfig) -> str | None:
-    """Why a multirun can't be searched, in one sentence; None where it can, or is no search.
-
-    Args:
-        config: The composed configuration, with its `hydra` section.
-    """
+    """Why a multirun can't be searched, in one sentence; None where it can, or is no search."""
     sweeper = config.hydra.sweeper
     if "direction" not in sweeper:
         return None

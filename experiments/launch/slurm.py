@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import getpass
 
-from submitit import SlurmJob
 from submitit.slurm.slurm import SlurmInfoWatcher
-
-_AT_MOST_EVERY_SECONDS = 60
 
 
 class QueueWatcher(SlurmInfoWatcher):
@@ -33,8 +30,3 @@ class QueueWatcher(SlurmInfoWatcher):
             job: {"JobID": job, "State": "RUNNING" if job in queued else "COMPLETED"}
             for job in self._registered
         }
-
-
-def watch_queue() -> None:
-    """Lets submitit ask the queue about the jobs that this process submits or waits for."""
-    SlurmJob.watcher = QueueWatcher(_AT_MOST_EVERY_SECONDS)

@@ -1,25 +1,33 @@
-"""A multirun: how far it is while it runs, and at its end every job, every failure, one table."""
+"""The end of a command that runs jobs; of a multirun also how far it is, and one table at last."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.config.explain import explain, is_users
+from experiments.config.jobs import combinations
 from experiments.launch import launchers
-from experiments.launch.progress.state import JobState, SweepState
+from experiments.launch.job import quiet_libraries
+from experiments.launch.progress.state import JobState, SweepState, varying
 
 if TYPE_CHECKING:
-    from experiments.launch.progress.watch import View
+    from experiments.launch.progress.view import View
 
+_GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 _failures: list[str] = []
 _view: View | None = None
 _unfinished: DictConfig | None = None
@@ -64,11 +72,7 @@ def _finish(config: DictConfig) -> None:
 
 
 def stop_progress(*, ended: bool = True) -> None:
-    """Ends the view of a multirun, however that ended; there may be none, or none any more.
-
-    Args:
-        ended: Whether the multirun has ended, too.
-    """
+    """Ends the view of a multirun, however that ended; there may be none, or none any more."""
     global _view
     view, _view = _view, None
     if view is not None:
@@ -110,14 +114,13 @@ class SweepSummary(Callback):
 
 
 def _start_progress(config: DictConfig, numbers: Sequence[int] | None) -> None:
-    from experiments.launch.progress.expected import expected
-    from experiments.launch.progress.watch import View
+    from experiments.launch.progress.view import View
 
     global _view
     progress = "off" if config.runtime.progress is False else str(config.runtime.progress)
     # Hydra says what is wrong with the jobs, or their folder, when it starts them.
     with suppress(HydraException, OmegaConfBaseException, OSError):
-        jobs = expected(config)
+        jobs = _expected(config)
         _view = View(Path(config.hydra.sweep.dir), progress, {**jobs, "numbers": numbers})
 
 
@@ -131,10 +134,7 @@ def _in_words(job: JobState) -> str:
 def _print(folder: Path, unstarted: int, *, lost: bool) -> None:
     """Prints the outcome.
 
-    Args:
-        folder: The sweep's folder.
-        unstarted: How many of its jobs have none.
-        lost: Whether a job that was killed still says that it runs, on another machine.
+    `lost` is whether a job that was killed still says that it runs, on another machine.
     """
     from experiments.report.pool import collect
     from experiments.report.table import terminal
@@ -155,3 +155,51 @@ def _print(folder: Path, unstarted: int, *, lost: bool) -> None:
         console.print(again, soft_wrap=True, highlight=False)
     console.print(f"record: {folder}", soft_wrap=True, highlight=False)
     console.print(f"report: python -m experiments.report {folder}", soft_wrap=True, highlight=False)
+
+
+def _expected(config: DictConfig) -> dict[str, Any]:
+    """How many jobs there will be (None if unknown), and which settings vary among them."""
+    loader = GlobalHydra.instance().config_loader()
+    sweeper = config.hydra.sweeper
+    if OmegaConf.select(sweeper, "_target_") == _GRID:
+        jobs = combinations(config, loader)
+        return {"total": len(jobs), "varies": varying(jobs)}
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(
+        [str(override) for override in config.hydra.overrides.task]
+    )
+    swept = [override.get_key_element() for override in parsed if override.is_sweep_override()]
+    params = OmegaConf.select(sweeper, "params") or {}
+    varies = list(dict.fromkeys([*(str(name) for name in params), *swept]))
+    return {"total": OmegaConf.select(sweeper, "n_trials"), "varies": varies}
+
+
+def run_command(start: Callable[[], int]) -> int:
+    """Runs a command that may start a multirun; returns the exit code.
+
+    Errors that a user can mend are one sentence on stderr; others keep their stack trace. A
+    launcher that breaks off is waited for, and the outcome of its jobs is shown as at every end.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and this function words the message.
+    quiet_libraries()
+    forget()
+    try:
+        return start()
+    except KeyboardInterrupt:
+        print(interrupt(), file=sys.stderr)
+        return 130
+    except Exception as error:
+        sentence = launchers.missing_plugin(error)
+        if sentence is None and wait_for_outcome():
+            if launchers.is_breakdown(error):
+                sentence = launchers.breakdown(error)
+            else:
+                sentence = explain(error)
+                if not is_users(error):
+                    traceback.print_exception(error)
+        stop_progress()
+        if sentence is None and not is_users(error):
+            raise
+        print(f"error: {sentence or explain(error)}", file=sys.stderr)
+        return 1
+    finally:
+        stop_progress()

@@ -15,8 +15,8 @@ Arithmetic is 2 N for each token of a pass (Kaplan et al. 2020, arXiv 2001.08361
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 from evaluation.base import Judge
@@ -57,15 +57,9 @@ class Work:
 
     def __add__(self, other: Work) -> Work:
         """Both, one after the other."""
-        return Work(
-            self.rows + other.rows,
-            self.prompt_tokens + other.prompt_tokens,
-            self.answer_tokens + other.answer_tokens,
-            self.disk + other.disk,
-            max(self.memory, other.memory),
-            self.operations + other.operations,
-            self.weight_reads + other.weight_reads,
-        )
+        ours, theirs = asdict(self), asdict(other)
+        sums = {name: value + theirs[name] for name, value in ours.items()}
+        return Work(**{**sums, "memory": max(self.memory, other.memory)})
 
 
 @dataclass(frozen=True)
@@ -75,8 +69,6 @@ class ModelSize:
     Attributes:
         parameters: All scalars of its weights, tied ones once.
         number_bytes: Bytes of each.
-        layers: Blocks.
-        hidden: Width of the residual stream.
         key_width: Width of all key-value heads together.
         lora_parameters: Scalars of its adapter; 0 without one.
     """
@@ -181,33 +173,21 @@ class Sizes(Protocol):
 
     def model(self, checkpoint: Checkpoint, fresh: LoraSettings | None = None) -> ModelSize:
         """A checkpoint's size, with its own adapter or with a fresh one."""
-        ...
 
     def judging(self, judge: Judge, lengths: Sequence[int]) -> Work:
         """A judge's work on prompts and answers that are so long together."""
-        ...
 
-    def prompts(
+    def tokens(
         self,
         checkpoint: Checkpoint,
         style: PromptStyle,
-        texts: Sequence[str],
+        rows: Iterable[tuple[str, str]],
         system: str | None = None,
-        starts: Sequence[str] | None = None,
-    ) -> list[int]:
-        """Tokens of each rendered prompt, with the start of its answer where one is given."""
-        ...
-
-    def pairs(
-        self,
-        checkpoint: Checkpoint,
-        style: PromptStyle,
-        rows: Sequence[tuple[str, str]],
         *,
+        answered: bool = True,
         training: bool = False,
     ) -> list[int]:
-        """Tokens of each prompt with its answer."""
-        ...
+        """Tokens of each prompt with its whole answer or, not `answered`, the start of one."""
 
 
 def table_bytes(rows: int, tokens: int = 0) -> int:

@@ -10,12 +10,14 @@ from attacks.base import Attack, AttackData
 from data.local import hash_rows, take
 from data.rows import Example, PreferencePair, Prompt, TaskItem
 from experiments.config.experiment import Experiment
-from experiments.pipeline.prompt_sets import PromptSet, first_rows, prompt_sets
-from experiments.pipeline.splits import (
+from experiments.pipeline.prompt_sets import (
     HELD_OUT,
     TASK,
     VALIDATION,
     LeakFilter,
+    PromptSet,
+    first_rows,
+    prompt_sets,
     prompts_of,
     read_test_split,
     read_validation_split,
@@ -24,12 +26,17 @@ from settings import SettingError
 
 _HELD_OUT_LIMIT = f"evaluation.limits.{HELD_OUT}"
 
-# Where what a defense needs comes from.
-_CALIBRATION = {
-    "prompts": "calibration",
-    "safety_pairs": "safety_pairs",
-    "safety_prompts": "safety_prompts",
-    "utility_prompts": "utility_prompts",
+# Of what a defense needs: how it is read from the source of its name, and what it is.
+_NEEDS = {
+    "safety_pairs": ("pairs", "pairs of a safe and an unsafe answer"),
+    "safety_prompts": ("prompts", "harmful prompts"),
+    "utility_prompts": ("prompts", "benign prompts"),
+}
+# What a source that is read so holds, and in which columns.
+_COLUMNS = {
+    "examples": ("rows", "prompt and response"),
+    "pairs": ("pairs", "prompt, chosen and rejected"),
+    "prompts": ("prompts", "prompt and category"),
 }
 
 
@@ -37,19 +44,9 @@ _CALIBRATION = {
 class Inputs:
     """What is read for one experiment, leaked rows already dropped.
 
-    Attributes:
-        attack: Rows the attack may draw on.
-        refine: Rows that the fine-tuning of the defended model may draw on; None without one.
-        sft: Alignment's supervised rows; empty if the aligned model is given.
-        pairs: Alignment's preference pairs; likewise.
-        calibration: Prompts for the defense; empty if it needs none.
-        safety_pairs: Pairs of a safe and an unsafe answer for the defense; likewise.
-        safety_prompts: Harmful prompts by category for the defense; likewise.
-        utility_prompts: Benign prompts for the defense; likewise.
-        sets: What every model is asked.
-        items: Test items by task name.
-        held_out: Benign texts whose likelihood is measured; empty where none are set.
-        provenance: Name, row count and fingerprint of every source, and the leakage counts.
+    Rows that nothing needs aren't read: alignment's where the aligned model is given, those of the
+    defense that it doesn't name. `provenance` has name, row count and fingerprint of every source,
+    and the leakage counts.
     """
 
     attack: AttackData
@@ -90,23 +87,19 @@ def read_inputs(experiment: Experiment) -> Inputs:
     aligns, align = experiment.model.alignment == "own", experiment.align
     sft: Sequence[Example] = ()
     if aligns and align.sft:
-        sft = leaks("sft", _examples(experiment, "sft"))
+        sft = leaks("sft", _rows(experiment, "sft", "examples"))
         sft = take(sft, align.n_sft, "sources.sft", "align.n_sft")
     pairs: Sequence[PreferencePair] = ()
     if aligns and align.preference:
         need = "align.preference needs preference pairs"
-        pairs = leaks("pairs", _pairs(experiment, "pairs", need))
+        pairs = leaks("pairs", _rows(experiment, "pairs", "pairs", need))
         pairs = take(pairs, align.n_pairs, "sources.pairs", "align.n_pairs")
     needs, chosen = experiment.defense.needs, f"defense={experiment.labels['defense']}"
     calibration = prompts_of(sources.calibration) if "prompts" in needs else ()
     calibration = leaks("calibration", calibration)
-    safety_pairs: Sequence[PreferencePair] = ()
-    if "safety_pairs" in needs:
-        need = f"{chosen} needs pairs of a safe and an unsafe answer"
-        safety_pairs = leaks("safety_pairs", _pairs(experiment, "safety_pairs", need))
-    prompts = {
-        name: leaks(name, _defense_prompts(experiment, name, f"{chosen} needs {kind} prompts"))
-        for name, kind in (("safety_prompts", "harmful"), ("utility_prompts", "benign"))
+    safe = {
+        name: leaks(name, _rows(experiment, name, method, f"{chosen} needs {what}"))
+        for name, (method, what) in _NEEDS.items()
         if name in needs
     }
     return Inputs(
@@ -115,9 +108,9 @@ def read_inputs(experiment: Experiment) -> Inputs:
         sft=tuple(sft),
         pairs=tuple(pairs),
         calibration=calibration,
-        safety_pairs=tuple(safety_pairs),
-        safety_prompts=prompts.get("safety_prompts", ()),
-        utility_prompts=prompts.get("utility_prompts", ()),
+        safety_pairs=safe.get("safety_pairs", ()),
+        safety_prompts=safe.get("safety_prompts", ()),
+        utility_prompts=safe.get("utility_prompts", ()),
         sets=prompt_sets(experiment, asked),
         items=asked.items,
         held_out=first_rows(asked.held_out, experiment.evaluation.limits.held_out, _HELD_OUT_LIMIT),
@@ -134,56 +127,36 @@ def _attack_data(
 ) -> AttackData:
     """The rows of an attack, without those that the evaluation asks; counted by name."""
     task = experiment.tasks[attack.task].train() if attack.needs_task else ()
-    poison = _examples(experiment, "poison") if attack.needs_poison else ()
+    poison = _rows(experiment, "poison", "examples") if attack.needs_poison else ()
     names = [f"{prefix}{kind}" for kind in ("task", "poison")]
     rows = AttackData(leaks(names[0], task), leaks(names[1], poison))
     return replace(rows, leaked=sum(leaks.dropped[name] for name in names))
 
 
-def _source(
-    experiment: Experiment,
-    name: str,
-    kind: str,
-    columns: str,
-    need: str = "the experiment needs it",
-) -> Any:
-    """A source of rows that must be set.
+def _rows(
+    experiment: Experiment, name: str, method: str, need: str = "the experiment needs it"
+) -> Sequence[Any]:
+    """The rows of a source that must be set.
 
     Raises:
         SettingError: It isn't.
     """
     source = getattr(experiment.sources, name)
     if source is None:
+        kind, columns = _COLUMNS[method]
         raise SettingError(
             f"sources.{name} is null, but {need}; set it to a source of {kind}, e.g. a JSONL file "
             f"of {columns}"
         )
-    return source
-
-
-def _examples(experiment: Experiment, name: str) -> Sequence[Example]:
-    rows: Sequence[Example] = _source(experiment, name, "rows", "prompt and response").examples()
+    rows: Sequence[Any] = getattr(source, method)()
     return rows
-
-
-def _pairs(experiment: Experiment, name: str, need: str) -> Sequence[PreferencePair]:
-    source = _source(experiment, name, "pairs", "prompt, chosen and rejected", need)
-    pairs: Sequence[PreferencePair] = source.pairs()
-    return pairs
-
-
-def _defense_prompts(experiment: Experiment, name: str, need: str) -> tuple[Prompt, ...]:
-    return prompts_of(_source(experiment, name, "prompts", "prompt and category", need))
-
-
-def _needs_poison(experiment: Experiment) -> bool:
-    attacks = (experiment.attack, experiment.refine)
-    return any(attack is not None and attack.needs_poison for attack in attacks)
 
 
 def _provenance(experiment: Experiment, items: dict[str, tuple[TaskItem, ...]]) -> dict[str, Any]:
     split = experiment.evaluation.split
     asked = experiment.sources.asked(split)
+    attacks = [attack for attack in (experiment.attack, experiment.refine) if attack is not None]
+    poisons = any(attack.needs_poison for attack in attacks)
     sources: dict[str, Any] = {
         "harmful": asked.harmful,
         "benign": asked.benign,
@@ -191,10 +164,10 @@ def _provenance(experiment: Experiment, items: dict[str, tuple[TaskItem, ...]]) 
         HELD_OUT: asked.held_out,
         **{
             role: getattr(experiment.sources, role)
-            for need, role in _CALIBRATION.items()
+            for need, role in {"prompts": "calibration", **{n: n for n in _NEEDS}}.items()
             if need in experiment.defense.needs
         },
-        "poison": experiment.sources.poison if _needs_poison(experiment) else None,
+        "poison": experiment.sources.poison if poisons else None,
         **experiment.evaluation.prompt_sets,
         **{f"{TASK}:{name}": task for name, task in experiment.tasks.items()},
     }

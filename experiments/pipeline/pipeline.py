@@ -14,17 +14,16 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from attacks.base import Attack, AttackData
+from defenses.base import Models
 from evaluation.base import Judge
 from evaluation.engines import closing
 from experiments.config.experiment import Experiment
 from experiments.config.model import ModelSettings
-from experiments.pipeline.checks import check_models, check_refine, check_settings
 from experiments.pipeline.inputs import Inputs
-from experiments.pipeline.prompt_sets import PromptSet
-from experiments.pipeline.splits import HELD_OUT
+from experiments.pipeline.prompt_sets import HELD_OUT, PromptSet
 from experiments.pipeline.steps.base import Model, ModelStep, Step, read_rows
 from experiments.pipeline.steps.calibration import StoredCalibration
-from experiments.pipeline.steps.defense import Apply, DefendedModels, Prepare
+from experiments.pipeline.steps.defense import Apply, Prepare
 from experiments.pipeline.steps.measuring import (
     Generate,
     JudgeAnswers,
@@ -33,8 +32,9 @@ from experiments.pipeline.steps.measuring import (
 )
 from experiments.pipeline.steps.training import Align, Merge, RunAttack
 from experiments.store import StageResult, Store
-from modeling.checkpoint import Checkpoint, resolve
+from modeling.checkpoint import Checkpoint, check_target_modules, resolve
 from modeling.model_files import is_adapter
+from settings import SettingError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,20 +67,16 @@ Measurements = dict[tuple[str, ...], StageResult]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an experiment produced.
-
-    Attributes:
-        trained: Its models.
-        rows: One row per model, prompt set and prompt, with answers, verdicts and task scores.
-        stages: Every stage, in the order in which it was needed.
-    """
+    """What an experiment produced; `rows` has one row per model, prompt set and prompt."""
 
     trained: TrainedModels
     rows: pd.DataFrame
     stages: list[StageResult]
 
 
-def find_models(settings: ModelSettings) -> tuple[Model, Model | None]:
+def find_models(
+    settings: ModelSettings, resolve: Callable[[str, str | None, str], tuple[str, str]] = resolve
+) -> tuple[Model, Model | None]:
     """The base model and, unless we align it ourselves, the aligned one; checked, not loaded.
 
     Raises:
@@ -98,15 +94,7 @@ def find_models(settings: ModelSettings) -> tuple[Model, Model | None]:
 
 
 class Pipeline:
-    """One experiment's steps, in order.
-
-    Args:
-        experiment: Its settings.
-        inputs: What was read for it.
-        base: The model before alignment.
-        published: The aligned model; None where the align stage makes it.
-        runner: Returns each step's result: `runner.Runner`, or a plan's dry run.
-    """
+    """One experiment's steps, in order."""
 
     def __init__(
         self,
@@ -140,27 +128,24 @@ class Pipeline:
         experiment, inputs = self.experiment, self.inputs
         aligns = self.published is None
         check_settings(experiment, inputs, self.base.checkpoint, aligns=aligns)
-        aligned = self.align()
+        aligned = self.published
+        if aligned is None:
+            base = replace(self.base, style=experiment.model.style)
+            aligned, _ = self._model(Align(base, experiment.align, inputs.sft, inputs.pairs))
         check_models(experiment, self.base, aligned)
         artefact = self.prepare(aligned)
         attacked, attack_report = self.attack(experiment.attack, inputs.attack, aligned)
-        defended, apply_report = self.apply(artefact, attacked, aligned)
+        apply = Apply(experiment.defense, artefact, attacked, aligned, self.base)
+        applied = self._run(apply)
+        defended = apply.output(applied)
         models = {"base": self.base, "aligned": aligned, "attacked": attacked, **defended.models}
-        reports = {"prepare": artefact.report, "attack": attack_report, "apply": apply_report}
+        reports = {"prepare": artefact.report, "attack": attack_report, "apply": applied.report}
         if experiment.refine is not None and inputs.refine is not None:
             check_refine(experiment.refine, models["defended"].checkpoint)
             models["refined"], reports["refine"] = self.attack(
                 experiment.refine, inputs.refine, models["defended"]
             )
         return TrainedModels(models, defended.steps, reports)
-
-    def align(self) -> Model:
-        """The aligned model: the published one, or the align stage's."""
-        if self.published is not None:
-            return self.published
-        base = replace(self.base, style=self.experiment.model.style)
-        step = Align(base, self.experiment.align, self.inputs.sft, self.inputs.pairs)
-        return self._model(step)[0]
 
     def prepare(self, aligned: Model) -> StageResult:
         """The defense's artefact, made once per aligned model."""
@@ -189,14 +174,6 @@ class Pipeline:
         if attack.needs_full_weights and model.checkpoint.adapter is not None:
             model, _ = self._model(Merge(model))
         return self._model(RunAttack(model, attack, data, self.experiment.seed))
-
-    def apply(
-        self, artefact: StageResult, attacked: Model, aligned: Model
-    ) -> tuple[DefendedModels, dict[str, Any]]:
-        """The defended model and those after each step to it, and the report."""
-        step = Apply(self.experiment.defense, artefact, attacked, aligned, self.base)
-        result = self._run(step)
-        return step.output(result), result.report
 
     def measure(self, models: dict[str, Model]) -> Measurements:
         """The stages that measure every model; those that open the same model come in a row."""
@@ -288,3 +265,63 @@ def _rows_of(answers: StageResult, model: str, name: str) -> pd.DataFrame:
     rows.insert(0, "set", name)
     rows.insert(0, "model", model)
     return rows
+
+
+def check_settings(
+    experiment: Experiment, inputs: Inputs, base: Checkpoint, *, aligns: bool
+) -> None:
+    """Refuses what can be seen to fail before the first stage.
+
+    Raises:
+        RelockError: One sentence that says what to set instead.
+    """
+    evaluation = experiment.evaluation
+    if aligns:
+        modules = experiment.align.lora.target_modules
+        check_target_modules(modules, base, "align.lora.target_modules")
+    experiment.attack.check(base, inputs.attack, "attack")
+    if experiment.refine is not None and inputs.refine is not None:
+        experiment.refine.check(base, inputs.refine, "refine")
+    evaluation.backend.chosen(base).check(base)
+    evaluation.harm_judge.check("evaluation.harm_judge")
+    evaluation.refusal_judge.check("evaluation.refusal_judge")
+    for name, judge in evaluation.judges.items():
+        judge.check(f"judges.{name}")
+
+
+def check_models(experiment: Experiment, base: Model, aligned: Model) -> None:
+    """Refuses combinations of model, attack and defense that can't work.
+
+    Raises:
+        RelockError: One sentence that says what to set instead.
+    """
+    attack, defense = experiment.attack, experiment.defense
+    if aligned.checkpoint.adapter is None and not attack.needs_full_weights:
+        raise SettingError(
+            "attack.adapter=resume needs an aligned model that is an adapter, but "
+            "model.aligned is a full model; set attack.adapter=fresh, or model.alignment=own "
+            "to align the base by the align stage"
+        )
+    if defense.needs_resumed_adapter and attack.needs_full_weights:
+        raise SettingError(
+            f"defense={experiment.labels['defense']} repairs the alignment adapter that "
+            "the attack went on training, and this attack trains other weights; "
+            "set attack.adapter=resume"
+        )
+    defense.check(Models(base.checkpoint, aligned.checkpoint), None)
+    if defense.output_form == "hooks":
+        hooked = replace(base.checkpoint, steering="hooks")
+        experiment.evaluation.backend.chosen(hooked).check(hooked)
+
+
+def check_refine(refine: Attack, defended: Checkpoint) -> None:
+    """Refuses to go on training an adapter that isn't there.
+
+    Raises:
+        SettingError: One sentence that says what to set instead.
+    """
+    if defended.adapter is None and not refine.needs_full_weights:
+        raise SettingError(
+            "refine.adapter=resume goes on training an adapter, and the defended model is "
+            "none; set refine.adapter=fresh"
+        )

@@ -1,18 +1,26 @@
-"""`Runner`, which runs a pipeline's steps through the store, and `Listener`, which is told."""
+"""`Runner`, which runs a pipeline's steps through the store, each in a child process if need be."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.pipeline.isolation import in_child
 from experiments.pipeline.steps.base import Step
 from experiments.store import Stage, StageResult, Store
+from experiments.store.resource_errors import lower_memory
+from settings import RelockError
+from settings.process import end_with_parent
+
+log = logging.getLogger("relock")
+
+_MANY = ("generate", "likelihood", "judge", "score")
 
 
 class Listener:
-    """Is told how the stages of a run go on; this one does nothing about it."""
+    """Is told how the stages of a run go on; this one logs which were made and reused."""
 
     def waiting(self, stage: Stage) -> None:
         """Another process is making the stage."""
@@ -22,15 +30,15 @@ class Listener:
 
     def finished(self, result: StageResult) -> None:
         """The stage was made, or found."""
+        level = logging.DEBUG if result.name in _MANY else logging.INFO
+        how = "reused" if result.reused else f"made in {result.seconds:.1f} s"
+        log.log(level, "%s %s %s", result.name, result.key, how)
 
 
 class Runner:
     """Makes what the store doesn't hold.
 
-    Args:
-        store: Holds the results.
-        listener: Is told of them.
-        isolate: Whether each step that has no process of its own runs in a child process.
+    `isolate` is whether a step that has no process of its own runs in a child process.
     """
 
     def __init__(self, store: Store, listener: Listener, *, isolate: bool) -> None:
@@ -62,3 +70,26 @@ class Runner:
         self._keys.add(stage.key)
         self._listener.finished(result)
         return result
+
+
+def in_child(function: Callable[[], Any], name: str) -> Any:
+    """Calls `function` in a spawned process and returns what it returns.
+
+    The child ends when this process does, however that ends. The function is picklable (a
+    `functools.partial` of a module's function); `name` is the stage's, for the message.
+
+    Raises:
+        RelockError: The child was killed.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent) as pool:
+        try:
+            return pool.submit(function).result()
+        except BrokenProcessPool:
+            raise RelockError(
+                f"the process of stage {name} was killed, most often for want of memory; "
+                f"{lower_memory(name)}, or give the machine more memory, then run again"
+            ) from None

@@ -8,58 +8,43 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from experiments.config.explain import explain, is_users
-from experiments.plan.totals import Rates
-
-if TYPE_CHECKING:
-    from experiments.plan.models import Library
+from experiments.config.experiment import register_resolvers
+from experiments.config.jobs import expand
+from experiments.launch.sweep import run_command
+from experiments.plan.dry_run import walk
+from experiments.plan.models import Library
+from experiments.plan.totals import Rates, add_up, show
+from experiments.report.table import terminal
+from settings import RelockError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     options = _parse(arguments)
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from experiments.plan.models import Library
-
-    with tempfile.TemporaryDirectory() as scratch:
-        library = Library(Path(scratch))
-        try:
-            _plan(options, library)
-        except Exception as error:
-            if not is_users(error):
-                raise
-            print(f"error: {library.real_name(explain(error))}", file=sys.stderr)
-            return 1
-    return 0
+    return run_command(lambda: _plan(options))
 
 
-def _plan(options: argparse.Namespace, library: Library) -> None:
-    from experiments.config.experiment import register_resolvers
-    from experiments.config.jobs import expand
-    from experiments.plan.sweep import walk
-    from experiments.plan.table import show
-    from experiments.plan.totals import add_up
-    from experiments.report.table import terminal
-
+def _plan(options: argparse.Namespace) -> int:
     register_resolvers()
     rates = Rates(options.tflops, options.bandwidth)
     overrides = list(options.overrides)
     if options.config_dir is not None:
         overrides.append(f"hydra.searchpath=[file://{options.config_dir.absolute()}]")
-    plan = add_up(walk(expand(overrides, multirun=options.multirun), library), rates)
+    with tempfile.TemporaryDirectory() as scratch:
+        library = Library(Path(scratch))
+        try:
+            plan = add_up(walk(expand(overrides, multirun=options.multirun), library), rates)
+        except RelockError as error:
+            raise type(error)(library.real_name(str(error))) from error
     show(plan, terminal(), measured=options.measured)
     if options.json is not None:
         options.json.write_text(json.dumps(plan.as_json(), indent=1) + "\n")
+    return 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

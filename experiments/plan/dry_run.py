@@ -1,4 +1,4 @@
-"""`DryRun`, which answers a pipeline's steps without running them, and the `Ledger` that it fills.
+"""`walk`, a dry run of all jobs of a sweep: `DryRun` answers their steps, a `Ledger` keeps them.
 
 A step whose result the store holds is taken from there. For any other one is written down what it
 would cost, and the model that it will leave is worked out from the settings.
@@ -6,28 +6,28 @@ would cost, and the model that it will leave is worked out from the settings.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from attacks.base import Attack
+from experiments.config.experiment import Experiment
 from experiments.pipeline.cost import Work
-from experiments.pipeline.placement import MODEL
-from experiments.pipeline.steps.base import ModelStep, Step
+from experiments.pipeline.inputs import Inputs, read_inputs
+from experiments.pipeline.pipeline import Pipeline
+from experiments.pipeline.steps.base import MODEL, ModelStep, Step
 from experiments.pipeline.steps.defense import Apply, Prepare
 from experiments.pipeline.steps.training import Align
-from experiments.plan.placeholder_weights import write_adapter
-from experiments.plan.sizes import PlannedSizes
+from experiments.plan.models import Library
+from experiments.plan.shapes import write_adapter
+from experiments.plan.sizes import PlannedSizes, with_placeholders
 from experiments.store import StageResult, Store
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A stage of the plan.
-
-    Attributes:
-        name: Of which kind it is.
-        work: What it takes, or took by the same formulas.
-        reused: Whether the store holds it.
-        seconds: How long it took; 0.0 for one to run.
-    """
+    """A stage of the plan, with what it takes, and how long it took where the store holds it."""
 
     name: str
     work: Work
@@ -37,23 +37,11 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """Every stage of a sweep, once.
-
-    Attributes:
-        sizes: What its steps tell their costs by.
-        entries: {key: entry}, in the order in which they are needed.
-        jobs: How many jobs need them.
-    """
+    """Every stage of a sweep once, by key, in the order in which its jobs need them."""
 
     sizes: PlannedSizes
     entries: dict[str, Entry] = field(default_factory=dict)
     jobs: int = 0
-
-    def add(self, result: StageResult, step: Step) -> None:
-        """Writes a stage down unless it is there."""
-        if result.key not in self.entries:
-            work = step.cost(self.sizes)
-            self.entries[result.key] = Entry(result.name, work, result.reused, result.seconds)
 
 
 class DryRun:
@@ -75,7 +63,9 @@ class DryRun:
         if isinstance(step, Apply):
             for defended in step.output(result).models.values():
                 self._sizes.keep(step.attacked.checkpoint, defended.checkpoint)
-        self._ledger.add(result, step)
+        if result.key not in self._ledger.entries:
+            entry = Entry(result.name, step.cost(self._sizes), result.reused, result.seconds)
+            self._ledger.entries[result.key] = entry
         return result
 
     def _expected(self, step: Step) -> StageResult:
@@ -96,3 +86,47 @@ class DryRun:
         if isinstance(step, Apply):
             result = replace(result, report=step.expected_report(folder))
         return result
+
+
+def walk(jobs: Iterable[Experiment], library: Library) -> Ledger:
+    """Every stage of all jobs, from a dry run of each job's pipeline.
+
+    Raises:
+        RelockError: What a run would refuse before its heavy work.
+    """
+    ledger, inputs = Ledger(PlannedSizes(library)), _SharedInputs()
+    for job in jobs:
+        base, published = library.find_models(job.model)
+        experiment = with_placeholders(job, library)
+        dry_run = DryRun(Store(experiment.store), ledger)
+        pipeline = Pipeline(experiment, inputs(experiment), base, published, dry_run)
+        pipeline.measure(pipeline.train().models)
+        ledger.jobs += 1
+    return ledger
+
+
+class _SharedInputs:
+    """`read_inputs`, once for jobs that read the same.
+
+    Of attack, defense and seed it isn't the settings that decide what is read, but what they need;
+    of all else every setting counts.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, Inputs] = {}
+
+    def __call__(self, experiment: Experiment) -> Inputs:
+        apart = ("attack", "refine", "defense", "seed", "tracker", "store", "runtime")
+        rest = {name: value for name, value in experiment.resolved.items() if name not in apart}
+        attacks = [_needs(attack) for attack in (experiment.attack, experiment.refine)]
+        key = json.dumps([rest, attacks, sorted(experiment.defense.needs)], sort_keys=True)
+        if key not in self._known:
+            self._known[key] = read_inputs(experiment)
+        return self._known[key]
+
+
+def _needs(attack: Attack | None) -> Any:
+    if attack is None:
+        return None
+    trigger = attack.trigger and attack.trigger.model_dump()
+    return [attack.task, attack.needs_task, attack.needs_poison, trigger]

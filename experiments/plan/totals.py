@@ -1,13 +1,18 @@
-"""`Totals`, a plan's stages added up by kind, with hours; `experiments.plan.table` shows them."""
+"""`Totals`, a plan's stages added up by kind, with hours, and the table that shows them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from rich.filesize import decimal
 
 from experiments.pipeline.cost import Work
 from experiments.plan.dry_run import Entry, Ledger
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 KINDS = (
     "align", "merge", "attack", "prepare", "apply", "generate", "likelihood", "judge", "score",
@@ -35,17 +40,10 @@ class Rates:
 
 @dataclass(frozen=True)
 class KindTotals:
-    """All stages of one kind; what they take counts for those to run alone.
+    """All stages of one kind: how many are to run or there, and what those to run take.
 
     Attributes:
-        kind: "align", "merge", and so on.
-        to_run: How many stages are to run.
-        reused: How many are there.
-        rows: As in `Work`, summed.
-        prompt_tokens: As in `Work`, summed.
-        answer_tokens: As in `Work`, summed.
-        disk_bytes: Summed.
-        gpu_bytes: Of the hungriest stage.
+        gpu_bytes: Of the hungriest stage; all else is summed.
         hours: By what the stages that are there have reached; without any, by the estimate.
         measured_tokens_per_second: What the stages that are there have reached; None without any,
             or where they read no tokens.
@@ -67,14 +65,9 @@ class KindTotals:
 
 @dataclass(frozen=True)
 class Totals:
-    """A whole plan.
+    """A whole plan, by kind of stage, with what isn't known.
 
-    Attributes:
-        jobs: How many jobs.
-        kinds: One per kind of stage that occurs.
-        downloads: Models that a run would fetch: name and bytes (None: the hub wasn't asked).
-        rates: What the machine is taken to sustain.
-        notes: What isn't known.
+    `downloads` are models that a run would fetch, with their bytes (None: the hub wasn't asked).
     """
 
     jobs: int
@@ -160,3 +153,59 @@ def _kind(kind: str, entries: Sequence[Entry], rates: Rates) -> KindTotals:
 
 def _tokens(work: Work) -> int:
     return work.answer_tokens or work.prompt_tokens
+
+
+def show(plan: Totals, console: Console, *, measured: bool) -> None:
+    """Prints a plan; `measured` is whether the rates of finished stages stand beside."""
+    from rich.table import Table
+
+    heads = ["to run", "reused", "rows", "prompt tokens", "answer tokens ≤", "disk", "GPU", "time"]
+    heads += ["tokens/s measured (estimated)"] if measured else []
+    table = Table("stage")
+    for head in heads:
+        table.add_column(head, justify="right")
+    for kind in plan.kinds:
+        table.add_row(*_cells(kind, measured))
+    table.add_section()
+    counts = [sum(kind.to_run for kind in plan.kinds), sum(kind.reused for kind in plan.kinds)]
+    cells = ["together", *map(str, counts), "", "", "", decimal(plan.disk_bytes)]
+    table.add_row(*cells, decimal(plan.gpu_bytes), _time(plan.hours))
+    console.print(table)
+    for text in _footer(plan):
+        console.print(text, highlight=False, soft_wrap=True)
+
+
+def _cells(kind: KindTotals, measured: bool) -> list[str]:
+    cells = [kind.kind, str(kind.to_run), str(kind.reused), f"{kind.rows:,}"]
+    cells += [f"{kind.prompt_tokens:,}", f"{kind.answer_tokens:,}"]
+    cells += [decimal(kind.disk_bytes), decimal(kind.gpu_bytes), _time(kind.hours)]
+    if measured:
+        rates = (kind.measured_tokens_per_second, kind.estimated_tokens_per_second)
+        shown = [f"{rate:,.0f}" for rate in rates if rate is not None]
+        cells.append(f"{shown[0]} ({shown[1]})" if len(shown) == 2 else "")
+    return cells
+
+
+def _footer(plan: Totals) -> list[str]:
+    lines = [f"{plan.jobs} job{'s' if plan.jobs > 1 else ''}"]
+    for name, size in plan.downloads:
+        known = "size unknown" if size is None else decimal(size)
+        lines.append(f"to fetch: {name} ({known})")
+    lines += [f"note: {note}" for note in plan.notes]
+    lines.append(
+        "Time: at the tokens per second that finished stages of a kind have reached; without any, "
+        f"of arithmetic at {plan.rates.tflops:g} TFLOP/s (--tflops) and of reading all weights for "
+        f"each generated token at {plan.rates.bandwidth:g} TB/s (--bandwidth) alone. Answers at "
+        "full length, stages one after another on one GPU."
+    )
+    lines.append(
+        "GPU memory: of the hungriest stage, without the CUDA context and fragmentation (add a "
+        "tenth); the formulas are in experiments/pipeline/cost.py."
+    )
+    return lines
+
+
+def _time(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{60 * hours:.0f} min" if hours >= 1 / 60 else f"{3600 * hours:.0f} s"

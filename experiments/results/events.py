@@ -33,27 +33,16 @@ def append(folder: Path, event: str, status: str, **details: Any) -> None:
             os.close(handle)
 
 
-class Tail:
-    """Reads what was added to a folder's events since the last time."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / EVENTS
-        self._read = 0
-
-    def new(self) -> list[dict[str, Any]]:
-        """The complete lines that were added; one that a full disk cut short is left out."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._read)
-                added = file.read()
-        except OSError:
-            return []
-        whole = added[: added.rfind(b"\n") + 1]
-        self._read += len(whole)
-        events = []
-        for line in whole.splitlines():
-            with suppress(ValueError):
-                event = json.loads(line)
-                if isinstance(event, dict):
-                    events.append(event)
-        return events
+def read(folder: Path) -> list[dict[str, Any]]:
+    """A folder's events; a line that a full disk cut short is left out."""
+    try:
+        text = (folder / EVENTS).read_bytes()
+    except OSError:
+        return []
+    events = []
+    for line in text[: text.rfind(b"\n") + 1].splitlines():
+        with suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict):
+                events.append(event)
+    return events

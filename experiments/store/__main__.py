@@ -10,6 +10,8 @@ import time
 from calendar import timegm
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from experiments.store import Store
 from experiments.store.manifest import read_manifest
 
@@ -74,13 +76,13 @@ def _list(store: Store) -> int:
         table.add_row(
             entry.name,
             entry.key,
-            _bytes(size),
+            decimal(size),
             _duration(_seconds_old(entry.folder)),
             f"{entry.seconds:.1f} s",
             summary if len(summary) <= room else summary[: room - 1] + "…",
         )
     console.print(table)
-    console.print(f"{count} stages, {_bytes(total)}")
+    console.print(f"{count} stages, {decimal(total)}")
     return 0
 
 
@@ -94,34 +96,30 @@ def _verify(store: Store) -> int:
 
 
 def _prune(store: Store, options: argparse.Namespace) -> int:
+    if options.damaged:
+        folders = [folder for folder, _ in store.damaged()]
+    else:
+        folders = [entry.folder for entry in store.entries()]
     chosen = [
         folder
-        for folder in (_damaged(store) if options.damaged else _whole(store))
+        for folder in folders
         if (not options.stage or folder.parent.name in options.stage)
         and _seconds_old(folder) >= options.older_than
     ]
     sizes = {folder: _size(folder) for folder in chosen}
     if not options.yes:
-        total = _bytes(sum(sizes.values()))
+        total = decimal(sum(sizes.values()))
         print(f"would remove {len(chosen)} stages, {total}; add --yes to do it")
         return 0
     busy = [folder for folder in chosen if not store.remove(folder.parent.name, folder.name)]
     for folder in busy:
         print(f"{folder.parent.name} {folder.name} is in use; left")
         del sizes[folder]
-    print(f"removed {len(sizes)} stages, {_bytes(sum(sizes.values()))}")
+    print(f"removed {len(sizes)} stages, {decimal(sum(sizes.values()))}")
     leftovers = store.remove_leftovers()
     if leftovers:
         print(f"removed {leftovers} half-made folders of killed runs")
     return 0
-
-
-def _whole(store: Store) -> list[Path]:
-    return [entry.folder for entry in store.entries()]
-
-
-def _damaged(store: Store) -> list[Path]:
-    return [folder for folder, _ in store.damaged()]
 
 
 def _size(folder: Path) -> int:
@@ -135,14 +133,6 @@ def _seconds_old(folder: Path) -> float:
     except (OSError, ValueError):
         created = int(folder.stat().st_mtime)
     return time.time() - created
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError
 
 
 def _duration(seconds: float) -> str:

@@ -26,14 +26,7 @@ _hashed: dict[Path, int] = {}
 def write_manifest(
     folder: Path, identity: Mapping[str, Any], report: Mapping[str, Any], seconds: float
 ) -> None:
-    """Hashes and fsyncs everything in `folder`, and describes it in `stage.json`.
-
-    Args:
-        folder: A stage's output, all of it.
-        identity: What the stage's key follows from.
-        report: What the stage reports.
-        seconds: How long it took.
-    """
+    """Hashes and fsyncs everything in `folder`, and describes it in `stage.json`."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         fsync(path)
@@ -77,9 +70,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def examine(folder: Path, every: bool = False) -> tuple[dict[str, Any], str | None]:
     """What a stage's manifest says, and the first of its files that isn't what was written.
 
-    Args:
-        folder: The stage's.
-        every: Hashes all of its files, and not just those of another time than the manifest's.
+    `every` hashes all of its files, and not just those of another time than the manifest's.
 
     Returns:
         The manifest, empty where it is damaged itself; the file's name, or None if all are whole.

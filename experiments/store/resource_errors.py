@@ -55,12 +55,7 @@ def is_of_memory(error: BaseException) -> bool:
 
 
 def disks(error: BaseException, folder: Path) -> str:
-    """The folder on whose disk there is no room, or those that it may be, with what is free.
-
-    Args:
-        error: What was raised.
-        folder: What was being written, besides temporary files.
-    """
+    """The folder on whose disk there is no room, or those that it may be, with what is free."""
     named = [Path(e.filename) for e in _chain(error) if isinstance(e, OSError) and e.filename]
     free: dict[int, str] = {}
     for path in map(_existing, named[:1] or [folder, Path(tempfile.gettempdir())]):
@@ -70,11 +65,7 @@ def disks(error: BaseException, folder: Path) -> str:
 
 
 def lower_memory(stage: str) -> str:
-    """What to set so that a stage needs less memory.
-
-    Args:
-        stage: Its name; "" where it isn't known.
-    """
+    """What to set so that a stage needs less memory."""
     advice = [f"lower {_LOWER[stage]}"] if stage in _LOWER else []
     if stage in _TRAINED:
         advice.append("set model.gradient_checkpointing=true")
@@ -85,10 +76,6 @@ def lower_memory(stage: str) -> str:
 @contextmanager
 def named(stage: str, root: Path) -> Iterator[None]:
     """Words a shortage that a stage runs into.
-
-    Args:
-        stage: Its name.
-        root: The store that its files go to.
 
     Raises:
         RelockError: A disk is full, or memory at its end.

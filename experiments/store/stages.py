@@ -53,16 +53,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """A finished stage.
-
-    Attributes:
-        name: Name of the stage.
-        key: Its key.
-        folder: Where its files lie.
-        report: What it reported when it was made.
-        seconds: How long that took.
-        reused: Whether it was there already.
-    """
+    """A finished stage."""
 
     name: str
     key: str

@@ -29,11 +29,6 @@ _VERSIONS = ("torch", "transformers", "peft", "trl", "vllm")
 def config(record: Record, job: str, sweep: str | None) -> dict[str, Any]:
     """One column per setting, "attack/poison_ratio", beside the names of what was chosen.
 
-    Args:
-        record: The run's record.
-        job: The run's folder, below the sweep's where there is one.
-        sweep: The sweep's name, or None.
-
     Returns:
         Scalars by name. Labels (model, attack, task, defense, ...) stand under their bare names.
         Folders are named without where they lie, and texts by their fingerprints.

@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,7 +39,6 @@ class WandbTracker(Settings):
     """One W&B run per experiment.
 
     Attributes:
-        project: W&B project.
         entity: W&B user or team; None: the key's own.
         mode: "auto" is online where an API key is set (and WANDB_MODE doesn't say otherwise) and
             offline elsewhere.
@@ -64,13 +62,8 @@ class WandbTracker(Settings):
     def track(self, record: Record, rows: pd.DataFrame, folder: Path, group: str | None) -> str:
         """Logs config, timings, metrics, tables and figures as one run.
 
-        A folder has one W&B run for good: tracked again, it takes the earlier one's place.
-
-        Args:
-            record: The run's record.
-            rows: Its rows, uploaded only with `upload_answers`.
-            folder: The run's folder; an offline run is written to its `wandb` folder.
-            group: Name of the sweep's folder, or None for a single run.
+        A folder has one W&B run for good: tracked again, it takes the earlier one's place. `group`
+        is the name of the sweep's folder, or None for a single run.
 
         Returns:
             A line for the user: the run's address, or how to sync it.
@@ -118,18 +111,10 @@ class WandbTracker(Settings):
             return f"W&B: {place}"
         return f"W&B: offline; to upload it, run: wandb sync {place}"
 
-    def start(
-        self,
-        folder: Path,
-        online: bool,
-        *,
-        group: str | None,
-        job_type: str,
-        name: str,
-        tags: Sequence[str],
-        config: Mapping[str, Any],
-    ) -> wandb.Run:
+    def start(self, folder: Path, online: bool, **options: Any) -> wandb.Run:
         """Starts the one W&B run of a folder, in place of what was tracked of it before.
+
+        Options are `wandb.init`'s: group, job_type, name, tags, config.
 
         Nothing of the machine is told: neither its name, nor paths, command line, packages or the
         working tree's changes.
@@ -148,11 +133,7 @@ class WandbTracker(Settings):
             dir=str(folder),
             mode="online" if online else "offline",
             id=run_id,
-            group=group,
-            job_type=job_type,
-            name=name,
-            tags=tags,
-            config=dict(config),
+            **options,
             settings=wandb.Settings(
                 silent=True,
                 console="off",

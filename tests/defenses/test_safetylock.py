@@ -16,7 +16,7 @@ from defenses.base import Edit, Models
 from defenses.safetylock import LOCK, SafetyLock
 from defenses.safetylock.activations import encode_pairs, head_outputs
 from defenses.safetylock.lock import PROVENANCE, Lock, load_lock
-from experiments.pipeline.placement import checkpoint_at, place
+from experiments.pipeline.steps.base import checkpoint_at, place
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, fingerprint_folder
 from modeling.heads import head_layout, output_projections

@@ -28,8 +28,8 @@ def refused(*overrides: str) -> str:
     """The sentence by which a run of these overrides ends before it makes anything."""
     try:
         (job,) = expand(overrides, multirun=False)
-        find_models(job.experiment.model)
-        read_inputs(job.experiment)
+        find_models(job.model)
+        read_inputs(job)
     except Exception as error:
         if not is_users(error):
             raise

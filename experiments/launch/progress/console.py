@@ -24,10 +24,6 @@ class JobConsole(logging.StreamHandler[TextIO]):
 
     A job of a sweep leaves what is not a warning to the sweep's view, and a worker process on the
     terminal of a live view writes nothing at all, which the view would be garbled by.
-
-    Args:
-        mode: `hydra.mode`.
-        progress: `runtime.progress`.
     """
 
     def __init__(self, mode: Any, progress: Any) -> None:
@@ -61,9 +57,6 @@ def leave_terminal(folder: Path) -> None:
     """Sends what this process prints to a file, if it has the terminal of another's live view.
 
     Libraries write there past any handler: warnings, bars, blank lines.
-
-    Args:
-        folder: The job's folder; the file is its `output.log`.
     """
     if not _beside_a_live_view():
         return

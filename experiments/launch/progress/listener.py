@@ -1,8 +1,7 @@
-"""Listeners to stages: `StageLog`, `StageEvents` of a sweep's job, and a terminal's `LastLine`."""
+"""Listeners to stages: `StageEvents` of a sweep's job, and a terminal's `LastLine`."""
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,21 +12,8 @@ from experiments.pipeline.runner import Listener
 from experiments.results.events import append
 from experiments.store import Stage, StageResult
 
-log = logging.getLogger("relock")
 
-_MANY = ("generate", "likelihood", "judge", "score")
-
-
-class StageLog(Listener):
-    """Writes which stages were made and reused to the log."""
-
-    def finished(self, result: StageResult) -> None:
-        level = logging.DEBUG if result.name in _MANY else logging.INFO
-        how = "reused" if result.reused else f"made in {result.seconds:.1f} s"
-        log.log(level, "%s %s %s", result.name, result.key, how)
-
-
-class StageEvents(StageLog):
+class StageEvents(Listener):
     """Writes the stages of a sweep's job to the events in its folder, too."""
 
     def __init__(self, folder: Path) -> None:
@@ -46,7 +32,7 @@ class StageEvents(StageLog):
         append(self._folder, "stage", status, name=result.name, key=result.key, seconds=seconds)
 
 
-class LastLine(StageLog):
+class LastLine(Listener):
     """Names the stage that is being made in the last line of a terminal, too.
 
     Bars of what takes long within a stage are drawn over it.
@@ -76,13 +62,7 @@ class LastLine(StageLog):
 
 @contextmanager
 def listening(folder: Path, *, in_sweep: bool, progress: str) -> Iterator[Listener]:
-    """The listener of one run.
-
-    Args:
-        folder: The run's folder.
-        in_sweep: Whether it is a job of a sweep, which has a view of its own.
-        progress: `runtime.progress`.
-    """
+    """The listener of one run."""
     if in_sweep:
         yield StageEvents(folder)
     elif progress == "auto" and is_live():
@@ -92,4 +72,4 @@ def listening(folder: Path, *, in_sweep: bool, progress: str) -> Iterator[Listen
         finally:
             line.clear()
     else:
-        yield StageLog()
+        yield Listener()

@@ -8,14 +8,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from experiments.launch.progress.estimate import time_left
 from experiments.results.command_line import override_key
-from experiments.results.events import Tail
+from experiments.results.events import read
 from experiments.results.status import STATUS, is_alive, is_here, job_folders
 
 ENDED = ("done", "failed", "killed")
+_RECENT = 5
 
 
 @dataclass(slots=True)
@@ -38,14 +39,10 @@ class JobState:
     """A job of a sweep.
 
     Attributes:
-        number: Its number in the sweep, from 0.
         status: "queued", "running", "done", "failed" or "killed".
-        overrides: Its settings, as on a command line.
         start: When it began, in seconds since 1970; None if that isn't known.
         end: When it ended, likewise.
-        reason: Why it failed.
         result: What it measured, in a few words.
-        stages: Its stages, in the order in which it needed them.
     """
 
     number: int
@@ -92,12 +89,9 @@ class SweepState:
     """A sweep's folder, read again by `refresh`.
 
     Attributes:
-        folder: The sweep's folder.
-        jobs: The jobs that have a folder, by number.
         total: How many jobs there will be; None if that isn't known.
-        varies: The settings that differ among the jobs.
         start: When the sweep began, in seconds since 1970; None if that isn't known.
-        ended: Whether it is over.
+        at_once: The most jobs that were seen to run side by side.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -108,29 +102,24 @@ class SweepState:
         self.start: float | None = None
         self.ended = False
         self.at_once = 1
-        self._now: set[int] | None = None
-        self._parent: dict[str, Any] | None = None
-        self._own = Tail(folder)
-        self._tails: dict[int, Tail] = {}
-        self._stamps: dict[int, int] = {}
 
     def refresh(self) -> None:
-        """Reads what has been written since the last time."""
-        for event in self._own.new():
-            if event["event"] == "sweep":
-                self._apply(event)
+        """Reads what the sweep and its jobs say now; jobs that have ended say no more."""
+        own = [event for event in read(self.folder) if event["event"] == "sweep"]
+        started = next((each for each in reversed(own) if each["status"] == "started"), None)
+        numbers = None
+        if started is not None:
+            if started["time"] != self.start:
+                self.jobs.clear()
+            self.start, self.total = started["time"], started["total"]
+            self.varies, numbers = started["varies"], started["numbers"]
         for folder in job_folders(self.folder):
             number = int(folder.name)
-            job = self.jobs.setdefault(number, JobState(number, folder))
-            tail = self._tails.setdefault(number, Tail(folder))
-            if not self._read_status(job) and job.status in ("done", "failed"):
-                continue
-            for event in tail.new():
-                if not self._is_past(number, event["time"]):
-                    _apply(job, event)
-        running = self.of("running")
-        self.at_once = max(self.at_once, len(running))
-        self.ended = self.ended or self._is_abandoned(bool(running))
+            if number not in self.jobs or self.jobs[number].status not in ("done", "failed"):
+                runs = numbers is None or number in numbers
+                self.jobs[number] = _read_job(folder, (self.start or 0.0) if runs else 0.0)
+        self.at_once = max(self.at_once, len(self.of("running")))
+        self.ended = (bool(own) and own[-1]["status"] == "ended") or self._is_abandoned(started)
 
     def of(self, *statuses: str) -> list[JobState]:
         """The jobs of these statuses, by number."""
@@ -169,67 +158,79 @@ class SweepState:
             self.at_once,
         )
 
-    def _is_abandoned(self, running: bool) -> bool:
+    def _is_abandoned(self, started: Mapping[str, Any] | None) -> bool:
         """Whether nobody goes on with it, though its end was never written down."""
-        if running:
+        if self.of("running"):
             return False
-        if self._parent is None or _is_gone(self._parent):
+        if started is None or _is_gone(started):
             return True
         return self.total is not None and len(self.of(*ENDED)) >= self.total
-
-    def _is_past(self, number: int, when: float | None) -> bool:
-        """Whether that was before the sweep that now runs the job, perhaps once more."""
-        if self.start is None or when is None or when >= self.start:
-            return False
-        return self._now is None or number in self._now
-
-    def _apply(self, event: dict[str, Any]) -> None:
-        if event["status"] == "ended":
-            self.ended = True
-            return
-        self.ended = False
-        for memory in (self.jobs, self._tails, self._stamps):
-            memory.clear()
-        self.start = event["time"]
-        self.total = event["total"]
-        self.varies = event["varies"]
-        self._now = None if event["numbers"] is None else set(event["numbers"])
-        self._parent = event
-
-    def _read_status(self, job: JobState) -> bool:
-        """Reads what a job says of itself; returns whether that may be news."""
-        path = job.folder / STATUS
-        try:
-            stamp = path.stat().st_mtime_ns
-            if self._stamps.get(job.number) == stamp and job.status != "running":
-                return False
-            content = json.loads(path.read_text())
-            killed = _is_killed(content)
-            if killed:  # Or it has ended since it was read.
-                content = json.loads(path.read_text())
-                killed = _is_killed(content)
-        except (OSError, ValueError):
-            return True
-        self._stamps[job.number] = stamp
-        when = content.get("time")
-        if self._is_past(job.number, when):
-            return True
-        job.overrides = content["overrides"]
-        job.status = content["status"]
-        job.reason = content.get("reason", "")
-        if killed:
-            job.status = "killed"
-        if job.start is None:
-            job.start = when if content["status"] == "running" else None
-        job.end = when if content["status"] in ENDED else None
-        return True
 
 
 def is_sweep(folder: Path) -> bool:
     """Whether a sweep has written into the folder."""
     if any((job / STATUS).is_file() for job in job_folders(folder)):
         return True
-    return any(event["event"] == "sweep" for event in Tail(folder).new())
+    return any(event["event"] == "sweep" for event in read(folder))
+
+
+def varying(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """The settings that aren't the same in all jobs, of which each is a list of overrides."""
+    common = set.intersection(*(set(job) for job in jobs)) if jobs else set()
+    differing = (each for job in jobs for each in job if each not in common)
+    return list(dict.fromkeys(map(override_key, differing)))
+
+
+def time_left(
+    ended: Sequence[float], running: Sequence[float], queued: int, at_once: int
+) -> float | None:
+    """Seconds until the last job ends: the mean of the last five jobs for each that is to come.
+
+    The first job, which makes the stages that all share, counts only for want of others.
+
+    Args:
+        ended: What the jobs that ended well took, in seconds, in the order of their ends.
+        running: For how many seconds each of those that run has been running.
+        queued: How many wait for their turn.
+        at_once: How many run side by side.
+
+    Returns:
+        None before there is a basis, that is until a job has ended; 0 if none is to come.
+    """
+    if not running and not queued:
+        return 0.0
+    if not ended:
+        return None
+    mean = fmean(ended[1:][-_RECENT:] or ended)
+    rest = [*(max(0.0, mean - seconds) for seconds in running), *([mean] * queued)]
+    return max(sum(rest) / max(1, at_once), *rest)
+
+
+def _read_job(folder: Path, since: float) -> JobState:
+    """A job by its folder; what it said before `since` is of an earlier run of it."""
+    job = JobState(int(folder.name), folder)
+    # Before the events: a job that has ended adds no more of them.
+    status = _read_status(folder)
+    if _is_killed(status):
+        status = _read_status(folder)  # Or it has ended since it was read.
+    when = status.get("time")
+    if status and (when is None or when >= since):
+        job.overrides, job.reason = status["overrides"], status.get("reason", "")
+        job.status = "killed" if _is_killed(status) else status["status"]
+        job.start = when if status["status"] == "running" else None
+        job.end = when if status["status"] in ENDED else None
+    for event in read(folder):
+        if event["time"] >= since:
+            _apply(job, event)
+    return job
+
+
+def _read_status(folder: Path) -> dict[str, Any]:
+    try:
+        status: dict[str, Any] = json.loads((folder / STATUS).read_text())
+    except (OSError, ValueError):
+        return {}
+    return status
 
 
 def _is_gone(process: Mapping[str, Any]) -> bool:
@@ -237,7 +238,7 @@ def _is_gone(process: Mapping[str, Any]) -> bool:
 
 
 def _is_killed(status: Mapping[str, Any]) -> bool:
-    return status["status"] == "running" and _is_gone(status)
+    return status.get("status") == "running" and _is_gone(status)
 
 
 def _apply(job: JobState, event: Mapping[str, Any]) -> None:
@@ -253,10 +254,3 @@ def _apply(job: JobState, event: Mapping[str, Any]) -> None:
             last = StageState(event["name"], event["key"], status, when)
             job.stages.append(last)
         last.status, last.since = status, when
-
-
-def varying(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """The settings that aren't the same in all jobs, of which each is a list of overrides."""
-    common = set.intersection(*(set(job) for job in jobs)) if jobs else set()
-    differing = (each for job in jobs for each in job if each not in common)
-    return list(dict.fromkeys(map(override_key, differing)))

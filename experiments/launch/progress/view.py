@@ -1,17 +1,29 @@
-"""Views of a sweep's state: a line per job, a snapshot, and a live drawing for a terminal."""
+"""Views of a sweep's state: a line per job, a snapshot, a live drawing, and who keeps them up."""
 
 from __future__ import annotations
 
+import logging
+import os
+import socket
+import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from experiments.launch.progress.state import JobState, SweepState
+from experiments.launch.progress.console import LIVE, is_live
+from experiments.launch.progress.state import ENDED, JobState, SweepState
+from experiments.results.events import append
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.live import Live
 
+log = logging.getLogger("relock")
+
+_EVERY_SECONDS = 0.5
 _STATUSES = ("made", "reused", "running", "waiting", "unfinished")
 _OTHER_LINES = 8
 _LEAST_ROWS = 3
@@ -54,29 +66,18 @@ def drawing(sweep: SweepState, height: int) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    ended = len(sweep.of("done", "failed", "killed"))
     parts: list[RenderableType] = []
     if sweep.total:
         bar = Table.grid()  # Alone it wouldn't end its line.
-        bar.add_row(ProgressBar(total=sweep.total, completed=ended, width=60))
+        bar.add_row(ProgressBar(total=sweep.total, completed=len(sweep.of(*ENDED)), width=60))
         parts.append(bar)
-    parts.append(Text(_job_counts(sweep), style="bold", overflow="ellipsis", no_wrap=True))
-    table = Table.grid(padding=(0, 2))
-    table.add_column(justify="right", style="dim", no_wrap=True)
-    table.add_column(overflow="ellipsis", no_wrap=True)
-    table.add_column(style="cyan", overflow="ellipsis", no_wrap=True)
-    running = sweep.of("running")
+    running = [f"{job.number:4}  {sweep.label(job)}: {_doing(job)}" for job in sweep.of("running")]
     room = max(_LEAST_ROWS, height - _OTHER_LINES)
-    for job in running[:room]:
-        table.add_row(str(job.number), Text(sweep.label(job)), _doing(job))
     if len(running) > room:
-        table.add_row("", f"and {len(running) - room} more", "")
-    if running:
-        parts.append(table)
+        running[room:] = [f"      and {len(running) - room} more"]
     stages = _stages(sweep.counts())
-    if stages:
-        parts.append(Text(f"stages: {stages}", style="dim"))
-    parts.append(Text(_times(sweep)))
+    lines = [_job_counts(sweep), *running, stages and f"stages: {stages}", _times(sweep)]
+    parts += [Text(line, overflow="ellipsis", no_wrap=True) for line in lines if line]
     return Group(*parts)
 
 
@@ -147,3 +148,104 @@ def _stages(counts: dict[str, Counter[str]]) -> str:
         ]
         parts.append(f"{name} {' + '.join(counted)}")
     return ", ".join(parts)
+
+
+class Watch:
+    """Shows how far a sweep is."""
+
+    def __init__(self, folder: Path, live: bool) -> None:
+        self.sweep = SweepState(folder)
+        self._shown: set[int] = set()
+        self._live: Live | None = None
+        if live:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(), auto_refresh=False, transient=True)
+
+    def __enter__(self) -> Watch:
+        self.sweep.refresh()
+        self._shown = {job.number for job in self.sweep.of(*ENDED)}
+        if self._live is not None:
+            self._live.start()
+            for stream in (sys.stdout, sys.stderr):
+                # Or libraries would draw their bars beside the view.
+                setattr(stream, "isatty", lambda: False)  # noqa: B010
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self) -> bool:
+        """Reads the sweep's state and shows it; returns whether the sweep goes on."""
+        self.sweep.refresh()
+        ended = [job for job in self.sweep.of(*ENDED) if job.number not in self._shown]
+        for job in sorted(ended, key=lambda job: job.end or 0.0):
+            self._shown.add(job.number)
+            self._say(job)
+        if self._live is not None:
+            self._live.update(drawing(self.sweep, self._live.console.height), refresh=True)
+        return not self.sweep.ended
+
+    def until_end(self, stop: threading.Event) -> None:
+        """Shows the state again and again, until the sweep has ended or `stop` is set."""
+        while self.show() and not stop.wait(_EVERY_SECONDS):
+            pass
+
+    def _say(self, job: JobState) -> None:
+        reason = f"error: {job.reason}" if job.status == "failed" else ""
+        if self._live is None:
+            print(whole_line(self.sweep, job, len(self._shown)), flush=True)
+            if reason:
+                print(reason, file=sys.stderr, flush=True)
+            return
+        from rich.text import Text
+
+        line = ended_line(self.sweep, job, len(self._shown))
+        style = "" if job.status == "done" else "red"
+        for text in filter(None, (line, reason)):
+            # A style of `print` would be the view's, too.
+            self._live.console.print(Text(text, style=style), soft_wrap=True)
+
+
+class View:
+    """The view of a sweep that runs in this process."""
+
+    def __init__(self, folder: Path, progress: str, jobs: dict[str, Any]) -> None:
+        """Begins to watch; `jobs` is what is known of them: total, varies, numbers."""
+        folder.mkdir(parents=True, exist_ok=True)
+        here = {"host": socket.gethostname(), "pid": os.getpid()}
+        append(folder, "sweep", "started", **here, **jobs)
+        self._folder = folder
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        if progress == "off":
+            return
+        live = progress == "auto" and is_live()
+        self._watch = Watch(folder, live)
+        if live:
+            os.environ[LIVE] = str(os.getpid())
+        self._watch.__enter__()
+        self._thread = threading.Thread(target=self._go, name="progress", daemon=True)
+        self._thread.start()
+
+    def stop(self, *, ended: bool = True) -> None:
+        """Says what is left to say, and leaves the terminal as it was."""
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join()
+            try:
+                self._watch.show()
+            finally:
+                self._watch.__exit__()
+                os.environ.pop(LIVE, None)
+        if ended:
+            append(self._folder, "sweep", "ended")
+
+    def _go(self) -> None:
+        try:
+            self._watch.until_end(self._stop)
+        except Exception:
+            # A view that fails is no reason for a sweep to fail.
+            log.warning("the view of the sweep's progress has failed", exc_info=True)

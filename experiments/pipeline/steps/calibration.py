@@ -27,12 +27,6 @@ class StoredCalibration:
     """Implements `defenses.base.Calibration` with the experiment's backend, judge and store.
 
     Attributes:
-        prompts: Calibration prompts; none of them is used in the evaluation.
-        safety_pairs: Pairs of a safe and an unsafe answer; none is used in the evaluation.
-        safety_prompts: Harmful prompts by category; none is used in the evaluation.
-        utility_prompts: Benign prompts; none is used in the evaluation.
-        needs: What the defense uses of these (`defenses.base.Defense.needs`).
-        base_key: Identity of the base model, so that its weights need not be hashed again.
         seconds_reused: Seconds that stored answers took when they were made.
     """
 
@@ -80,12 +74,8 @@ class StoredCalibration:
         """The step behind a call of `respond`, before `prepare` runs.
 
         Answers of a reference, or to prompts chosen on the way, depend on what isn't there yet:
-        they get a key of their own, under which a plan has them again.
-
-        Args:
-            answers: What `prepare` will ask for.
-            aligned: The aligned model.
-            fingerprint: As `fingerprint_folder`, of folders that needn't be there.
+        they get a key of their own, under which a plan has them again. `fingerprint` is as
+        `fingerprint_folder`, of folders that needn't be there.
         """
         texts = [prompt.text for name in answers.prompts for prompt in getattr(self, name)]
         model = self.base if answers.model == "base" else aligned
@@ -123,11 +113,12 @@ class StoredCalibration:
     def lengths(self, model: Checkpoint, sizes: Sizes) -> list[int]:
         """Tokens of each row that the defense uses, as the model reads it, at most."""
         pairs = [(p.prompt, text) for p in self.safety_pairs for text in (p.chosen, p.rejected)]
-        asked = [prompt.text for prompt in (*self.safety_prompts, *self.utility_prompts)]
-        answered = sizes.prompts(model, self.style, [prompt.text for prompt in self.prompts])
+        asked = [(prompt.text, "") for prompt in (*self.safety_prompts, *self.utility_prompts)]
+        prompts = [(prompt.text, "") for prompt in self.prompts]
+        answered = sizes.tokens(model, self.style, prompts, answered=False)
         return [
-            *sizes.pairs(model, self.style, pairs),
-            *sizes.prompts(model, self.style, asked),
+            *sizes.tokens(model, self.style, pairs),
+            *sizes.tokens(model, self.style, asked, answered=False),
             *(length + self.max_new_tokens for length in answered),
         ]
 

@@ -10,14 +10,16 @@ from typing import Any
 
 from defenses.base import Defense, EditStep, Models
 from experiments.pipeline.cost import FLOAT_BYTES, ModelSize, Sizes, Work
-from experiments.pipeline.placement import (
+from experiments.pipeline.steps.base import (
     MODEL,
+    Model,
+    Step,
     checkpoint_at,
+    identity,
     known_models,
     model_after,
     place,
 )
-from experiments.pipeline.steps.base import Model, Step, identity
 from experiments.pipeline.steps.calibration import StoredCalibration
 from experiments.store import Stage, StageResult
 from modeling.checkpoint import Checkpoint

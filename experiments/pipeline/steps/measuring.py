@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from evaluation import engines
 from evaluation.base import Backend, Judge
 from experiments.pipeline.cost import Sizes, Work, table_bytes
 from experiments.pipeline.prompt_sets import PromptSet
-from experiments.pipeline.steps.base import ROWS, Model, Step, read_rows
+from experiments.pipeline.steps.base import Model, Step, read_rows, write_rows
 from experiments.store import Stage, StageResult
 from modeling.chat import PromptStyle
 from settings import ModelError, target
@@ -29,8 +30,6 @@ class Generate(Step):
     """A model to its answers to one set of prompts.
 
     Attributes:
-        model: Answers.
-        prompts: What is asked.
         backend: Generates the answers; of one that chooses, the chosen one.
         inputs: What identifies the model's content, where it isn't its key.
     """
@@ -63,8 +62,6 @@ class Generate(Step):
 
         `prompt` is what judges see; `asked` is what the model got.
         """
-        import pandas as pd
-
         model, prompts = self.model, self.prompts
         engine = engines.engine(self.backend, model.checkpoint, model.style, model.reference)
         texts, starts = prompts.texts, prompts.starts
@@ -81,14 +78,15 @@ class Generate(Step):
             }
             for prompt, text, answer in zip(prompts.prompts, texts, answers, strict=True)
         ]
-        pd.DataFrame(rows).to_parquet(out / ROWS, index=False)
+        write_rows(rows, out)
         return {"rows": len(rows), "tokens": sum(answer.tokens for answer in answers)}
 
     def prompt_lengths(self, sizes: Sizes) -> list[int]:
         """Tokens of each prompt as the model gets it."""
-        prompts = self.prompts
-        return sizes.prompts(
-            self.model.checkpoint, self.model.style, prompts.texts, prompts.system, prompts.starts
+        model, texts, starts = self.model, self.prompts.texts, self.prompts.starts
+        rows = zip(texts, starts or [""] * len(texts), strict=True)
+        return sizes.tokens(
+            model.checkpoint, model.style, rows, self.prompts.system, answered=False
         )
 
     def cost(self, sizes: Sizes) -> Work:
@@ -102,14 +100,7 @@ class Generate(Step):
 
 @dataclass(frozen=True)
 class Likelihood(Step):
-    """A model to the likelihood of the held-out texts.
-
-    Attributes:
-        model: Reads the texts.
-        texts: The texts.
-        max_tokens: A longer text is cut.
-        backend: Runs the model; of one that chooses, the chosen one.
-    """
+    """A model to the likelihood of the held-out texts."""
 
     model: Model
     texts: Sequence[Example]
@@ -138,51 +129,41 @@ class Likelihood(Step):
         given the prompt, or the tokens before it where there is none; `tokens` is how many were
         summed. A text that is longer than the model's context is cut too.
         """
-        import pandas as pd
-
         model = self.model
         engine = engines.engine(self.backend, model.checkpoint, model.style, model.reference)
         most = min(self.max_tokens, engine.context or self.max_tokens)
         encoded = [_encode(engine.tokenizer, model.style, text, most) for text in self.texts]
-        logprobs = engine.logprobs([row.ids for row in encoded])
+        logprobs = engine.logprobs([ids for ids, _, _ in encoded])
         rows = [
             {
                 "id": str(number),
                 "category": text.category,
                 "prompt": text.prompt,
                 "answer": text.response,
-                "tokens": row.scored,
-                "truncated": row.truncated,
-                "nll": -math.fsum(line[-row.scored :]) if row.scored else 0.0,
+                "tokens": scored,
+                "truncated": truncated,
+                "nll": -math.fsum(line[-scored:]) if scored else 0.0,
             }
-            for number, (text, row, line) in enumerate(
+            for number, (text, (_, scored, truncated), line) in enumerate(
                 zip(self.texts, encoded, logprobs, strict=True)
             )
         ]
-        pd.DataFrame(rows).to_parquet(out / ROWS, index=False)
-        return {"rows": len(rows), "tokens": sum(row.scored for row in encoded)}
+        write_rows(rows, out)
+        return {"rows": len(rows), "tokens": sum(scored for _, scored, _ in encoded)}
 
     def cost(self, sizes: Sizes) -> Work:
         """A pass over the texts."""
         checkpoint, rows = self.model.checkpoint, [(t.prompt, t.response) for t in self.texts]
-        whole = sizes.pairs(checkpoint, self.model.style, rows)
+        whole = sizes.tokens(checkpoint, self.model.style, rows)
         lengths = [min(self.max_tokens, length) for length in whole]
         disk = table_bytes(len(rows), sum(lengths))
         return Work(disk=disk) + sizes.model(checkpoint).forward(lengths)
 
 
-@dataclass(frozen=True, slots=True)
-class _EncodedText:
-    """A held-out text's token ids, how many of the last are scored, and whether it was cut."""
-
-    ids: list[int]
-    scored: int
-    truncated: bool
-
-
 def _encode(
     tokenizer: PreTrainedTokenizerBase, style: PromptStyle, text: Example, max_tokens: int
-) -> _EncodedText:
+) -> tuple[list[int], int, bool]:
+    """A held-out text's token ids, how many of the last are scored, and whether it was cut."""
     if text.prompt:
         head = style.encode_prompt(tokenizer, text.prompt)
         body = style.encode_content(tokenizer, text.prompt, text.response)
@@ -192,18 +173,12 @@ def _encode(
         whole = list(tokenizer(text.response)["input_ids"])
         head, body = whole[:1], whole[1:]
     ids = (head + body)[:max_tokens]
-    return _EncodedText(ids, max(0, len(ids) - len(head)), len(head) + len(body) > max_tokens)
+    return ids, max(0, len(ids) - len(head)), len(head) + len(body) > max_tokens
 
 
 @dataclass(frozen=True)
 class JudgeAnswers(Step):
-    """Answers to verdicts.
-
-    Attributes:
-        judge: Gives the verdicts.
-        generate: The step that makes the answers.
-        answers: Its result.
-    """
+    """Answers to verdicts."""
 
     judge: Judge
     generate: Generate
@@ -224,8 +199,6 @@ class JudgeAnswers(Step):
 
     def run(self, out: Path) -> dict[str, Any]:
         """Writes one verdict per answer: id and the fields of `Verdict`."""
-        import pandas as pd
-
         rows = read_rows(self.answers.folder)
         verdicts = self.judge.score(rows["prompt"].tolist(), rows["answer"].tolist())
         if len(verdicts) != len(rows):
@@ -233,10 +206,10 @@ class JudgeAnswers(Step):
                 f"{type(self.judge).__name__} gave {len(verdicts)} verdicts for {len(rows)} "
                 "answers; a judge must give one each, choose another or mend it"
             )
-        frame = pd.DataFrame([asdict(verdict) for verdict in verdicts])
-        frame.insert(0, "id", rows["id"])
-        frame.to_parquet(out / ROWS, index=False)
-        return {"rows": len(frame), "labels": frame["label"].value_counts().to_dict()}
+        pairs = zip(rows["id"], verdicts, strict=True)
+        write_rows([{"id": id_, **asdict(verdict)} for id_, verdict in pairs], out)
+        labels = dict(Counter(verdict.label for verdict in verdicts))
+        return {"rows": len(rows), "labels": labels}
 
     def cost(self, sizes: Sizes) -> Work:
         """The judge's own model, where it has one here, reads prompts and whole answers."""
@@ -247,14 +220,7 @@ class JudgeAnswers(Step):
 
 @dataclass(frozen=True)
 class ScoreAnswers(Step):
-    """Answers to a task's rows to scores.
-
-    Attributes:
-        task: Reads the answers.
-        items: The task's rows.
-        generate: The step that makes the answers.
-        answers: Its result.
-    """
+    """Answers to a task's rows to scores."""
 
     task: TaskSource
     items: Sequence[TaskItem]
@@ -272,15 +238,13 @@ class ScoreAnswers(Step):
 
     def run(self, out: Path) -> None:
         """Writes one row per answer: id, gold, strict, lenient, parsed, protocol."""
-        import pandas as pd
-
         rows = read_rows(self.answers.folder)
         gold = {item.id: item.gold for item in self.items}
         scores = [
             {"id": id_, "gold": gold[id_], **asdict(self.task.score(answer, gold[id_]))}
             for id_, answer in zip(rows["id"], rows["answer"], strict=True)
         ]
-        pd.DataFrame(scores).to_parquet(out / ROWS, index=False)
+        write_rows(scores, out)
 
     def cost(self, sizes: Sizes) -> Work:
         """Reading of answers: no model."""

@@ -13,8 +13,7 @@ from attacks.base import Attack, AttackData
 from data.local import hash_rows
 from data.rows import Example, PreferencePair
 from experiments.pipeline.cost import Sizes, Work
-from experiments.pipeline.placement import MODEL
-from experiments.pipeline.steps.base import Model, ModelStep, identity
+from experiments.pipeline.steps.base import MODEL, Model, ModelStep, identity
 from experiments.store import Stage
 from modeling.alignment import Alignment
 from modeling.training import LoraSettings
@@ -66,13 +65,13 @@ class Align(ModelStep):
         work = Work(disk=model.adapter_bytes)
         if self.recipe.sft is not None:
             rows = [(row.prompt, row.response) for row in self.rows]
-            lengths = sizes.pairs(checkpoint, style, rows, training=True)
+            lengths = sizes.tokens(checkpoint, style, rows, training=True)
             work += model.training(lengths, self.recipe.sft)
         if self.recipe.preference is not None:
             method = self.recipe.preference.method
             rows = [(p.prompt, answer) for p in self.pairs for answer in (p.chosen, p.rejected)]
             phase = model.training(
-                sizes.pairs(checkpoint, style, rows, training=True),
+                sizes.tokens(checkpoint, style, rows, training=True),
                 self.recipe.preference.train,
                 answers=1 if method == "kto" else 2,
                 copies=_REFERENCE_PASSES.get(method, 0),
@@ -161,5 +160,5 @@ class RunAttack(ModelStep):
         rows = [(row.prompt, row.response) for row in self.attack.rows(self.data, self.seed)]
         checkpoint = self.model.checkpoint
         model = sizes.model(checkpoint, self.fresh_lora)
-        lengths = sizes.pairs(checkpoint, style, rows, training=True)
+        lengths = sizes.tokens(checkpoint, style, rows, training=True)
         return Work(disk=model.adapter_bytes or model.bytes) + model.training(lengths, training)

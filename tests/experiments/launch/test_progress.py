@@ -22,8 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.launch.progress.estimate import time_left
-from experiments.launch.progress.state import SweepState
+from experiments.launch.progress.state import SweepState, time_left
 from experiments.launch.progress.view import duration, snapshot
 from experiments.progress import main as progress
 from experiments.results import events

@@ -43,5 +43,5 @@ def test_a_job_of_an_experiment_is_one_job_again() -> None:
     own = ["defense=nlsr", "attack.poison_ratio=0.05", "seed=1", "experiment=organism_table"]
     words = shlex.split(command_line(own))[3:]
     (job,) = expand(words, multirun=False)
-    assert job.experiment.labels["defense"] == "nlsr"
-    assert job.experiment.seed == 1
+    assert job.labels["defense"] == "nlsr"
+    assert job.seed == 1

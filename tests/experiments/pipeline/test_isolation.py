@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.pipeline.isolation import in_child
+from experiments.pipeline.runner import in_child
 from experiments.results.record import Record
 from settings import DataError, RelockError
 from tests.experiments.conftest import Command

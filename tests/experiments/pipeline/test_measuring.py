@@ -17,7 +17,6 @@ from data.rows import Example
 from evaluation.backends.transformers import TransformersBackend
 from evaluation.base import Judge, Label, Verdict
 from evaluation.engines import close_engines
-from experiments.pipeline import isolation
 from experiments.pipeline.steps.base import Model, read_rows
 from experiments.pipeline.steps.measuring import Likelihood
 from experiments.results.record import Record
@@ -191,7 +190,6 @@ def test_what_has_a_process_of_its_own_gets_no_child(
         return function()
 
     monkeypatch.setattr("experiments.pipeline.runner.in_child", noting)
-    assert isolation.in_child is not noting
     common = ("runtime.isolate=true", "evaluation.limits.harmful=10", "evaluation.text_tokens=99")
     assert command(*common).code == 0
     assert {"generate", "likelihood", "judge"} <= set(names)

@@ -22,8 +22,8 @@ import pytest
 
 from experiments.config.experiment import register_resolvers
 from experiments.config.jobs import expand
+from experiments.plan.dry_run import walk
 from experiments.plan.models import Library
-from experiments.plan.sweep import walk
 from experiments.results.record import Record
 from tests.experiments.conftest import Command
 

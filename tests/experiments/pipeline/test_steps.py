@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 
 from defenses.base import Calibration, Defense, Edit, EditStep, Models
-from experiments.pipeline.placement import checkpoint_at, known_models, place
-from experiments.pipeline.steps.base import identity
+from experiments.pipeline.steps.base import checkpoint_at, identity, known_models, place
 from experiments.report.__main__ import main as report
 from experiments.results.record import Record
 from experiments.tracking.wandb_fields import summary

@@ -23,7 +23,7 @@ from experiments.pipeline.pipeline import Pipeline
 from experiments.pipeline.steps.base import Step
 from experiments.plan.__main__ import main
 from experiments.plan.dry_run import DryRun, Entry, Ledger
-from experiments.plan.models import Library, _Hub
+from experiments.plan.models import Library, fetched_bytes
 from experiments.plan.shapes import read_shape
 from experiments.plan.sizes import PlannedSizes, model_size
 from experiments.plan.totals import Rates, add_up
@@ -134,9 +134,9 @@ def test_every_step_keeps_its_key_on_the_way_to_a_child_process(tmp_path: Path) 
     ledger = Ledger(PlannedSizes(Library(tmp_path / "scratch")))
     line = ["defense=fgsn", "model.alignment=own", "refine.adapter=fresh", *REFINE, *TOY]
     (job,) = expand([*line, f"store.root={tmp_path / 'store'}"], multirun=False)
-    base, published = ledger.sizes.library.find_models(job.experiment.model)
-    runner = Pickling(Store(job.experiment.store), ledger)
-    pipeline = Pipeline(job.experiment, read_inputs(job.experiment), base, published, runner)
+    base, published = ledger.sizes.library.find_models(job.model)
+    runner = Pickling(Store(job.store), ledger)
+    pipeline = Pipeline(job, read_inputs(job), base, published, runner)
     pipeline.measure(pipeline.train().models)
     assert {step.__name__ for step in seen} == {
         "Align", "Merge", "RunAttack", "Prepare", "Apply",
@@ -370,8 +370,5 @@ def test_second_copies_of_weights_are_not_fetched() -> None:
         "original/params.json": 1000,
         "README.md": 10_000,
     }
-    hub = _Hub("maker/model", None, "model.base")
-    # What the hub answers is kept on the object.
     siblings = [{"rfilename": name, "size": size} for name, size in sizes.items()]
-    vars(hub)["info"] = ModelInfo(id="maker/model", siblings=siblings)
-    assert hub.size == 11
+    assert fetched_bytes(ModelInfo(id="maker/model", siblings=siblings)) == 11

@@ -225,7 +225,7 @@ def test_a_killed_stage_and_one_without_memory_fail_their_jobs_and_not_the_sweep
 
 
 CALLS = """
-from experiments.pipeline.isolation import in_child
+from experiments.pipeline.runner import in_child
 from tests.experiments.store.waiting import say_and_wait
 
 if __name__ == "__main__":
