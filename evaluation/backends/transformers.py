@@ -58,7 +58,7 @@ class TransformersBackend(Backend):
         """Loads a sequence classifier.
 
         Raises:
-            ModelError: It lacks trained weights or a padding token of its own.
+            ModelError: It lacks trained weights, labels, or a padding token of its own.
         """
         return TransformersClassifier(folder, dtype, self.batch_size)
 
@@ -199,9 +199,16 @@ def load_classifier_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder, padding_side="right", truncation_side="right")
 
 
-def read_labels(config: Any) -> list[str]:
-    """What the columns of a classifier's scores stand for, by its transformers config."""
-    return [str(config.id2label[index]) for index in sorted(config.id2label)]
+def read_labels(folder: str, config: Any) -> list[str]:
+    """What the columns of a classifier's scores stand for, by its transformers config.
+
+    Raises:
+        ModelError: It has none.
+    """
+    names = config.id2label
+    if not names:
+        raise ModelError(f"the classifier {folder!r} has no labels; take a moderation model")
+    return [str(names[index]) for index in sorted(names)]
 
 
 class TransformersClassifier:
@@ -230,7 +237,7 @@ class TransformersClassifier:
         model.config.pad_token_id = self.tokenizer.pad_token_id
         self._device = device or device_name()
         self._model: Any = model.to(self._device).eval()
-        self.labels = read_labels(model.config)
+        self.labels = read_labels(folder, model.config)
 
     @property
     def usable(self) -> bool:

@@ -111,7 +111,7 @@ class VLLMBackend(Backend):
 
         Raises:
             SettingError: vLLM isn't installed.
-            ModelError: It can't be served, lacks a trained head, or what is served isn't
+            ModelError: It can't be served, lacks a trained head or labels, or what is served isn't
                 the classifier.
         """
         from transformers import AutoConfig
@@ -124,7 +124,7 @@ class VLLMBackend(Backend):
                 f"{named} lacks trained weights for score.weight; save or download it again"
             )
         config = AutoConfig.from_pretrained(folder)
-        labels = read_labels(config)
+        labels = read_labels(folder, config)
         what = ServedWeights(Path(folder))
         running = take(self._plan(what, "classify", dtype, config), what, self.keep)
         opened = VLLMClassifier(running, load_classifier_tokenizer(folder), labels)
