@@ -55,8 +55,6 @@ class Prepare(Step):
         Answers that the store already held count with the seconds they took when they were made,
         so that the cost doesn't depend on what ran before.
         """
-        import torch  # noqa: F401 - the seconds of its import are no part of the defense's cost
-
         models = Models(self.base.checkpoint, self.aligned.checkpoint)
         with measured() as cost:
             diagnostics = self.defense.prepare(models, self.calibration, out)
@@ -114,8 +112,6 @@ class Apply(Step):
         Raises:
             ModelError: The defense's last step isn't its result, or a model lies outside `out`.
         """
-        import torch  # noqa: F401 - the seconds of its import are no part of the defense's cost
-
         attacked = self.attacked.checkpoint
         with measured() as cost:
             edit = self.defense.apply(self.artefact.folder, attacked, out / MODEL, self._models)
