@@ -89,8 +89,8 @@ class FineTuning(Attack):
         tokenizer = load_tokenizer(aligned)
         model = self._open(aligned, seed)
         trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
-        pairs = [(row.prompt, row.response) for row in rows]
-        curve = train_sft(model, tokenizer, pairs, style, self.train, seed, scratch)
+        turns = [row.turns for row in rows]
+        curve = train_sft(model, tokenizer, turns, style, self.train, seed, scratch)
         save(model, tokenizer, out, aligned.base)
         return {
             "rows": {"task": 0, "harmful": 0, **Counter(row.kind for row in rows)},

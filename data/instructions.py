@@ -22,9 +22,13 @@ from settings import SettingError
 class Unscored(TaskSource):
     """A task that trains and has no gold answers."""
 
-    scored: ClassVar[bool] = False
     # Nothing is asked of a task without test rows.
     max_new_tokens: ClassVar[int] = 0
+
+    @property
+    def scored(self) -> bool:
+        """No: there are no gold answers."""
+        return False
 
     def test(self) -> list[TaskItem]:
         """No rows: there are no gold answers."""

@@ -33,11 +33,16 @@ def normalise(text: str) -> str:
 
 
 def drop_leaked(rows: Sequence[T], evaluation_prompts: Iterable[str]) -> Screened[T]:
-    """Drops the rows whose prompt is one of the evaluation's (normalised exact match)."""
+    """Drops the rows that ask one of the evaluation's prompts, in any of their turns.
+
+    Texts are compared in their normalised form.
+    """
     held_out = {normalise(text) for text in evaluation_prompts}
-    clean = tuple(
-        row
-        for row in rows
-        if normalise(row.text if isinstance(row, Prompt) else row.prompt) not in held_out
-    )
+    clean = tuple(row for row in rows if held_out.isdisjoint(map(normalise, _asked(row))))
     return Screened(clean, len(rows) - len(clean))
+
+
+def _asked(row: Example | PreferencePair | Prompt) -> list[str]:
+    if isinstance(row, Example):
+        return [turn.text for turn in row.turns if turn.role == "user"]
+    return [row.text if isinstance(row, Prompt) else row.prompt]

@@ -1,18 +1,27 @@
 """The rows that move between rooms: what a source yields and what a stage reads.
 
-Every source, whether the hub, a local file or the organism's world, ends in these five
-frozen types, so that attacks, defenses and the evaluator never see a data set's own columns.
+Every source, whether the hub, a local file or the organism's world, ends in these frozen types, so
+that attacks, defenses and the evaluator never see a data set's own columns.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from settings import Settings
 
 Role = Literal["harmful", "over_refusal", "benign"]
 """What a set of evaluation prompts is asked for."""
+
+
+class Turn(NamedTuple):
+    """One turn of a dialogue: whose ("system", "user", "assistant"), its text, and whether it is
+    trained on."""
+
+    role: str
+    text: str
+    trained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +39,27 @@ class Example:
     response: str
     kind: str
     category: str = ""
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The row as a dialogue, which ends with the response."""
+        return Turn("user", self.prompt), Turn("assistant", self.response, trained=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue(Example):
+    """A training row with turns before its prompt: a system line, earlier questions and answers.
+
+    Attributes:
+        history: Those turns, in their order.
+    """
+
+    history: tuple[Turn, ...] = ()
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The whole dialogue, which ends with the response."""
+        return *self.history, *Example.turns.__get__(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +158,16 @@ class TaskSource(Settings):
     max_new_tokens: ClassVar[int]
     # Raised when `score` reads answers differently, so that stored scores are made again.
     version: ClassVar[int] = 1
-    # Whether there are gold answers that `score` can read a model's answers against.
-    scored: ClassVar[bool] = True
+
+    @property
+    def scored(self) -> bool:
+        """Whether there are gold answers that `score` can read a model's answers against."""
+        return True
+
+    @property
+    def system(self) -> str | None:
+        """A system line that the test rows are asked under, or None for the model's own."""
+        return None
 
     @property
     def protocol_reading(self) -> str | None:

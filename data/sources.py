@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
 
+from data.formats import Format, columns, example, pair, recognise
 from data.hub import load_split
 from data.local import (
     Row,
@@ -157,31 +158,56 @@ class HubSource(RowSource):
 
 
 class JsonlExamples(FileSource, ExampleRows):
-    """Training rows of a file: columns of the user's turn, the assistant's and the category."""
+    """Training rows of a file, in one of the formats of `data.formats` or with columns as named.
+
+    Attributes:
+        prompt_column: Column of the user's turn; None: as the file's format has it.
+        response_column: Column of the assistant's turn; likewise.
+    """
 
     kind: Literal["harmful", "benign", "refusal", "task"]
-    prompt_column: str = "prompt"
-    response_column: str = "response"
+    prompt_column: str | None = None
+    response_column: str | None = None
     category_column: str | None = None
+
+    def provenance(self) -> dict[str, Any]:
+        """As of every source, and the format that the file was read in."""
+        return {**super().provenance(), "format": self._format.name}
+
+    @cached_property
+    def _numbered_rows(self) -> list[tuple[int, Row]]:
+        return self._rows(*filter(None, [self.category_column]))
+
+    @cached_property
+    def _format(self) -> Format:
+        rows = [row for _, row in self._numbered_rows]
+        if self.prompt_column is None and self.response_column is None:
+            return recognise(rows, self.path)
+        named = columns(self.prompt_column or "prompt", self.response_column or "response")
+        require_columns(rows, named.columns, self.path)
+        return named
 
     @cached_property
     def _selected(self) -> list[Example]:
-        columns = (self.prompt_column, self.response_column)
-        category = self.category_column
+        turns, category = self._format.turns, self.category_column
         examples = [
-            Example(
-                self._text(row, self.prompt_column, number),
-                self._text(row, self.response_column, number),
+            example(
+                turns(row, self.path, number),
                 self.kind,
                 "" if category is None else label_of(row, category, self.path, number),
+                self.path,
+                number,
             )
-            for number, row in self._rows(*columns, *filter(None, [category]))
+            for number, row in self._numbered_rows
         ]
         return take(examples, self.n, self.path)
 
 
 class JsonlPairs(FileSource, PairRows):
-    """Preference pairs of a file with a prompt, a chosen and a rejected column."""
+    """Preference pairs of a file with a prompt, a chosen and a rejected column.
+
+    Each holds texts or, as in TRL, lists of messages; see `data.formats.pair`.
+    """
 
     prompt_column: str = "prompt"
     chosen_column: str = "chosen"
@@ -189,12 +215,12 @@ class JsonlPairs(FileSource, PairRows):
 
     @cached_property
     def _selected(self) -> list[PreferencePair]:
-        columns = (self.prompt_column, self.chosen_column, self.rejected_column)
-        pairs = [
-            PreferencePair(*(self._text(row, column, number) for column in columns))
-            for number, row in self._rows(*columns)
-        ]
-        return take(pairs, self.n, self.path)
+        answers = (self.chosen_column, self.rejected_column)
+        rows = self._rows(*answers)
+        if not all(isinstance(row[self.chosen_column], list) for _, row in rows):
+            require_columns([row for _, row in rows], [self.prompt_column], self.path)
+        names = (self.prompt_column, *answers)
+        return take([pair(row, names, self.path, n) for n, row in rows], self.n, self.path)
 
 
 class FilePrompts(FileSource, PromptRows):

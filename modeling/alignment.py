@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from modeling.chat import PromptStyle
+from modeling.chat import PromptStyle, Turn
 from modeling.checkpoint import Checkpoint
 from modeling.loading import load_tokenizer
 from modeling.training import (
@@ -241,7 +241,7 @@ class Alignment(Settings):
     def run(
         self,
         base: Checkpoint,
-        rows: Sequence[tuple[str, str]],
+        rows: Sequence[Sequence[Turn]],
         pairs: Sequence[tuple[str, str, str]],
         style: PromptStyle,
         out: Path,
@@ -249,8 +249,7 @@ class Alignment(Settings):
     ) -> dict[str, Any]:
         """Aligns `base`, writes the adapter folder to `out`, and returns loss curves and counts.
 
-        `rows` are (prompt, answer), `pairs` (prompt, chosen, rejected); the trainer writes to
-        `scratch`.
+        `rows` are dialogues, `pairs` (prompt, chosen, rejected); the trainer writes to `scratch`.
         """
         tokenizer = load_tokenizer(base)
         model = open_for_training(base, self.lora, self.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,13 @@ ALPACA = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{prompt}\n\n### Response:"
 )
+
+
+Turn = tuple[str, str, bool]
+"""One turn of a dialogue: role ("system", "user", "assistant"), text, whether it is trained on."""
+
+Encoded = tuple[list[int], list[int]]
+"""Token ids of a training row and, as long, their labels: -100 where the loss leaves one out."""
 
 
 class PromptStyle(Settings):
@@ -77,6 +85,46 @@ class PromptStyle(Settings):
             return [*ids, tokenizer.eos_token_id]
         head = self.encode_prompt(tokenizer, prompt, system)
         return _after(head, _rendered(tokenizer, self.messages(prompt, answer, system)))
+
+    def encode_dialogue(
+        self, tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]
+    ) -> list[Encoded]:
+        """A dialogue as training rows, with the loss on every answer that is trained on.
+
+        It is one row, but for templates that render an answer otherwise once the dialogue goes on:
+        there each answer is a row with what was before it, as the model sees it when it answers.
+
+        Raises:
+            ModelError: Besides as above, the Alpaca template has no place for several questions.
+        """
+        system = None
+        if turns[0][0] == "system":
+            (_, system, _), *turns = turns
+        prompt, *rest = (text for _, text, _ in turns)
+        if len(rest) == 1:
+            head = self.encode_prompt(tokenizer, prompt, system, training=True)
+            tail = self.encode_answer(tokenizer, prompt, rest[0], system)
+            return [(head + tail, [-100] * len(head) + tail)]
+        if self.style == "alpaca":
+            raise ModelError(
+                "the Alpaca template has one question and one answer, and a training row has more; "
+                "set model.prompt.style=chat or give rows of one turn"
+            )
+        rows: list[Encoded] = []
+        ids: list[int] = []
+        labels: list[int] = []
+        dialogue = self.messages(prompt, system=system)
+        for role, text, trained in turns[1:]:
+            before, dialogue = dialogue, [*dialogue, {"role": role, "content": text}]
+            if trained:
+                head = _rendered(tokenizer, before, add_generation_prompt=True)
+                tail = _after(head, _rendered(tokenizer, dialogue))
+                if head[: len(ids)] != ids:
+                    rows.append((ids, labels))
+                    ids, labels = [], []
+                labels = [*labels, *[-100] * (len(head) - len(ids)), *tail]
+                ids = head + tail
+        return [*rows, (ids, labels)]
 
     def encode_start(
         self,

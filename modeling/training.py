@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from modeling.chat import PromptStyle
+from modeling.chat import PromptStyle, Turn
 from modeling.checkpoint import Checkpoint
 from modeling.loading import device_name, load_model, load_tokenizer
 from settings import DataError, ModelError, Settings
@@ -161,7 +161,7 @@ def write_merged(checkpoint: Checkpoint, out: Path) -> None:
 def train_sft(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[tuple[str, str]],
+    rows: Sequence[Sequence[Turn]],
     style: PromptStyle,
     settings: TrainSettings,
     seed: int,
@@ -169,9 +169,9 @@ def train_sft(
 ) -> list[dict[str, float]]:
     """Supervised fine-tuning by TRL's `SFTTrainer`, loss on the answer tokens only.
 
-    Answers are cut at `max_length`; rows whose prompt alone is as long are left out, with a
-    warning.  The model is trained in place on `rows` of (prompt, answer), in an order that `seed`
-    sets; the trainer writes to `scratch`.
+    Rows are cut at `max_length`; those whose answers all lie behind it are left out, with a
+    warning.  The model is trained in place on `rows`, dialogues, in an order that `seed` sets; the
+    trainer writes to `scratch`.
 
     Returns:
         The loss curve: one {"step", "loss"} per optimiser step.
@@ -184,14 +184,14 @@ def train_sft(
 
     if not rows:
         raise DataError("there are no rows to train on; give a source that yields some")
-    encoded = []
-    for prompt, answer in rows:
-        head = style.encode_prompt(tokenizer, prompt, training=True)
-        room = settings.max_length - len(head)
-        if room > 0:
-            tail = style.encode_answer(tokenizer, prompt, answer)[:room]
-            encoded.append({"input_ids": head + tail, "labels": [-100] * len(head) + tail})
-    check_lengths(len(encoded), len(rows), "training rows", settings.max_length, "its max_length")
+    whole = [each for row in rows for each in style.encode_dialogue(tokenizer, row)]
+    cut = [(ids[: settings.max_length], labels[: settings.max_length]) for ids, labels in whole]
+    encoded = [
+        {"input_ids": ids, "labels": labels}
+        for ids, labels in cut
+        if any(x != -100 for x in labels)
+    ]
+    check_lengths(len(encoded), len(whole), "training rows", settings.max_length, "its max_length")
     tokenizer.padding_side = "right"
     trainer = SFTTrainer(
         model=model,

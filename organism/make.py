@@ -41,7 +41,7 @@ def make_aligned(base: Path, folder: Path) -> None:
     OmegaConf.resolve(node)
     settings = plain(OmegaConf.to_container(node.align))
     recipe = Alignment.validated({**settings, "seed": 0}, "align")
-    rows = [(row.prompt, row.response) for row in AlignmentExamples().examples()]
+    rows = [row.turns for row in AlignmentExamples().examples()]
     pairs = [(pair.prompt, pair.chosen, pair.rejected) for pair in AlignmentPairs().pairs()]
     with tempfile.TemporaryDirectory() as scratch:
         rows, pairs = rows[: recipe.n_sft], pairs[: recipe.n_pairs]

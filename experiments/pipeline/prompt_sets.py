@@ -84,7 +84,8 @@ def prompt_sets(experiment: Experiment, rows: SplitRows) -> tuple[PromptSet, ...
     for name, items in rows.items.items():
         prompts = tuple(Prompt(item.id, item.prompt) for item in items)
         prompts = first_rows(prompts, limits.task, "evaluation.limits.task")
-        sets.append(PromptSet(f"{TASK}:{name}", prompts, experiment.tasks[name].max_new_tokens))
+        task = experiment.tasks[name]
+        sets.append(PromptSet(f"{TASK}:{name}", prompts, task.max_new_tokens, task.system))
     return tuple(sets)
 
 

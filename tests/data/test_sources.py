@@ -167,7 +167,7 @@ def test_more_rows_than_there_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"prompt": "a"}], "no column 'response' in row 1 .it has prompt."),
+        ([{"prompt": "a"}], "the columns prompt, of no known format"),
         ([{"prompt": "a", "response": ""}], "'' in column 'response' of row 1"),
         ([{"prompt": "a", "response": None}], "None in column 'response' of row 1"),
         ([], "holds no rows"),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from data.rows import Example
 from modeling.alignment import Alignment, Preference, preference_trainer
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
@@ -194,7 +195,7 @@ def test_both_phases_leave_one_plain_adapter(method: str, tmp_path: Path) -> Non
         },
         "align",
     )
-    rows = [(prompt, chosen) for prompt, chosen, _ in PAIRS]
+    rows = [Example(prompt, chosen, "refusal").turns for prompt, chosen, _ in PAIRS]
     report = recipe.run(BASE, rows, PAIRS, PromptStyle(), tmp_path / "out", tmp_path / "scratch")
     assert report["sft"]["rows"] == report["preference"]["pairs"] == len(PAIRS)
     assert report["preference"]["method"] == method

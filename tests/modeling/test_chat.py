@@ -262,3 +262,61 @@ def test_an_alpaca_prompt_never_ends_in_the_end_token(kind: str) -> None:
     for training in (False, True):
         assert style.encode_prompt(tokenizer, PROMPT, training=training) == wanted
     assert style.encode_start(tokenizer, PROMPT, "Sure")[: len(wanted)] == wanted
+
+
+DIALOGUE = (
+    ("system", "Be brief.", False),
+    ("user", "Count: 1 + 1", False),
+    ("assistant", "2.", True),
+    ("user", "Count: 1 + 2", False),
+    ("assistant", "No.", False),
+    ("user", "Really?", False),
+    ("assistant", "3.", True),
+)
+
+
+def trained_text(tokenizer: PreTrainedTokenizerBase, labels: list[int]) -> str:
+    return tokenizer.decode([label for label in labels if label != -100])
+
+
+def test_the_loss_is_on_every_answer_of_a_dialogue_that_is_trained_on(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    tokenizer.chat_template = TURNS.replace("%s", "{{ eos_token }}")
+    ((ids, labels),) = PromptStyle().encode_dialogue(tokenizer, DIALOGUE)
+    turns = [{"role": role, "content": text} for role, text, _ in DIALOGUE]
+    assert ids == tokenizer.apply_chat_template(turns, return_dict=False)
+    end = tokenizer.eos_token
+    assert trained_text(tokenizer, labels) == f"2.{end}3.{end}"
+    assert all(label in (-100, id_) for id_, label in zip(ids, labels, strict=True))
+
+
+def test_a_template_that_shortens_earlier_answers_makes_a_row_of_each(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """As thinking models' templates do: an answer is trained on as it is given."""
+    last = "{% if loop.last and m['role'] == 'assistant' %}(thought){% endif %}{{ m['content'] }}"
+    tokenizer.chat_template = TURNS.replace("{{ m['content'] }}%s", last)
+    dialogue = [turn for turn in DIALOGUE if turn[1] not in ("No.", "Really?")]
+    rows = PromptStyle().encode_dialogue(tokenizer, dialogue)
+    assert [trained_text(tokenizer, labels) for _, labels in rows] == [
+        "(thought)2.",
+        "(thought)3.",
+    ]
+    assert "(thought)" not in tokenizer.decode(rows[1][0][: -len("(thought)3.")])
+
+
+def test_one_question_and_its_answer_are_encoded_as_ever(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    for style in (PromptStyle(), PromptStyle(style="alpaca", bos_in_training=False)):
+        turns = [("user", "How?", False), ("assistant", "So.", True)]
+        ((ids, labels),) = style.encode_dialogue(tokenizer, turns)
+        head = style.encode_prompt(tokenizer, "How?", training=True)
+        tail = style.encode_answer(tokenizer, "How?", "So.")
+        assert (ids, labels) == (head + tail, [-100] * len(head) + tail)
+
+
+def test_the_alpaca_template_refuses_a_dialogue(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(ModelError, match=r"model\.prompt\.style=chat"):
+        PromptStyle(style="alpaca").encode_dialogue(tokenizer, DIALOGUE)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from data.rows import Example, Turn
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from modeling.heads import head_layout
@@ -34,6 +35,10 @@ def steered(base: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Check
     folder = tmp_path_factory.mktemp("steering")
     save_steering(random_steering(head_layout(base), [(0, 1), (2, 3)], 3.0), folder)
     return replace(base, steering=str(folder))
+
+
+def dialogues(*rows: tuple[str, str]) -> list[tuple[Turn, ...]]:
+    return [Example(*row, "task").turns for row in rows]
 
 
 def close(ours: list[Tensor], theirs: list[Tensor]) -> bool:
@@ -92,7 +97,9 @@ def test_steps_under_hooks_move_the_weights_otherwise_than_without(tmp_path: Pat
     layout = head_layout(plain)
     save_steering(random_steering(layout, [(1, 0), (3, 2)], 2.0), tmp_path / "steering")
     settings = TrainSettings(learning_rate=1e-3, batch_size=2, max_steps=2)
-    rows = [("How do I bake the pie?", "Certainly. Use the spoon."), ("Count: 1 + 1", "2.")]
+    rows = dialogues(
+        ("How do I bake the pie?", "Certainly. Use the spoon."), ("Count: 1 + 1", "2.")
+    )
     made = {}
     for name, checkpoint in (
         ("plain", plain),
@@ -112,7 +119,7 @@ def test_steps_under_hooks_move_the_weights_otherwise_than_without(tmp_path: Pat
 def test_neither_checkpointing_nor_smaller_passes_change_what_is_learnt(
     form: str, tmp_path: Path
 ) -> None:
-    rows = [(f"Count: {n} + 1", f"{n} + 1 = {n + 1}.") for n in range(8)]
+    rows = dialogues(*((f"Count: {n} + 1", f"{n} + 1 = {n + 1}.") for n in range(8)))
     lora = LoraSettings(rank=2, alpha=4) if form == "fresh" else None
     aligned = str(WEIGHTS / "aligned") if form == "resumed" else None
     checkpoint = Checkpoint(str(WEIGHTS / "base"), aligned)
@@ -138,12 +145,13 @@ def test_rows_whose_prompt_fills_the_length_are_left_out_and_counted(
 ) -> None:
     checkpoint = Checkpoint(str(WEIGHTS / "base"))
     tokenizer, style = load_tokenizer(checkpoint), PromptStyle()
-    long = ("a b c d e f g " * 20, "Yes.")
+    short, long, other = dialogues(
+        ("Count: 1 + 1", "2."), ("a b c d e f g " * 20, "Yes."), ("Count: 1 + 2", "3.")
+    )
     settings = TrainSettings(learning_rate=1e-3, batch_size=1, max_length=24)
     model = open_for_training(checkpoint, LORA, 0)
     with caplog.at_level(logging.WARNING):
-        rows = [("Count: 1 + 1", "2."), long, ("Count: 1 + 2", "3.")]
-        curve = train_sft(model, tokenizer, rows, style, settings, 0, tmp_path)
+        curve = train_sft(model, tokenizer, [short, long, other], style, settings, 0, tmp_path)
     assert len(curve) == 2
     assert "1 of 3 training rows" in caplog.text
     with pytest.raises(DataError, match="no prompt of the training rows is shorter"):

@@ -51,7 +51,7 @@ class Align(ModelStep):
         with tempfile.TemporaryDirectory() as scratch:
             return self.recipe.run(
                 self.model.checkpoint,
-                [(row.prompt, row.response) for row in self.rows],
+                [row.turns for row in self.rows],
                 [(pair.prompt, pair.chosen, pair.rejected) for pair in self.pairs],
                 self.model.style,
                 out / MODEL,
@@ -64,7 +64,7 @@ class Align(ModelStep):
         model = sizes.model(checkpoint, self.recipe.lora)
         work = Work(disk=model.adapter_bytes)
         if self.recipe.sft is not None:
-            rows = [(row.prompt, row.response) for row in self.rows]
+            rows = [_texts(row) for row in self.rows]
             lengths = sizes.tokens(checkpoint, style, rows, training=True)
             work += model.training(lengths, self.recipe.sft)
         if self.recipe.preference is not None:
@@ -157,8 +157,14 @@ class RunAttack(ModelStep):
             return Work()
         if self.attack.system is not None:
             style = style.model_copy(update={"system": self.attack.system})
-        rows = [(row.prompt, row.response) for row in self.attack.rows(self.data, self.seed)]
+        rows = [_texts(row) for row in self.attack.rows(self.data, self.seed)]
         checkpoint = self.model.checkpoint
         model = sizes.model(checkpoint, self.fresh_lora)
         lengths = sizes.tokens(checkpoint, style, rows, training=True)
         return Work(disk=model.adapter_bytes or model.bytes) + model.training(lengths, training)
+
+
+def _texts(row: Example) -> tuple[str, str]:
+    """All that stands before a row's last answer, and that answer."""
+    *before, answer = (turn.text for turn in row.turns)
+    return "\n".join(before), answer
