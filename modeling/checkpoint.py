@@ -8,11 +8,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from modeling.model_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    is_adapter,
     read_header,
     stored_tensors,
     verify_folder,
@@ -23,6 +25,8 @@ from settings.hub import HubRepository
 MODEL_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 # Second copies of the same weights in their makers' own formats, as in Mistral's and Llama's.
 COPIES = ("consolidated*", "original/*")
+# A name, or an owner's.
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +105,53 @@ def resolve(base: str, revision: str | None, setting: str) -> tuple[str, str]:
     Raises:
         ModelError: One sentence that says what is missing and how to get it.
     """
-    if Path(base).is_dir():
+    hub = on_hub(base, revision, setting)
+    if hub is None:
         verify_folder(base, setting)
         return base, fingerprint_folder(base)
-    if base.startswith((".", "/", "~")) or base.count("/") > 1:
-        raise ModelError(f"{setting}={base!r} is not a folder; give a model folder or a hub id")
-    called, instead = f"{setting}={base!r}", f"{setting} to a model folder"
-    hub = HubRepository(base, revision, called, instead, ModelError, "model")
     folder = hub.fetch(MODEL_PATTERNS, COPIES)
     verify_folder(folder, setting)
     return str(folder), f"{base}@{folder.name}"
+
+
+@cache
+def holds_adapter(name: str, revision: str | None, setting: str) -> bool:
+    """Whether a local folder or hub id is a PEFT adapter, as its files' names say.
+
+    What isn't on this machine while the hub can't be asked is taken for full weights.
+
+    Raises:
+        ModelError: There is no such folder or hub id; one sentence.
+    """
+    hub = on_hub(name, revision, setting)
+    if hub is None:
+        verify_folder(name, setting)
+        return is_adapter(name)
+    return hub.holds(ADAPTER_CONFIG)
+
+
+def on_hub(name: str, revision: str | None, setting: str) -> HubRepository | None:
+    """The hub's repository of this name; None where a local folder has it.
+
+    Raises:
+        ModelError: It is neither a folder nor can it be a hub id.
+    """
+    called = f"{setting}={name!r}"
+    if not name.strip():
+        raise ModelError(f"{called} is empty; give a model folder or a hub id")
+    if Path(name).is_dir():
+        return None
+    identifier, at, version = name.partition("@")
+    if at and _HUB_ID.fullmatch(identifier):
+        raise ModelError(
+            f"{called} is no hub id; set {setting} to {identifier!r} and its revision to "
+            f"{version!r}"
+        )
+    if not _HUB_ID.fullmatch(name):
+        raise ModelError(f"{called} is not a folder; give a model folder or a hub id")
+    return HubRepository(
+        name, revision, called, f"{setting} to a model folder", ModelError, "model"
+    )
 
 
 def count_parameters(checkpoint: Checkpoint) -> int:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from modeling.architectures import LLAMA, has_o_bias, has_qkv_bias, is_llama, llama_obstacle
 from modeling.checkpoint import Checkpoint, local_folder
-from modeling.heads import head_layout, read_config
+from modeling.heads import head_layout
+from modeling.inspection import read_config
 from modeling.loading import load_tokenizer
 from modeling.lora import LoraAdapter, mergeable_adapter, read_merged
 from modeling.model_files import FLOATS, read_header, weight_files

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from modeling.architectures import LLAMA_LIKE
 from modeling.checkpoint import Checkpoint, local_folder
+from modeling.inspection import read_config, require_own_names
 from modeling.lora import LoraPair, mergeable_adapter
 from modeling.model_files import FLOATS, stored_tensors
 from settings import ModelError, first_line
@@ -52,25 +53,6 @@ class HeadLayout:
         if not 0 <= head < self.heads:
             raise IndexError(f"head {head} of {self.heads}")
         return slice(head * self.head_dim, (head + 1) * self.head_dim)
-
-
-def read_config(checkpoint: Checkpoint) -> Any:
-    """The base model's transformers config, from its config.json alone.
-
-    Raises:
-        ModelError: There is none, or transformers doesn't know the architecture.
-    """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(
-            checkpoint.base, revision=checkpoint.revision, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the config.json of {checkpoint.base!r} can't be read ({first_line(error)}); give a "
-            "model of an architecture that transformers knows without remote code"
-        ) from error
 
 
 def head_layout(checkpoint: Checkpoint) -> HeadLayout:
@@ -212,6 +194,7 @@ def sum_biases(
 
 def _output_weights(checkpoint: Checkpoint, layout: HeadLayout) -> dict[int, tuple[Path, str]]:
     """{layer: (file, tensor name)} of every o_proj.weight, checked against the layout."""
+    require_own_names(checkpoint)
     places = {}
     for key, tensor in stored_tensors(local_folder(checkpoint)).items():
         match = OUTPUT_PROJECTION.search(key.removesuffix(".weight"))

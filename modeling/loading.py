@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modeling.checkpoint import Checkpoint
-from settings import ModelError
+from modeling.inspection import inspect_model, load_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,16 +46,8 @@ def load_model(
     Raises:
         ModelError: The weights or the steering can't be read, or don't fit each other.
     """
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.base, revision=checkpoint.revision, dtype=getattr(torch, checkpoint.dtype)
-        )
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"the model {checkpoint.base!r} can't be loaded: {error}") from error
+    inspect_model(checkpoint)
+    model = load_weights(checkpoint, f"the model {checkpoint.base!r}")
     if checkpoint.adapter is not None:
         from peft import PeftModel
 

@@ -14,8 +14,10 @@ from typing import Any
 from settings import ModelError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+CONFIG = "config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+_JSON = (CONFIG, ADAPTER_CONFIG, "tokenizer_config.json", "generation_config.json")
 # torch's names of the dtypes that a safetensors header codes, of weights that aren't quantised.
 FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -41,23 +43,34 @@ def is_adapter(folder: str | Path) -> bool:
 def verify_folder(folder: str | Path, setting: str) -> None:
     """Checks that a local model or adapter folder is complete before anything is loaded.
 
-    Reads only headers: each safetensors file must be as long as its own header says.
+    Reads configs and headers: each safetensors file must be as long as its own header says.
 
     Raises:
-        ModelError: The folder, its config or its weights are missing or cut short.
+        ModelError: The folder, its config or its weights are missing, damaged or cut short, or it
+            is both a full model and an adapter.
     """
     folder = Path(folder)
+    called = f"{setting}={str(folder)!r}"
     if not folder.is_dir():
-        raise ModelError(f"{setting}={str(folder)!r} is not a folder; give a model folder")
-    if not is_adapter(folder) and not (folder / "config.json").is_file():
-        raise ModelError(f"{setting}={str(folder)!r} has no config.json; give a model folder")
+        raise ModelError(f"{called} is not a folder; give a model folder")
+    if not is_adapter(folder) and not (folder / CONFIG).is_file():
+        inside = [each for each in sorted(folder.iterdir()) if _is_model(each)]
+        hint = f", such as {str(inside[0])!r}" if inside else ""
+        raise ModelError(f"{called} has no config.json; give a model folder{hint}")
+    if is_adapter(folder) and any((folder / name).is_file() for name in WEIGHTS):
+        raise ModelError(
+            f"{called} holds full weights and {ADAPTER_CONFIG}, so that transformers would put an "
+            "adapter on them that may be merged already; move the files of one of the two away"
+        )
+    for name in _JSON:
+        if (folder / name).is_file():
+            read_json(folder / name, setting)
     names = [ADAPTER_WEIGHTS] if is_adapter(folder) else weight_files(folder, setting)
     for name in names:
         path = folder / name
         if not path.is_file():
             raise ModelError(
-                f"{setting}={str(folder)!r} holds no weights ({name} is missing); "
-                "save or download the model again"
+                f"{called} holds no weights ({name} is missing); save or download the model again"
             )
         if not _is_whole(path):
             raise ModelError(
@@ -68,18 +81,44 @@ def verify_folder(folder: str | Path, setting: str) -> None:
 def weight_files(folder: Path, setting: str = "model.base") -> list[str]:
     """Names of the safetensors files of a full model: one, or the shards of its index.
 
+    Where a folder was saved both ways transformers reads the single file, and so does all else.
+
     Raises:
-        ModelError: There is neither.
+        ModelError: There is neither, or the index is damaged.
     """
+    if (folder / WEIGHTS[0]).is_file():
+        return [WEIGHTS[0]]
     index = folder / WEIGHTS[1]
-    if index.is_file():
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    if not (folder / WEIGHTS[0]).is_file():
+    if not index.is_file():
         raise ModelError(
             f"{setting}={str(folder)!r} holds no weights ({WEIGHTS[0]} is missing); "
             "save or download the model again, as safetensors"
         )
-    return [WEIGHTS[0]]
+    places = read_json(index, setting).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ModelError(f"{setting}: {str(index)!r} names no weights; save or download it again")
+    return sorted(set(places.values()))
+
+
+def read_json(path: Path, setting: str) -> dict[str, Any]:
+    """A config or an index.
+
+    Raises:
+        ModelError: It isn't a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise ModelError(f"{setting}: {str(path)!r} is no JSON; save or download it again")
+    return content
+
+
+def stamp(*folders: str | Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of every file of some folders."""
+    files = (file for folder in folders for file in sorted(Path(folder).iterdir()))
+    return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 
 def read_header(path: str | Path) -> tuple[dict[str, dict[str, Any]], int]:
@@ -111,6 +150,10 @@ def stored_tensors(folder: Path, setting: str = "model.base") -> dict[str, Store
             begin = start + entry["data_offsets"][0]
             tensors[name] = StoredTensor(path, begin, entry["dtype"], tuple(entry["shape"]))
     return tensors
+
+
+def _is_model(path: Path) -> bool:
+    return is_adapter(path) or (path / CONFIG).is_file()
 
 
 def _is_whole(path: Path) -> bool:

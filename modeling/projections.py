@@ -17,6 +17,7 @@ from torch import Tensor
 
 from modeling.architectures import LLAMA_LIKE
 from modeling.checkpoint import Checkpoint, local_folder
+from modeling.inspection import require_own_names
 from modeling.lora import LoraAdapter, LoraPair, merge, mergeable_adapter
 from modeling.model_files import FLOATS, StoredTensor, stored_tensors
 from settings import ModelError
@@ -98,6 +99,7 @@ def open_projections(checkpoint: Checkpoint) -> Projections:
         ModelError: The weights can't be found or aren't plain floats, or the adapter is more than
             LoRA on linear projections of this model.
     """
+    require_own_names(checkpoint)
     blocks: dict[str, int] = {}
     tensors: dict[str, StoredTensor] = {}
     for key, tensor in stored_tensors(local_folder(checkpoint)).items():

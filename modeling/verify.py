@@ -16,7 +16,8 @@ from torch import Tensor
 
 from modeling.architectures import LLAMA, has_o_bias
 from modeling.checkpoint import Checkpoint, local_folder
-from modeling.heads import head_layout, output_biases, output_projections, read_config
+from modeling.heads import head_layout, output_biases, output_projections
+from modeling.inspection import read_config
 from modeling.loading import load_model, load_tokenizer
 from modeling.model_files import stored_tensors
 from modeling.steering import Steering, steer

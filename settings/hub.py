@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from settings.errors import RelockError, first_line
 
@@ -51,6 +52,26 @@ class HubRepository:
                 )
                 .sha
             )
+
+    def holds(self, file: str) -> bool:
+        """Whether the repository has a file; without a network, whether the cache has it."""
+        from huggingface_hub import HfApi, errors, is_offline_mode, try_to_load_from_cache
+
+        if not is_offline_mode():
+            try:
+                with self._sentences():
+                    info: Any = HfApi().repo_info(
+                        self.name, revision=self.revision, repo_type=self.kind, timeout=HUB_SECONDS
+                    )
+                return file in {each.rfilename for each in info.siblings or ()}
+            except self.error as error:
+                known = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
+                if isinstance(error.__cause__, known):
+                    raise
+        cached = try_to_load_from_cache(
+            self.name, file, revision=self.revision, repo_type=self.kind
+        )
+        return isinstance(cached, str)
 
     def fetch(self, files: Sequence[str], ignored: Sequence[str] = ()) -> Path:
         """The folder, named by the commit, that holds files in the hub's cache.

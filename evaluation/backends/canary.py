@@ -36,7 +36,7 @@ from evaluation.backends.expected import (
 from evaluation.base import Classifier
 from evaluation.token_engine import Answer, Engine
 from modeling.checkpoint import Checkpoint
-from modeling.heads import read_config
+from modeling.inspection import read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,8 +6,6 @@ import gc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.backends.transformers import TransformersClassifier
@@ -15,7 +13,7 @@ from evaluation.token_engine import end_tokens
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, local_folder
 from modeling.loading import device_name, load_model, load_tokenizer
-from modeling.model_files import stored_tensors
+from modeling.model_files import stamp, stored_tensors
 from settings import ModelError
 
 if TYPE_CHECKING:
@@ -225,12 +223,6 @@ def cached(compute: Callable[[Checkpoint, Any], Any], checkpoint: Checkpoint, te
     if key not in _cache:
         _cache[key] = compute(checkpoint, texts)
     return _cache[key]
-
-
-def stamp(*folders: str | Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of every file of some folders."""
-    files = chain.from_iterable(sorted(Path(folder).iterdir()) for folder in folders)
-    return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 
 def eps(dtype: str) -> float:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 from pydantic import Field
 
 from modeling.chat import PromptStyle
-from modeling.model_files import is_adapter
+from modeling.checkpoint import holds_adapter
 from modeling.training import PROJECTIONS
 from settings import SettingError, Settings
+
+_LOG = logging.getLogger(__name__)
 
 
 class ModelSettings(Settings):
@@ -73,6 +76,7 @@ class ModelSettings(Settings):
 
         Raises:
             SettingError: A published model was asked for and there is none.
+            ModelError: `aligned` is neither a model folder nor a hub id.
         """
         if self.alignment == "published" and self.aligned is None:
             raise SettingError(
@@ -80,5 +84,14 @@ class ModelSettings(Settings):
             )
         if self.alignment != "auto":
             return self
-        own = self.aligned is None or (resumes and not is_adapter(self.aligned))
+        own = self.aligned is None or (
+            resumes and not holds_adapter(self.aligned, self.aligned_revision, "model.aligned")
+        )
+        if own and self.aligned is not None:
+            _LOG.warning(
+                "model.aligned=%r isn't used: the attack goes on training an adapter, and it is "
+                "full weights, so that the align stage makes the aligned model; to attack it, set "
+                "attack.adapter=fresh or full",
+                self.aligned,
+            )
         return self.model_copy(update={"alignment": "own" if own else "published"})

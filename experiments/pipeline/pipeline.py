@@ -33,8 +33,9 @@ from experiments.pipeline.steps.measuring import (
 from experiments.pipeline.steps.training import Align, Merge, RunAttack
 from experiments.store import StageResult, Store
 from modeling.checkpoint import Checkpoint, check_target_modules, resolve
+from modeling.inspection import inspect_model
 from modeling.model_files import is_adapter
-from settings import SettingError
+from settings import ModelError, SettingError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,14 +84,22 @@ def find_models(
         ModelError: One of them is missing or damaged; one sentence.
     """
     folder, identity = resolve(settings.base, settings.revision, "model.base")
+    if is_adapter(folder):
+        raise ModelError(
+            f"model.base={settings.base!r} is an adapter; set model.base to the full weights that "
+            "it was trained on, and model.aligned to it"
+        )
     base = Model(Checkpoint(folder, dtype=settings.dtype), identity, settings.base_style)
+    inspect_model(base.checkpoint, "model.base")
     if settings.alignment == "own" or settings.aligned is None:
         return base, None
     folder, identity = resolve(settings.aligned, settings.aligned_revision, "model.aligned")
+    aligned = Model(Checkpoint(folder, dtype=settings.dtype), identity, settings.style)
     if is_adapter(folder):
-        adapter = replace(base.checkpoint, adapter=folder)
-        return base, Model(adapter, f"{base.key}+{identity}", settings.style)
-    return base, Model(Checkpoint(folder, dtype=settings.dtype), identity, settings.style)
+        adapted = replace(base.checkpoint, adapter=folder)
+        aligned = Model(adapted, f"{base.key}+{identity}", settings.style)
+    inspect_model(aligned.checkpoint, "model.aligned")
+    return base, aligned
 
 
 class Pipeline:

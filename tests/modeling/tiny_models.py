@@ -78,6 +78,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "Qwen3": ("qwen3", {"head_dim": 8}),
 }
+# Families that the defenses' tests leave out: fused projections, other names, a windowed Gemma.
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Phi-3": ("phi3", {}),
+    "NeoX": ("gpt_neox", {}),
+    "Gemma-3": ("gemma3_text", {"head_dim": 8, "sliding_window": WINDOW}),
+}
 # A Llama with biases can't compute what these compute.
 UNBAKEABLE = {"Mistral-v0.1", "Gemma-2", "Qwen3"}
 
@@ -85,8 +91,8 @@ UNBAKEABLE = {"Mistral-v0.1", "Gemma-2", "Qwen3"}
 def save_model(
     name: str, folder: Path, *, dtype: str = "float32", shard: str = "1GB", **options: object
 ) -> Checkpoint:
-    """A random model of `MODELS` or `FAMILIES`, its biases random too, where it has any."""
-    model_type, differing = {**MODELS, **FAMILIES}[name]
+    """A random model of the tables above, its biases random too, where it has any."""
+    model_type, differing = {**MODELS, **FAMILIES, **OTHERS}[name]
     torch.manual_seed(0)
     depth = {"num_hidden_layers": 2} if name in FAMILIES else {}
     config = AutoConfig.for_model(model_type, **{**_SHAPE, **depth, **differing, **options})

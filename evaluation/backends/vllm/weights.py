@@ -11,11 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from evaluation.backends.expected import stamp
 from modeling.checkpoint import Checkpoint, local_folder
 from modeling.loading import load_model
 from modeling.lora import mergeable_adapter
-from modeling.model_files import stored_tensors
+from modeling.model_files import stamp, stored_tensors
 from settings import ModelError
 
 # What vLLM's `max_lora_rank` may be.
