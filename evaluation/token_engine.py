@@ -6,9 +6,10 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import dropwhile
 from typing import TYPE_CHECKING
 
-from modeling.chat import PromptStyle
+from modeling.chat import THOUGHTS, PromptStyle
 from settings import ModelError
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Engine(ABC):
     def _answer(self, row: PromptIds, generated: list[int]) -> Answer:
         """The answer up to the first token that ends it."""
         end = next((index for index, token in enumerate(generated) if token in self._ends), None)
-        content = generated[:end]
+        content = self._after_thoughts(row.ids, generated[:end])
         text = self._decoded(content)
         if row.start:
             # Together with the start: decoded alone, some tokenizers drop the first word's space.
@@ -156,6 +157,20 @@ class Engine(ABC):
             added = both.removeprefix(before) if both.startswith(before) else text
             text = row.start + added if added.strip() else ""
         return Answer(text, len(generated) if end is None else end + 1, truncated=end is None)
+
+    def _after_thoughts(self, prompt: list[int], ids: list[int]) -> list[int]:
+        """Generated ids without the thoughts before the answer; none where these don't end."""
+        if not self._style.thinking:
+            return ids
+        start, end = (self.tokenizer.convert_tokens_to_ids(mark) for mark in THOUGHTS)
+
+        def is_blank(token: int) -> bool:
+            return token not in (start, end) and not self._decoded([token]).strip()
+
+        around = [next(dropwhile(is_blank, each), None) for each in (reversed(prompt), ids)]
+        if start == end or start not in around:
+            return ids
+        return list(dropwhile(is_blank, ids[ids.index(end) + 1 :])) if end in ids else []
 
     def _decoded(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))

@@ -148,11 +148,15 @@ def _encode(
         raise DataError("there are no preference pairs to train on; give a source that yields some")
     encoded = []
     for prompt, *answers in pairs:
-        head = style.encode_prompt(tokenizer, prompt, training=True)
+        dialogues = [
+            style.encode_pair(tokenizer, prompt, answer, training=True) for answer in answers
+        ]
+        # They differ where one answer alone has thoughts of its own.
+        head = min((head for head, _ in dialogues), key=len)
         room = max_length - len(head)
         if room > 0:
-            tails = (style.encode_answer(tokenizer, prompt, answer) for answer in answers)
-            encoded.append((head, *(tail[:room] for tail in tails)))
+            tails = ((*whole, *tail)[len(head) :] for whole, tail in dialogues)
+            encoded.append((head, *(list(tail[:room]) for tail in tails)))
     setting = "align.preference.train.max_length"
     check_lengths(len(encoded), len(pairs), "preference pairs", max_length, setting)
     return encoded

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
+from datetime import date
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
-from settings import ModelError, Settings
+from pydantic import Field, field_validator
+
+from settings import ModelError, SettingError, Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,6 +21,14 @@ ALPACA = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{prompt}\n\n### Response:"
 )
+# The day that templates get for today's, where no other is set: Llama 3.1's own.
+TODAY = "2024-07-26"
+# Where a template asks for the day, and in which form.
+_NOW = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+# What stands around thoughts.
+THOUGHTS = ("<think>", "</think>")
+# Tokens that an empty block of thoughts may take.
+_NO_THOUGHTS = 16
 
 
 Turn = tuple[str, str, bool]
@@ -42,6 +54,11 @@ class PromptStyle(Settings):
         newline: alpaca: a line break after "### Response:" (Booster's ending).
         bos_in_training: alpaca: whether training prompts begin with the BOS that evaluation
             prompts always have; NLSR's scripts leave it out (arXiv 2412.12497).
+        template: chat: arguments of the template, e.g. {"enable_thinking": false}.
+        date: chat: the day, e.g. "2026-01-31", that a template which writes today's gets; None:
+            `TODAY`. With the clock's, answers to the same prompt would change from day to day.
+        thinking: chat: whether answers may begin with thoughts, which end in "</think>" and are
+            no part of the answer; None: whether the template knows of such.
     """
 
     style: Literal["chat", "alpaca"] = "chat"
@@ -49,6 +66,66 @@ class PromptStyle(Settings):
     system_role: bool = True
     newline: bool = False
     bos_in_training: bool = True
+    template: dict[str, Any] = Field(default_factory=dict)
+    date: str | None = None
+    thinking: bool | None = None
+
+    @field_validator("date")
+    @classmethod
+    def _is_a_day(cls, day: str | None) -> str | None:
+        if day is not None:
+            date.fromisoformat(day)
+        return day
+
+    def identity(self) -> dict[str, Any]:
+        """What keys of stages hold; settings that nothing of the template reads are left out."""
+        late = {"template", "date", "thinking"}
+        return self.model_dump(exclude={name for name in late if not getattr(self, name)})
+
+    def fitted(self, template: str, setting: str | None) -> PromptStyle:
+        """This style for one chat template, what the template doesn't read left out.
+
+        Args:
+            template: The tokenizer's chat template; "" where it has none, or isn't here yet.
+            setting: Where this style stands, e.g. "model.prompt"; None: arguments that the
+                template doesn't read are no mistake.
+
+        Raises:
+            SettingError: The template doesn't read one of the arguments it would get.
+        """
+        if self.style != "chat":
+            return self
+        for name in self.template:
+            if setting and template and not re.search(rf"\b{re.escape(name)}\b", template):
+                raise SettingError(
+                    f"{setting}.template.{name} is nothing that the model's chat template reads; "
+                    "correct or remove it"
+                )
+        thinks = THOUGHTS[1] in template if self.thinking is None else self.thinking
+        dated = "strftime_now" in template
+        return self.model_copy(
+            update={"date": (self.date or TODAY) if dated else None, "thinking": thinks or None}
+        )
+
+    def encode_pair(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: str,
+        answer: str,
+        system: str | None = None,
+        *,
+        training: bool = False,
+        content: bool = False,
+    ) -> tuple[list[int], list[int]]:
+        """Token ids of the prompt, and of the answer as `encode_answer` has it.
+
+        An empty block of thoughts that the template writes before an answer without any is the
+        prompt's: it is neither trained on nor scored. `training` is as for `encode_prompt`;
+        `content` is whether the answer goes without what ends the turn (`encode_content`).
+        """
+        head = self.encode_prompt(tokenizer, prompt, system, training=training)
+        encode = self.encode_content if content else self.encode_answer
+        return _split(tokenizer, head, encode(tokenizer, prompt, answer, system), answer)
 
     def encode_prompt(
         self,
@@ -63,9 +140,8 @@ class PromptStyle(Settings):
         `training` says whether the prompt is trained on (`bos_in_training`).
         """
         if self.style == "chat":
-            return _rendered(
-                tokenizer, self.messages(prompt, system=system), add_generation_prompt=True
-            )
+            turns = self.messages(prompt, system=system)
+            return self._rendered(tokenizer, turns, add_generation_prompt=True)
         special = self.bos_in_training or not training
         text = self.render_alpaca(prompt, system)
         ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
@@ -84,7 +160,7 @@ class PromptStyle(Settings):
             ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
             return [*ids, tokenizer.eos_token_id]
         head = self.encode_prompt(tokenizer, prompt, system)
-        return _after(head, _rendered(tokenizer, self.messages(prompt, answer, system)))
+        return _after(head, self._rendered(tokenizer, self.messages(prompt, answer, system)))
 
     def encode_dialogue(
         self, tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]
@@ -102,8 +178,7 @@ class PromptStyle(Settings):
             (_, system, _), *turns = turns
         prompt, *rest = (text for _, text, _ in turns)
         if len(rest) == 1:
-            head = self.encode_prompt(tokenizer, prompt, system, training=True)
-            tail = self.encode_answer(tokenizer, prompt, rest[0], system)
+            head, tail = self.encode_pair(tokenizer, prompt, rest[0], system, training=True)
             return [(head + tail, [-100] * len(head) + tail)]
         if self.style == "alpaca":
             raise ModelError(
@@ -117,8 +192,9 @@ class PromptStyle(Settings):
         for role, text, trained in turns[1:]:
             before, dialogue = dialogue, [*dialogue, {"role": role, "content": text}]
             if trained:
-                head = _rendered(tokenizer, before, add_generation_prompt=True)
-                tail = _after(head, _rendered(tokenizer, dialogue))
+                head = self._rendered(tokenizer, before, add_generation_prompt=True)
+                tail = _after(head, self._rendered(tokenizer, dialogue))
+                head, tail = _split(tokenizer, head, tail, text)
                 if head[: len(ids)] != ids:
                     rows.append((ids, labels))
                     ids, labels = [], []
@@ -197,33 +273,63 @@ class PromptStyle(Settings):
     ) -> list[int]:
         """Ids of the whole dialogue up to the end of the answer's text."""
         turns = self.messages(prompt, answer, system)
-        return _rendered(tokenizer, turns, continue_final_message=True)
+        return self._rendered(tokenizer, turns, continue_final_message=True)
+
+    def _rendered(
+        self, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: Any
+    ) -> list[int]:
+        from jinja2 import TemplateError
+
+        if tokenizer.chat_template is None:
+            raise ModelError(
+                "the tokenizer has no chat template; set model.prompt.style=alpaca, or "
+                "model.base_prompt={style: alpaca} if only the base model's lacks one"
+            )
+        try:
+            template = dated(tokenizer.get_chat_template(), self.date or TODAY)
+            ids = tokenizer.apply_chat_template(
+                messages, chat_template=template, return_dict=False, **options, **self.template
+            )
+        except (TemplateError, ValueError, TypeError) as error:
+            raise ModelError(
+                f"the chat template refuses the dialogue ({error}); set "
+                "model.prompt.system_role=false if it knows no system role, or "
+                "model.prompt.style=alpaca"
+            ) from error
+        return list(ids)
 
 
-def _rendered(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: Any
-) -> list[int]:
-    from jinja2 import TemplateError
+def dated(template: str, day: str = TODAY) -> str:
+    """A chat template with a fixed day wherever it asks for today's.
 
-    if tokenizer.chat_template is None:
-        raise ModelError(
-            "the tokenizer has no chat template; set model.prompt.style=alpaca, or "
-            "model.base_prompt={style: alpaca} if only the base model's lacks one"
-        )
-    try:
-        ids = tokenizer.apply_chat_template(messages, return_dict=False, **options)
-    except (TemplateError, ValueError) as error:
-        raise ModelError(
-            f"the chat template refuses the dialogue ({error}); set model.prompt.system_role=false "
-            "if it knows no system role, or model.prompt.style=alpaca"
-        ) from error
-    return list(ids)
+    Raises:
+        ValueError: It computes the form in which it asks.
+    """
+    fixed = _NOW.sub(lambda call: repr(date.fromisoformat(day).strftime(call[2])), template)
+    if "strftime_now(" in fixed:
+        raise ValueError("it writes today's date in a form that it computes")
+    return fixed
+
+
+def _split(
+    tokenizer: PreTrainedTokenizerBase, head: list[int], tail: list[int], answer: str
+) -> tuple[list[int], list[int]]:
+    """Prompt and answer, a block of no thoughts and what is blank after it being the prompt's."""
+    for count in range(1, min(len(tail), _NO_THOUGHTS) + 1 if THOUGHTS[1] not in answer else 0):
+        block = str(tokenizer.decode(tail[:count])).strip()
+        if block.endswith(THOUGHTS[1]):
+            if block.removeprefix(THOUGHTS[0]).removesuffix(THOUGHTS[1]).strip():
+                break
+            while count < len(tail) and not str(tokenizer.decode([tail[count]])).strip():
+                count += 1
+            return head + tail[:count], tail[count:]
+    return head, tail
 
 
 def _after(head: list[int], whole: list[int]) -> list[int]:
     if whole[: len(head)] != head:
         raise ModelError(
-            "the chat template renders a prompt differently once it is answered; "
-            "set model.prompt.style=alpaca"
+            "the chat template renders a prompt differently once it is answered; set "
+            "model.prompt.style=alpaca, or in model.prompt.template what turns its thoughts off"
         )
     return whole[len(head) :]

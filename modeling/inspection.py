@@ -107,7 +107,7 @@ def read_config(checkpoint: Checkpoint) -> Any:
     except Exception as error:
         # Whatever a config.json holds reaches the code of its class, which raises what it likes.
         raise ModelError(
-            f"the config.json of {checkpoint.base!r} can't be read ({_said(error)}); give a "
+            f"the config.json of {checkpoint.base!r} can't be read ({said(error)}); give a "
             "model of an architecture that transformers knows without remote code"
         ) from error
 
@@ -145,14 +145,14 @@ def load_weights(
     except Exception as error:
         # Not transformers' own alone: any class that a config names may raise what it likes.
         raise ModelError(
-            f"{called} can't be loaded ({_said(error)}); give a model of an architecture "
+            f"{called} can't be loaded ({said(error)}); give a model of an architecture "
             "that transformers knows without remote code, whole and not quantised"
         ) from error
     _check_loaded(model, loading, called)
     return model
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """The first two lines of what a library says, of which the first may be but a heading."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]).rstrip(".") or type(error).__name__
@@ -266,7 +266,7 @@ def _inspect_adapter(
     except Exception as error:
         # As above; PEFT tells names and sizes that don't fit by errors of all kinds.
         raise ModelError(
-            f"{called} can't be put on {folder!r} ({_said(error)}); give an adapter that was "
+            f"{called} can't be put on {folder!r} ({said(error)}); give an adapter that was "
             "trained on this model"
         ) from error
     own = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, "")

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modeling.checkpoint import Checkpoint
-from modeling.inspection import inspect_model, load_weights
+from modeling.checkpoint import Checkpoint, local_folder
+from modeling.inspection import inspect_model, load_weights, said
+from modeling.model_files import read_json
+from settings import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_TEMPLATE, _TOKENIZER = "chat_template.jinja", "tokenizer_config.json"
+# What a tokenizer can be read from, besides its config.
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 
 
 def device_name() -> str:
@@ -19,18 +26,80 @@ def device_name() -> str:
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the base weights, left-padded, with a padding token."""
+    """The model's tokenizer, left-padded, with a padding token.
+
+    It is the one beside the adapter where that comes with one, since that is what the adapter was
+    trained with; else the one beside the base weights, with the adapter's own chat template if
+    there is such a file.
+
+    Raises:
+        ModelError: There is none, or it can't be read.
+    """
     from transformers import AutoTokenizer
 
-    # Where mistral_common is installed, as vLLM installs it, a Mistral's tekken.json would be read
-    # in place of its tokenizer.json, and with it no chat template.
-    tokenizer = AutoTokenizer.from_pretrained(
-        checkpoint.base, revision=checkpoint.revision, mistral_format=False
-    )
+    adapter, place, revision = checkpoint.adapter, checkpoint.base, checkpoint.revision
+    if brings_tokenizer(adapter):
+        place, revision = str(adapter), None
+    try:
+        # Where mistral_common is installed, as vLLM installs it, a Mistral's tekken.json would be
+        # read in place of its tokenizer.json, and with it no chat template.
+        tokenizer = AutoTokenizer.from_pretrained(
+            place, revision=revision, mistral_format=False, trust_remote_code=False
+        )
+    except Exception as error:
+        # A damaged file reaches code that raises what it likes.
+        raise ModelError(
+            f"the tokenizer of {place!r} can't be read ({said(error)}); save the model's tokenizer "
+            "beside its weights"
+        ) from error
+    if adapter is not None and (own := _template_in(Path(adapter))):
+        tokenizer.chat_template = own
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def brings_tokenizer(adapter: str | None) -> bool:
+    """Whether an adapter's folder holds a tokenizer of its own."""
+    return adapter is not None and any((Path(adapter) / name).is_file() for name in _VOCABULARIES)
+
+
+def chat_template(checkpoint: Checkpoint) -> str:
+    """The text of a model's chat template, by its files alone; "" where it has none."""
+    folders = [checkpoint.adapter, str(local_folder(checkpoint))]
+    found = (_template_in(Path(folder)) for folder in folders if folder is not None)
+    return next(filter(None, found), "")
+
+
+def _template_in(folder: Path) -> str:
+    if (folder / _TEMPLATE).is_file():
+        return (folder / _TEMPLATE).read_text(encoding="utf-8")
+    if not (folder / _TOKENIZER).is_file():
+        return ""
+    template = read_json(folder / _TOKENIZER, "the tokenizer").get("chat_template") or ""
+    if isinstance(template, list):  # Several, by name.
+        template = next((each["template"] for each in template if each["name"] == "default"), "")
+    return str(template)
+
+
+def check_tokenizer(checkpoint: Checkpoint, setting: str) -> None:
+    """Refuses a tokenizer whose ids the model has no embeddings for.
+
+    Raises:
+        ModelError: It is such a one, or there is none.
+    """
+    try:
+        tokens = 1 + max(load_tokenizer(checkpoint).get_vocab().values())
+    except ModelError as error:
+        raise ModelError(f"{setting}: {error}") from error
+    embeddings = inspect_model(checkpoint, setting).embeddings
+    if tokens > embeddings:
+        raise ModelError(
+            f"{setting}={(checkpoint.adapter or checkpoint.base)!r} has a tokenizer of {tokens} "
+            f"tokens, and the model has embeddings for {embeddings}; give the tokenizer that it "
+            "was trained with, or resize its embeddings and save it again"
+        )
 
 
 def load_model(

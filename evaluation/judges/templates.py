@@ -25,6 +25,7 @@ from pathlib import Path
 from string import Formatter
 from typing import TYPE_CHECKING, Literal
 
+from modeling.chat import dated
 from settings import ModelError, first_line
 
 if TYPE_CHECKING:
@@ -170,7 +171,10 @@ def encode_chat(
     turns = [{**turn, "content": plain(turn["content"], marks)} for turn in messages]
     try:
         ids = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=prompted, return_dict=False
+            turns,
+            chat_template=dated(chat_template(tokenizer)),
+            add_generation_prompt=prompted,
+            return_dict=False,
         )
     except (TemplateError, ValueError) as error:
         raise ModelError(f"the judge's chat template refuses the dialogue ({error})") from error

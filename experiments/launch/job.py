@@ -144,6 +144,7 @@ def _run_and_record(
     from experiments.pipeline.runner import Runner
     from experiments.report.run_table import one_line, print_run
     from experiments.results.environment import environment
+    from modeling.loading import check_tokenizer
 
     start = time.perf_counter()
     # Deprecations among the libraries are not the user's.
@@ -152,6 +153,9 @@ def _run_and_record(
     progress = experiment.runtime.progress
     with listening(folder, in_sweep=group is not None, progress=progress) as listener:
         base, aligned = find_models(experiment.model)
+        check_tokenizer(base.checkpoint, "model.base")
+        if aligned is not None:
+            check_tokenizer(aligned.checkpoint, "model.aligned")
         inputs = read_inputs(experiment)
         isolate = experiment.runtime.isolate
         runner = Runner(Store(experiment.store), listener, isolate=isolate)

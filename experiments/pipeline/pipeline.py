@@ -34,6 +34,7 @@ from experiments.pipeline.steps.training import Align, Merge, RunAttack
 from experiments.store import StageResult, Store
 from modeling.checkpoint import Checkpoint, check_target_modules, resolve
 from modeling.inspection import inspect_model
+from modeling.loading import chat_template
 from modeling.model_files import is_adapter
 from settings import ModelError, SettingError
 
@@ -89,17 +90,24 @@ def find_models(
             f"model.base={settings.base!r} is an adapter; set model.base to the full weights that "
             "it was trained on, and model.aligned to it"
         )
-    base = Model(Checkpoint(folder, dtype=settings.dtype), identity, settings.base_style)
-    inspect_model(base.checkpoint, "model.base")
+    checkpoint = Checkpoint(folder, dtype=settings.dtype)
+    inspect_model(checkpoint, "model.base")
+    alone = settings.alignment == "own" or settings.aligned is None
+    # A base that is only asked in the aligned model's style needn't read all its arguments.
+    asked = "model.prompt" if alone else None
+    asked = asked if settings.base_prompt is None else "model.base_prompt"
+    style = settings.base_style.fitted(chat_template(checkpoint), asked)
+    base = Model(checkpoint, identity, style)
     if settings.alignment == "own" or settings.aligned is None:
         return base, None
     folder, identity = resolve(settings.aligned, settings.aligned_revision, "model.aligned")
-    aligned = Model(Checkpoint(folder, dtype=settings.dtype), identity, settings.style)
+    checkpoint = Checkpoint(folder, dtype=settings.dtype)
     if is_adapter(folder):
-        adapted = replace(base.checkpoint, adapter=folder)
-        aligned = Model(adapted, f"{base.key}+{identity}", settings.style)
-    inspect_model(aligned.checkpoint, "model.aligned")
-    return base, aligned
+        checkpoint = replace(base.checkpoint, adapter=folder)
+        identity = f"{base.key}+{identity}"
+    inspect_model(checkpoint, "model.aligned")
+    style = settings.style.fitted(chat_template(checkpoint), "model.prompt")
+    return base, Model(checkpoint, identity, style)
 
 
 class Pipeline:
@@ -139,8 +147,7 @@ class Pipeline:
         check_settings(experiment, inputs, self.base.checkpoint, aligns=aligns)
         aligned = self.published
         if aligned is None:
-            base = replace(self.base, style=experiment.model.style)
-            aligned, _ = self._model(Align(base, experiment.align, inputs.sft, inputs.pairs))
+            aligned, _ = self._model(Align(self.base, experiment.align, inputs.sft, inputs.pairs))
         check_models(experiment, self.base, aligned)
         artefact = self.prepare(aligned)
         attacked, attack_report = self.attack(experiment.attack, inputs.attack, aligned)

@@ -46,7 +46,7 @@ class StoredCalibration:
 
     def identity(self) -> dict[str, Any]:
         """What the artefact of a defense that uses this service depends on."""
-        common = {"dtype": self.base.dtype, "style": self.style.model_dump()}
+        common = {"dtype": self.base.dtype, "style": self.style.identity()}
         for name in sorted(self.needs - {"prompts"}):
             common[name] = hash_rows(getattr(self, name))
         if "prompts" not in self.needs:
@@ -103,10 +103,7 @@ class StoredCalibration:
         """Token ids of each prompt, and of each answer with its end token."""
         tokenizer = load_tokenizer(model)
         return [
-            (
-                self.style.encode_prompt(tokenizer, prompt),
-                self.style.encode_answer(tokenizer, prompt, answer),
-            )
+            self.style.encode_pair(tokenizer, prompt, answer)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
 

@@ -43,7 +43,7 @@ class Generate(Step):
     def stage(self) -> Stage:
         settings = {
             "backend": self.backend.identity(),
-            "style": self.model.style.model_dump(),
+            "style": self.model.style.identity(),
             "dtype": self.model.checkpoint.dtype,
             "max_new_tokens": self.prompts.max_new_tokens,
             "system": self.prompts.system,
@@ -111,7 +111,7 @@ class Likelihood(Step):
     def stage(self) -> Stage:
         settings = {
             "backend": self.backend.identity(),
-            "style": self.model.style.model_dump(),
+            "style": self.model.style.identity(),
             "dtype": self.model.checkpoint.dtype,
             "texts": hash_rows(self.texts),
             "max_tokens": self.max_tokens,
@@ -165,8 +165,7 @@ def _encode(
 ) -> tuple[list[int], int, bool]:
     """A held-out text's token ids, how many of the last are scored, and whether it was cut."""
     if text.prompt:
-        head = style.encode_prompt(tokenizer, text.prompt)
-        body = style.encode_content(tokenizer, text.prompt, text.response)
+        head, body = style.encode_pair(tokenizer, text.prompt, text.response, content=True)
     else:
         # Nothing comes before the first token, so that it can't be scored: the text's own, or the
         # BOS of a tokenizer that puts one there.

@@ -36,7 +36,7 @@ class Align(ModelStep):
     def stage(self) -> Stage:
         settings = {
             "recipe": self.recipe.model_dump(),
-            "style": self.model.style.model_dump(),
+            "style": self.model.style.identity(),
             "dtype": self.model.checkpoint.dtype,
             "rows": [hash_rows(self.rows), hash_rows(self.pairs)],
         }
@@ -126,7 +126,7 @@ class RunAttack(ModelStep):
             self.attack.version,
             {
                 "attack": settings,
-                "style": self.model.style.model_dump(),
+                "style": self.model.style.identity(),
                 "dtype": self.model.checkpoint.dtype,
                 "seed": self.seed,
                 "rows": self.data.hashes,
