@@ -70,6 +70,9 @@ class PromptStyle(Settings):
     date: str | None = None
     thinking: bool | None = None
 
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
     @field_validator("date")
     @classmethod
     def _is_a_day(cls, day: str | None) -> str | None:
