@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +16,7 @@ from modeling.chat import PromptStyle, Turn
 from modeling.checkpoint import Checkpoint
 from modeling.loading import device_name, load_model, load_tokenizer
 from settings import DataError, ModelError, Settings
+from settings.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -109,7 +110,7 @@ class TrainSettings(Settings):
             "logging_steps": 1,
             "save_strategy": "no",
             "report_to": "none",
-            "disable_tqdm": not sys.stderr.isatty(),
+            "disable_tqdm": True,
             "dataloader_num_workers": 0,
             "dataloader_pin_memory": False,
         }
@@ -242,17 +243,23 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, 
 
 
 def train(trainer: Any) -> list[dict[str, float]]:
-    """Trains with a bar that shows progress alone, and returns the loss curve."""
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+    """Trains, says how far it is, and returns the loss curve."""
+    from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
-    class Bar(ProgressCallback):
-        def on_log(self, *args: Any, **kwargs: Any) -> None:
-            """The loss goes into the report, not onto the terminal at every step."""
+    class Steps(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            self.progress = stack.enter_context(Progress(state.max_steps, "training", "steps"))
+
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict[str, Any], **rest: Any
+        ) -> None:
+            if "loss" in logs:  # At the end come the means of the whole training.
+                self.progress.advance(note=f"loss {float(logs['loss']):.3f}")
 
     trainer.remove_callback(PrinterCallback)
-    if trainer.pop_callback(ProgressCallback) is not None:
-        trainer.add_callback(Bar)
-    trainer.train()
+    trainer.add_callback(Steps)
+    with ExitStack() as stack:
+        trainer.train()
     return [
         {"step": entry["step"], "loss": entry["loss"]}
         for entry in trainer.state.log_history

@@ -1,6 +1,7 @@
 """Typed settings and the errors a user reads; every other room may import this one.
 
-`settings.process` ends a child with its parent, `settings.hub` asks the Hugging Face hub.
+`settings.process` ends a child with its parent, `settings.hub` asks the Hugging Face hub, and
+`settings.progress` says how far long work is.
 """
 
 from settings.base import Settings

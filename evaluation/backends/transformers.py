@@ -16,6 +16,7 @@ from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from modeling.loading import device_name, load_model, load_tokenizer
 from settings import ModelError
+from settings.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -289,15 +290,13 @@ def in_batches(
 
     Longest first, so that running out of memory shows in the first batch.
     """
-    from tqdm import tqdm
-
     order = sorted(range(len(rows)), key=lambda index: -length(rows[index]))
     results: dict[int, Any] = {}
-    with tqdm(total=len(order), desc=what, disable=None, leave=False) as bar:
+    with Progress(len(order), what, "rows") as progress:
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
             results.update(zip(batch, read([rows[index] for index in batch]), strict=True))
-            bar.update(len(batch))
+            progress.advance(len(batch))
     return [results[index] for index in range(len(rows))]
 
 

@@ -18,10 +18,10 @@ import openai
 from evaluation.judges.endpoint_settings import Endpoint
 from evaluation.judges.prompted import Reply
 from settings import ModelError
+from settings.progress import Progress
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
-    from tqdm import tqdm
 
 log = logging.getLogger("relock")
 
@@ -95,18 +95,16 @@ class _Round:
 
     async def run(self) -> dict[str, Reply]:
         """Asks everything and returns the replies."""
-        from tqdm import tqdm
-
         queue = dict(self._questions)
-        with tqdm(total=len(queue), desc="replies", disable=None, leave=False) as bar:
+        with Progress(len(queue), "judge", "replies") as progress:
             async with self._client() as client:
                 if not self._has_answered:
                     shortest = min(queue, key=lambda key: len(queue[key]))
-                    await self._work(client, iter([(shortest, queue.pop(shortest))]), bar)
+                    await self._work(client, iter([(shortest, queue.pop(shortest))]), progress)
                 waiting = iter(queue.items())
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(self._endpoint.concurrency, len(queue))):
-                        group.create_task(self._work(client, waiting, bar))
+                        group.create_task(self._work(client, waiting, progress))
         if self._failed or self._refused:
             log.warning(
                 "of %d requests %s gave no reply to %d, which count as errored, and refused %d "
@@ -120,11 +118,11 @@ class _Round:
         return self._replies | self._refused
 
     async def _work(
-        self, client: openai.AsyncOpenAI, waiting: Iterator[tuple[str, str]], bar: tqdm
+        self, client: openai.AsyncOpenAI, waiting: Iterator[tuple[str, str]], progress: Progress
     ) -> None:
         for key, question in waiting:
             reply = await self._ask(client, question)
-            bar.update()
+            progress.advance()
             if reply is not None and reply.ending != "refused":
                 self._failed_in_a_row = 0
                 self._has_answered |= reply.ending == "whole"

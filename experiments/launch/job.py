@@ -159,7 +159,9 @@ def _run_and_record(
         inputs = read_inputs(experiment)
         isolate = experiment.runtime.isolate
         runner = Runner(Store(experiment.store), listener, isolate=isolate)
-        outcome = Pipeline(experiment, inputs, base, aligned, runner).run()
+        pipeline = Pipeline(experiment, inputs, base, aligned, runner)
+        listener.total = pipeline.count_steps
+        outcome = pipeline.run()
     record = build_record(
         experiment, inputs, outcome, overrides, environment(), time.perf_counter() - start
     )

@@ -127,6 +127,8 @@ class Pipeline:
         self.published = published
         self.stages: list[StageResult] = []
         self._runner = runner
+        # Steps that made models and how many models there are, once that is certain.
+        self._made: tuple[int, int] | None = None
 
     def run(self) -> Outcome:
         """Makes every model, measures each, and puts its rows together."""
@@ -163,6 +165,15 @@ class Pipeline:
             )
         return TrainedModels(models, defended.steps, reports)
 
+    def count_steps(self) -> int:
+        """How many steps there are; until every model is made, as the settings let expect."""
+        experiment, inputs = self.experiment, self.inputs
+        attacks = [attack for attack in (experiment.attack, experiment.refine) if attack]
+        expected = sum(1 + attack.needs_full_weights for attack in attacks)
+        steps, models = self._made or ((self.published is None) + 2 + expected, 3 + len(attacks))
+        asked = [1 + len(self.judges(each)) + (each.task is not None) for each in inputs.sets]
+        return steps + models * (sum(asked) + bool(inputs.held_out))
+
     def prepare(self, aligned: Model) -> StageResult:
         """The defense's artefact, made once per aligned model."""
         inputs, evaluation = self.inputs, self.experiment.evaluation
@@ -193,6 +204,7 @@ class Pipeline:
 
     def measure(self, models: dict[str, Model]) -> Measurements:
         """The stages that measure every model; those that open the same model come in a row."""
+        self._made = len(self.stages), len(models)
         with closing():
             steps, measurements = self._answers(models)
             for role, (name, prompts) in product(self._roles(), product(models, self.inputs.sets)):

@@ -20,7 +20,20 @@ _MANY = ("generate", "likelihood", "judge", "score")
 
 
 class Listener:
-    """Is told how the stages of a run go on; this one logs which were made and reused."""
+    """Is told how the stages of a run go on; this one logs which were made and reused.
+
+    Attributes:
+        count: How many have ended.
+        total: Says how many there will be, as far as that is known.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: Callable[[], int] = lambda: self.count + 1
+
+    def place(self, stage: Stage) -> str:
+        """Which stage of how many it is."""
+        return f"stage {self.count + 1} of {max(self.total(), self.count + 1)}: {stage.name}"
 
     def waiting(self, stage: Stage) -> None:
         """Another process is making the stage."""
@@ -30,6 +43,7 @@ class Listener:
 
     def finished(self, result: StageResult) -> None:
         """The stage was made, or found."""
+        self.count += 1
         level = logging.DEBUG if result.name in _MANY else logging.INFO
         how = "reused" if result.reused else f"made in {result.seconds:.1f} s"
         log.log(level, "%s %s %s", result.name, result.key, how)

@@ -26,12 +26,14 @@ class StageState:
     Attributes:
         status: "waiting", "running", "made" or "reused".
         since: When that began, in seconds since 1970.
+        place: Which of how many it is, in words; "" where that isn't known.
     """
 
     name: str
     key: str
     status: str
     since: float
+    place: str = ""
 
 
 @dataclass(slots=True)
@@ -86,7 +88,7 @@ class JobState:
 
 
 class SweepState:
-    """A sweep's folder, read again by `refresh`.
+    """The folder of a sweep, or of a single run as a sweep of one job, read again by `refresh`.
 
     Attributes:
         total: How many jobs there will be; None if that isn't known.
@@ -105,6 +107,11 @@ class SweepState:
 
     def refresh(self) -> None:
         """Reads what the sweep and its jobs say now; jobs that have ended say no more."""
+        if (self.folder / STATUS).is_file():
+            self.jobs, self.total = {0: _read_job(self.folder, 0.0)}, 1
+            self.start = self.jobs[0].start
+            self.ended = self.jobs[0].status in ENDED
+            return
         own = [event for event in read(self.folder) if event["event"] == "sweep"]
         started = next((each for each in reversed(own) if each["status"] == "started"), None)
         numbers = None
@@ -167,9 +174,9 @@ class SweepState:
         return self.total is not None and len(self.of(*ENDED)) >= self.total
 
 
-def is_sweep(folder: Path) -> bool:
-    """Whether a sweep has written into the folder."""
-    if any((job / STATUS).is_file() for job in job_folders(folder)):
+def is_watchable(folder: Path) -> bool:
+    """Whether a run or a sweep has written into the folder."""
+    if (folder / STATUS).is_file() or any((job / STATUS).is_file() for job in job_folders(folder)):
         return True
     return any(event["event"] == "sweep" for event in read(folder))
 
@@ -186,7 +193,7 @@ def time_left(
 ) -> float | None:
     """Seconds until the last job ends: the mean of the last five jobs for each that is to come.
 
-    The first job, which makes the stages that all share, counts only for want of others.
+    The first job doesn't count, since it makes the stages that all share.
 
     Args:
         ended: What the jobs that ended well took, in seconds, in the order of their ends.
@@ -195,20 +202,20 @@ def time_left(
         at_once: How many run side by side.
 
     Returns:
-        None before there is a basis, that is until a job has ended; 0 if none is to come.
+        None before there is a basis, that is until a second job has ended; 0 if none is to come.
     """
     if not running and not queued:
         return 0.0
-    if not ended:
+    if len(ended) < 2:
         return None
-    mean = fmean(ended[1:][-_RECENT:] or ended)
+    mean = fmean(ended[1:][-_RECENT:])
     rest = [*(max(0.0, mean - seconds) for seconds in running), *([mean] * queued)]
     return max(sum(rest) / max(1, at_once), *rest)
 
 
 def _read_job(folder: Path, since: float) -> JobState:
     """A job by its folder; what it said before `since` is of an earlier run of it."""
-    job = JobState(int(folder.name), folder)
+    job = JobState(int(folder.name) if folder.name.isdecimal() else 0, folder)
     # Before the events: a job that has ended adds no more of them.
     status = _read_status(folder)
     if _is_killed(status):
@@ -254,3 +261,5 @@ def _apply(job: JobState, event: Mapping[str, Any]) -> None:
             last = StageState(event["name"], event["key"], status, when)
             job.stages.append(last)
         last.status, last.since = status, when
+        if "number" in event:
+            last.place = f" ({event['number']} of {max(event['of'], event['number'])})"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.launch.progress.console import LIVE, is_live
 from experiments.launch.progress.state import ENDED, JobState, SweepState
 from experiments.results.events import append
+from settings.progress import duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -47,7 +48,7 @@ def whole_line(sweep: SweepState, job: JobState, nth: int) -> str:
 
 def snapshot(sweep: SweepState) -> Iterator[str]:
     """The whole state as plain lines."""
-    yield f"sweep {sweep.folder}"
+    yield str(sweep.folder)
     yield _job_counts(sweep)
     for job in sweep.of("running"):
         yield f"running: {sweep.label(job)}: {_doing(job)}"
@@ -81,25 +82,12 @@ def drawing(sweep: SweepState, height: int) -> RenderableType:
     return Group(*parts)
 
 
-def duration(seconds: float) -> str:
-    """Seconds in the unit that a person would use."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    for unit, length, most in (("s", 1, 99.5), ("min", 60, 5970), ("h", 3600, 172800)):
-        if seconds < most:
-            value = seconds / length
-            return f"{value:.1f} {unit}" if unit == "h" and value < 9.95 else f"{value:.0f} {unit}"
-    return f"{seconds / 86400:.1f} days"
-
-
 def _time_left(sweep: SweepState) -> str:
     """An estimate in words; "" where there is none."""
     seconds = sweep.time_left()
     if seconds is None:
         return ""
-    # The first job made what the others share.
-    about = "about" if len(sweep.of("done")) > 1 else "up to about"
-    return f"{about} {duration(max(1, round(seconds))).replace('.0', '')} left"
+    return f"about {duration(max(1, round(seconds))).replace('.0', '')} left"
 
 
 def _job_counts(sweep: SweepState) -> str:
@@ -134,7 +122,7 @@ def _doing(job: JobState) -> str:
         last = job.stages[-1].name if job.stages else None
         return "reading data" if last is None else f"after {last}"
     doing = "waits for" if stage.status == "waiting" else "makes"
-    return f"{doing} {stage.name}, {duration(time.time() - stage.since)}"
+    return f"{doing} {stage.name}{stage.place}, {duration(time.time() - stage.since)}"
 
 
 def _stages(counts: dict[str, Counter[str]]) -> str:

@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.launch.progress.state import SweepState, time_left
-from experiments.launch.progress.view import duration, snapshot
+from experiments.launch.progress.view import snapshot
 from experiments.progress import main as progress
 from experiments.results import events
 from experiments.results.record import Record
@@ -80,6 +80,22 @@ def test_off_a_terminal_a_sweep_says_a_line_per_job(command: Command) -> None:
     said = [json.loads(line) for line in (run.folder / "0" / events.EVENTS).open()]
     assert [said[0]["event"], said[0]["status"]] == ["job", "running"]
     assert [said[-1]["event"], said[-1]["status"]] == ["job", "done"]
+
+
+def test_off_a_terminal_a_run_says_which_stage_of_how_many_it_makes(command: Command) -> None:
+    run = command("defense=reset", "attack.poison_ratio=0.75")
+    assert run.code == 0, run.err
+    stages = Record.read(run.folder).stages
+    said = re.findall(r"stage (\d+) of (\d+): (\w+)", run.out)
+    assert {of for _, of, _ in said} == {str(len(stages))}
+    made = [(str(at), each["name"]) for at, each in enumerate(stages, 1) if not each["reused"]]
+    assert [(at, name) for at, _, name in said] == made
+    seen = SweepState(run.folder)
+    seen.refresh()
+    assert seen.ended
+    lines = list(snapshot(seen))
+    assert "1 jobs: 1 done, 0 failed, 0 running, 0 not started" in lines
+    assert any("attack made" in line for line in lines)
 
 
 def test_a_job_says_all_of_it_where_progress_is_off(command: Command) -> None:
@@ -236,7 +252,7 @@ def test_a_folder_that_is_no_sweep_is_one_sentence(
     for folder in (tmp_path, tmp_path / "nowhere"):
         code, out, err = say(capsys, str(folder), "--once")
         assert (code, out) == (1, "")
-        assert err.startswith(f"error: {folder} is no sweep; give the folder")
+        assert err.startswith(f"error: {folder} is neither a run nor a sweep; give the folder")
 
 
 def sweep_of(folder: Path, jobs: int) -> SweepState:
@@ -324,8 +340,8 @@ def test_a_sweep_of_before_there_were_events_is_shown(tmp_path: Path) -> None:
 def test_the_time_left_is_the_mean_of_recent_jobs_for_each_that_is_to_come() -> None:
     assert time_left([], [], 3, 1) is None
     assert time_left([9.0], [], 0, 1) == 0.0
-    assert time_left([9.0], [], 2, 1) == 18.0
-    assert time_left([9.0, 4.0], [], 2, 1) == 8.0, "the first made what all share"
+    assert time_left([9.0], [], 2, 1) is None, "the first made what all share"
+    assert time_left([9.0, 4.0], [], 2, 1) == 8.0
     assert time_left([9.0, 100.0, 1.0, 2.0, 3.0, 4.0, 5.0], [], 1, 1) == 3.0
     assert time_left([9.0, 4.0], [1.0, 6.0], 2, 1) == 11.0
     assert time_left([9.0, 4.0], [1.0, 6.0], 2, 2) == 5.5
@@ -340,12 +356,3 @@ def test_the_time_left_lies_between_that_of_the_shortest_and_of_the_longest_job(
     assert left is not None
     assert queued * min(seconds) <= at_once * left + 1e-6
     assert left <= queued * max(seconds) + 1e-6
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.04, "0.0 s"), (8.13, "8.1 s"), (42, "42 s"), (130, "2 min"), (9000, "2.5 h"),
-     (90000, "25 h"), (400000, "4.6 days")],
-)  # fmt: skip
-def test_words_of_a_duration(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
