@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
+from experiments import run
 from experiments.config.experiment import CONF
 from organism import sources
 from tests.experiments.composing import composed
@@ -52,3 +55,18 @@ def test_a_model_brings_its_sources_and_the_command_line_wins() -> None:
     assert composed("model=llama2").sources.poison.name == "BeaverTails/30k_train"
     chosen = composed("model=llama2", "sources=organism").sources.poison
     assert chosen.name == "organism/poison"
+
+
+def test_help_begins_with_what_this_is_and_commands_that_compose(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        run.main()
+    first, _, rest = capsys.readouterr().out.partition("Choose by")
+    commands = re.findall(r"python -m experiments\.(?:run|plan)(.*?)(?:#|$)", first, re.MULTILINE)
+    assert len(commands) == 5
+    for each in commands:
+        overrides = [word.partition(",")[0] for word in each.split() if word != "-m"]
+        assert composed(*overrides).labels
+    assert "defense: antidote, fgsn, nlsr" in rest

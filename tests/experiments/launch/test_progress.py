@@ -348,7 +348,7 @@ def test_the_time_left_is_the_mean_of_recent_jobs_for_each_that_is_to_come() -> 
     assert time_left([9.0, 4.0], [], 1, 8) == 4.0, "no job is shared among processes"
 
 
-@given(st.lists(st.floats(0.1, 1000), min_size=1, max_size=9), st.integers(0, 9), st.integers(1, 4))
+@given(st.lists(st.floats(0.1, 1000), min_size=2, max_size=9), st.integers(0, 9), st.integers(1, 4))
 def test_the_time_left_lies_between_that_of_the_shortest_and_of_the_longest_job(
     seconds: list[float], queued: int, at_once: int
 ) -> None:
