@@ -250,11 +250,10 @@ def train(trainer: Any) -> list[dict[str, float]]:
         def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             self.progress = stack.enter_context(Progress(state.max_steps, "training", "steps"))
 
-        def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, Any], **rest: Any
-        ) -> None:
-            if "loss" in logs:  # At the end come the means of the whole training.
-                self.progress.advance(note=f"loss {float(logs['loss']):.3f}")
+        def on_log(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            loss = rest["logs"].get("loss")
+            if loss is not None:  # At the end come the means of the whole training.
+                self.progress.advance(note=f"loss {float(loss):.3f}")
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Steps)
