@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_serializer
 
 from defenses.base import Edit, Models, OutputForm
 from defenses.projection_edits import DataFreeDefense, describe_edit, require_unaligned_base
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from modeling.projections import Factored
 
 
+# The official code projects 10 of Llama-2-7B's 64 query and value projections.
+_OFFICIAL = (10, 64)
+
+
 class SafeLoRA(DataFreeDefense):
     """Projects the fine-tuning of the modules that it turned away from the alignment.
 
@@ -29,14 +33,19 @@ class SafeLoRA(DataFreeDefense):
         mode: "threshold" projects where the cosine is at most `tau`, "number" the `number`
             modules of the lowest cosine.
         tau: Of "threshold".
-        number: Of "number".
+        number: Of "number"; None: the official code's share of the modules.
     """
 
     output_form: ClassVar[OutputForm] = "adapter"
 
     mode: Literal["threshold", "number"] = "threshold"
     tau: float = Field(0.5, ge=-1, le=1)
-    number: int = Field(10, ge=0)
+    number: int | None = Field(None, ge=0)
+
+    @field_serializer("number")
+    def _unread(self, number: int | None) -> int | None:
+        """Keeps the keys of when 10 was the default, where no number is read."""
+        return _OFFICIAL[0] if self.mode == "threshold" and number is None else number
 
     def check(self, models: Models, attacked: Checkpoint | None) -> None:
         """Refuses an aligned model that is the base, and more modules than there are."""
@@ -44,7 +53,7 @@ class SafeLoRA(DataFreeDefense):
 
         require_unaligned_base(models, "defense=safelora projects onto what alignment changed")
         modules = len(projections(models.aligned))
-        if self.mode == "number" and self.number > modules:
+        if self.mode == "number" and (self.number or 0) > modules:
             raise SettingError(
                 f"defense.number={self.number} is more than the model's {modules} projections; "
                 "lower it, or set defense.mode=threshold"
@@ -62,18 +71,20 @@ class SafeLoRA(DataFreeDefense):
         device = device_name()
         fits = measure(models, attacked, device)
         cosines = {name: fit.cosine for name, fit in fits.items()}
-        modules = choose(cosines, self.mode, self.tau, self.number)
+        number, of = _OFFICIAL
+        count = max(1, round(len(cosines) * number / of)) if self.number is None else self.number
+        modules = choose(cosines, self.mode, self.tau, count)
 
         def edit(name: str, delta: Factored | Tensor) -> Factored | Tensor | None:
             if name not in modules:
                 return None
             return project(alignment(models, name, device), delta)
 
-        count = write_edited(models.aligned, attacked, out, edit)
+        edited = write_edited(models.aligned, attacked, out, edit)
         diagnostics = {
             "cosine": cosines,
             "norm_ratio": {name: fit.norm_ratio for name, fit in fits.items()},
             "projected": {name: name in modules for name in fits},
         }
         projected = tuple(name for name in fits if name in modules)
-        return describe_edit(count, attacked, diagnostics, projected)
+        return describe_edit(edited, attacked, diagnostics, projected)

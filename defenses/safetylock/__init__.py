@@ -44,6 +44,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 LOCK = "lock"
+# The paper's K = 24 at Llama-3-8B's 32 layers of 32 heads.
+PAPER_SHARE = 24 / 1024
 
 
 class SafetyLock(Defense):
@@ -68,8 +70,8 @@ class SafetyLock(Defense):
         precision: Of means and standard deviations.
         stability_seeds: Further splits, which tell how stable the choice of heads is.
         batch_size: Rows per forward pass.
-        k: K, how many heads; None where `k_share` says.
-        k_share: K as a share of all heads; None where `k` says.
+        k: K, how many heads.
+        k_share: K as a share of all heads, where `k` is None; None: the paper's, 24 of 1,024.
         alpha: Strength in standard deviations; below zero unlocks.
         positions: Which are steered: "all" (the only one that can be baked), the "last_token" of
             each forward step, or the "generated" tokens alone.
@@ -97,7 +99,7 @@ class SafetyLock(Defense):
     stability_seeds: int = Field(4, ge=0)
     batch_size: int = Field(16, ge=1)
 
-    k: int | None = Field(24, ge=1)
+    k: int | None = Field(None, ge=1)
     k_share: float | None = Field(None, gt=0, le=1)
     alpha: float = 6.0
     positions: Literal["all", "last_token", "generated"] = "all"
@@ -106,10 +108,8 @@ class SafetyLock(Defense):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> SafetyLock:
-        if (self.k is None) == (self.k_share is None):
-            raise ValueError(
-                "defense.k and defense.k_share: give exactly one and set the other to null"
-            )
+        if self.k is not None and self.k_share is not None:
+            raise ValueError("defense.k and defense.k_share say both how many; set one to null")
         if self.form == "baked" and self.positions != "all":
             raise ValueError(
                 f"defense.form=baked steers every position, so it can't be had with "
@@ -150,11 +150,11 @@ class SafetyLock(Defense):
     def heads(self, layout: HeadLayout) -> int:
         """K for a model of this shape; SettingError where it has fewer heads."""
         total = layout.layers * layout.heads
-        k = max(1, round(self.k_share * total)) if self.k_share is not None else self.k or 0
+        k = self.k or max(1, round((self.k_share or PAPER_SHARE) * total))
         if k > total:
             raise SettingError(
                 f"defense.k={k} is more than the model's {total} heads; lower it, or set "
-                "defense.k=null and defense.k_share=0.0234 (the paper's 24 of 1024)"
+                "defense.k=null for the paper's share, 24 of 1,024"
             )
         return k
 

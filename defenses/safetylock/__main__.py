@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from defenses.safetylock.lock import Lock
 
 EXAMPLES = """examples:
-  build    --model meta-llama/Meta-Llama-3-8B-Instruct --pairs pairs.jsonl --out lock defense.k=24
+  build    --model meta-llama/Meta-Llama-3-8B-Instruct --pairs pairs.jsonl --out lock
   inspect  lock
   apply    lock --model ./customer-model --out ./customer-model-locked
 

@@ -189,6 +189,14 @@ def test_more_modules_than_there_are_are_refused(tmp_path: Path) -> None:
         SafeLoRA(mode="number", number=modules + 1).check(case.models, None)
 
 
+def test_the_official_number_is_a_share_of_the_fine_tuned_modules(tmp_path: Path) -> None:
+    edit = _repair(shared_case("llama", "resumed/lora"), tmp_path, mode="number")
+    assert len(edit.modules) == max(1, round(len(edit.diagnostics["cosine"]) * 10 / 64))
+    # Where it isn't read, keys are those of when the default was 10.
+    assert SafeLoRA().model_dump()["number"] == 10
+    assert SafeLoRA(mode="number").model_dump()["number"] is None
+
+
 def test_nothing_is_prepared_so_that_settings_sweep_freely(tmp_path: Path) -> None:
     models = shared_case("llama", "resumed/lora").models
     (tmp_path / "artefact").mkdir()

@@ -290,10 +290,11 @@ def test_other_positions_run_by_a_hook(
 
 def test_k_may_be_a_share(models: Models) -> None:
     layout = head_layout(models.aligned)
-    assert _lock(k=None, k_share=24 / 1024).heads(layout) == 1
+    assert _lock(k=None).heads(layout) == 1
     assert _lock(k=None, k_share=0.5).heads(layout) == 6
     paper = replace(layout, layers=32, heads=32)
-    assert _lock(k=None, k_share=0.0234).heads(paper) == 24
+    small = replace(layout, layers=30, heads=9)
+    assert [_lock(k=None).heads(each) for each in (paper, small)] == [24, 6]
     with pytest.raises(SettingError, match=r"defense.k=13 is more than the model's 12 heads"):
         _lock(k=13).check(models, None)
 
@@ -301,8 +302,7 @@ def test_k_may_be_a_share(models: Models) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"k": None}, "give exactly one"),
-        ({"k": 4, "k_share": 0.5}, "give exactly one"),
+        ({"k": 4, "k_share": 0.5}, "set one to null"),
         ({"positions": "last_token", "form": "baked"}, "set defense.form=hooked"),
         ({"n_pairs": 2, "validation_share": 0.1}, "set it nearer to 0.4"),
         ({"positions": "first"}, "defense.positions='first' is not allowed"),

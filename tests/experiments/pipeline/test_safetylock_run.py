@@ -56,7 +56,7 @@ def test_what_a_lock_needs_is_asked_for_before_heavy_work(command: Command, tmp_
     mistakes = {
         "sources.safety_pairs is null, but defense=safetylock needs": "sources.safety_pairs=null",
         "defense.k=37 is more than the model's 36 heads": "defense.k=37",
-        "defense.k and defense.k_share: give exactly one": "defense.k_share=0.1",
+        "defense.k and defense.k_share say both how many": "defense.k_share=0.1",
         "set defense.form=hooked or defense.positions=all": "defense.positions=last_token",
     }
     for sentence, override in mistakes.items():
