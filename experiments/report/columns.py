@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.metric_names import KINDS, MetricName
 from experiments.report.pool import Row
+from experiments.results.record import DEGENERATE_LIMIT
 
 COLUMNS = {
     name: KINDS[name].heading
@@ -44,6 +45,12 @@ _MEANINGS = {
 }
 _UNDER = (
     "under NAME: the same harmful prompts, asked under an attack's own trigger or an attack prompt."
+)
+_ONE_JUDGE = "HS = ASR"
+_SAME = "HS = ASR: one judge gives both, so that they are one figure."
+_BROKEN = (
+    "(broken): the repair left a model that gives no right answer to the task, where it had some, "
+    f"or more than {100 * DEGENERATE_LIMIT:.0f} % degenerate answers; it is no choice."
 )
 _INTERVALS = (
     "Intervals are at 95 %: Wilson's for shares, a bootstrap's for means. Over several seeds they "
@@ -96,7 +103,21 @@ def main_columns(rows: Sequence[Row]) -> dict[str, str]:
         if shown and any(row.metrics[name].n for row in rows if name in row.metrics):
             own_trigger = parsed.attack_prompt and parsed.attack_prompt not in given
             (triggered if own_trigger else columns)[name] = parsed.heading
-    return triggered | columns
+    return once(triggered | columns, all(row.one_judge for row in rows))
+
+
+def once(columns: Mapping[str, str], one_judge: bool) -> dict[str, str]:
+    """The metrics without an ASR that is some HS among them over again, by the same judge."""
+    if not one_judge:
+        return dict(columns)
+    names = {name: MetricName.parse(name) for name in columns}
+    doubled = {str(name.of_kind("hs")): key for key, name in names.items() if name.kind == "asr"}
+    doubled = {name: key for name, key in doubled.items() if name in columns}
+    return {
+        name: head.replace("HS", _ONE_JUDGE, 1) if name in doubled else head
+        for name, head in columns.items()
+        if name not in doubled.values()
+    }
 
 
 def _given_prompts(rows: Iterable[Row]) -> set[str]:
@@ -119,16 +140,19 @@ def paired_columns(rows: Sequence[Row]) -> dict[str, str]:
     under = [name for name in names if name.attack_prompt]
     judged = [name for name in names if name.kind == "hs" and name.judges]
     shown = [*under, *map(MetricName.parse, _PAIRED), *judged]
-    return {str(name): name.heading for name in shown}
+    columns = {str(name): name.heading for name in shown}
+    return once(columns, all(row.one_judge for row in rows))
 
 
-def legend(columns: Iterable[str]) -> str:
-    """What the headings of these metrics mean, and what their intervals are."""
+def legend(columns: Mapping[str, str], rows: Iterable[Row]) -> str:
+    """What the headings of these metrics and the marks of these rows mean, and the intervals."""
     names = [MetricName.parse(column) for column in columns]
     kinds = {name.kind.removesuffix("_safe_system") for name in names}
     said = [meaning for kind, meaning in _MEANINGS.items() if kind in kinds]
     under = [_UNDER] if any(name.attack_prompt for name in names) else []
-    return " ".join([*said, *under, _INTERVALS]) + "\n"
+    said += [_SAME] if any(head.startswith(_ONE_JUDGE) for head in columns.values()) else []
+    marked = [_BROKEN] if any(row.broken for row in rows) else []
+    return " ".join([*said, *under, *marked, _INTERVALS]) + "\n"
 
 
 def sections(rows: Sequence[Row]) -> list[Section]:

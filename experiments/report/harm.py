@@ -143,6 +143,9 @@ def _draw_points(
         look["xerr"] = [[end[place]] for end in x_margins] if x_margins else None
         look["label"] = "" if place else line.name
         draw_estimates(axes, at, [row.worst_hs], **look)[0].set_gid(f"{TITLE}{_figures(line, row)}")
+        if row.broken:
+            cross: dict[str, Any] = {"color": "black", "markersize": 11, "zorder": 5}
+            axes.plot(at, [100 * row.worst_hs.value], "x", label="broken by its repair", **cross)
         if row.worst != HS:
             plainly = row.metrics[str(HS)]
             ends = [100 * row.worst_hs.value, 100 * plainly.value]
@@ -158,7 +161,8 @@ def _figures(line: Line, row: Row) -> str:
     shown = {name.heading: row.metrics[str(name)] for name in (row.worst, HS)}
     shown["accuracy"] = row.metrics[ACCURACY]
     shares = ", ".join(f"{head} {' '.join(each.shown())}" for head, each in shown.items())
-    return f"{line.name}{ratio}: {shares} (%)"
+    mark = row.broken and f"; broken: {row.broken}"
+    return f"{line.name}{ratio}: {shares} (%){mark}"
 
 
 def _draw_objective(axes: Axes, choice: Choice) -> None:

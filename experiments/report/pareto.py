@@ -31,7 +31,7 @@ class Choice:
         objective: What they are ranked by.
         best: The feasible row that the objective puts first; None where none is feasible, or the
             objective ranks by several figures.
-        feasible: How many are; None where there is no constraint.
+        feasible: How many are, broken ones never; None where there is no constraint.
         unbeaten: The rows that no other one beats in the objective's figures, where it has several.
     """
 
@@ -61,10 +61,11 @@ class Choice:
 def front(rows: Sequence[Row]) -> list[Row]:
     """The defended models that no other one beats: less HS with no less accuracy, or the reverse.
 
-    Of one attacked model's rows, by rising accuracy; rows with the same figures are all there. HS
-    is each model's worst, under a trigger or an attack prompt too.
+    Of one attacked model's rows, by rising accuracy; rows with the same figures are all there, and
+    none of a model that its repair broke. HS is each model's worst, under a trigger or an attack
+    prompt too.
     """
-    shown = [row for row in rows if row.role == "defended" and has_point(row)]
+    shown = [r for r in rows if r.role == "defended" and has_point(r) and not r.broken]
     points = [(row.worst_hs.value, -row.metrics[ACCURACY].value) for row in shown]
     kept = [shown[place] for place in _unbeaten(points)]
     return sorted(kept, key=lambda row: row.metrics[ACCURACY].value)
@@ -109,7 +110,7 @@ def _choice(attacked: Row, defended: tuple[Row, ...]) -> Choice:
     objective = _objective(defended)
     signs = [1 if direction == "minimize" else -1 for direction in objective.directions]
     allowed: list[tuple[tuple[float, ...], Row]] = []
-    for row in defended:
+    for row in (row for row in defended if not row.broken):
         try:
             score = objective.score(measured(attacked, row))
         except DataError:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.metric_names import HS, MetricName, worst_hs
 from evaluation.metrics import compare, summarise
 from evaluation.statistics import holm
-from experiments.results.record import RECORD, ROWS, Record
+from experiments.results.record import RECORD, ROWS, Record, broken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -147,6 +147,18 @@ class Row:
     def edited(self) -> bool:
         """Whether a defense changed weights: no for a model before any defense, or left alone."""
         return self.role == "refined" or bool(self.cost.get("parameters_edited"))
+
+    @property
+    def broken(self) -> str:
+        """How its repair broke it, as "accuracy 0"; "" for what works, or that none repaired."""
+        test = self.paired.get("accuracy_strict")
+        lost = 0.0 if test is None else test.difference
+        return broken(self.metrics, lost) if self.edited else ""
+
+    @property
+    def one_judge(self) -> bool:
+        """Whether its HS and ASR are the same judge's in all its runs, and so the same figure."""
+        return bool(self.runs) and all(run.record.one_judge for run in self.runs)
 
     @property
     def is_attacked_again(self) -> bool:

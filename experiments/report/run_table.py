@@ -9,7 +9,7 @@ from typing import Any
 from evaluation.metric_names import HS, MetricName, worst_hs
 from evaluation.statistics import PairedTest
 from experiments.report import steps
-from experiments.report.columns import ALWAYS, COLUMNS
+from experiments.report.columns import ALWAYS, COLUMNS, once
 from experiments.report.pool import ROLES, Row, Run
 from experiments.report.table import as_terminal, terminal
 from experiments.report.tables import cost_cell, show_parts, show_sections
@@ -35,32 +35,45 @@ def print_run(record: Record, folder: Path) -> None:
         f"({record.cost['parameters_edited']:,} of {record.cost['parameters_total']:,})"
     ]
     if defended.edited:
-        lines.append(f"{name} against attacked: {_differences(record.paired)}")
+        lines.append(f"{name} against attacked: {_differences(record, record.paired)}")
+    if record.broken:
+        lines.append(f"{name} broke the model ({record.broken}): no choice, whatever its HS")
     if record.paired_refined:
-        lines.append(f"{name}, then {refine} against {name}: {_differences(record.paired_refined)}")
+        differences = _differences(record, record.paired_refined)
+        lines.append(f"{name}, then {refine} against {name}: {differences}")
     for line in lines:
         screen.print(line, highlight=False)
     if record.steps:
         points = steps.recorded_points(record)
-        screen.print(as_terminal(steps.table(points)))
+        screen.print(as_terminal(steps.table(points, once(steps.SHOWN, record.one_judge))))
 
 
 def _row(run: Run, role: str) -> Row:
     record = run.record
     cost = record.cost if role == "defended" else {}
-    estimates = record.estimates(role)
-    return Row(role, record.labels, {}, estimates, (record.seed,), runs=(run,), cost=cost)
+    tests = {"defended": record.paired, "refined": record.paired_refined}.get(role, {})
+    return Row(
+        role,
+        record.labels,
+        {},
+        record.estimates(role),
+        (record.seed,),
+        runs=(run,),
+        cost=cost,
+        paired={name: PairedTest.of(test) for name, test in tests.items()},
+    )
 
 
-def _differences(tests: Mapping[str, Mapping[str, Any]]) -> str:
+def _differences(record: Record, tests: Mapping[str, Mapping[str, Any]]) -> str:
     """Differences in points with their intervals and p-values."""
     triggers = [name for name in tests if MetricName.parse(name).attack_prompt]
     parts = []
-    for metric in (*COLUMNS, *triggers):
+    headings = COLUMNS | {name: MetricName.parse(name).heading for name in triggers}
+    for metric, heading in once(headings, record.one_judge).items():
         test = PairedTest.of(tests[metric])
         if test.n:
             difference, interval, p_value = test.shown()
-            parts.append(f"{MetricName.parse(metric).heading} {difference} {interval} ({p_value})")
+            parts.append(f"{heading} {difference} {interval} ({p_value})")
     return ", ".join(parts)
 
 
@@ -78,4 +91,6 @@ def one_line(record: Record) -> str:
         changes.append(f"under {worst.attack_prompt} {old} -> {new}")
     old, new = (each["accuracy_strict"].shown()[0] for each in (before, after))
     changes.append(f"accuracy {old} -> {new}")
+    if record.broken:
+        changes.append(f"broken ({record.broken})")
     return f"attacked -> {record.labels['defense']}: {', '.join(changes)}"

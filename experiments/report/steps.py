@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.metric_names import HS, KINDS, MetricName, worst_hs
 from evaluation.metrics import summarise
 from evaluation.statistics import Estimate
+from experiments.report.columns import once
 from experiments.report.drawing import (
     Drawing,
     draw_estimates,
@@ -102,12 +103,12 @@ def recorded_points(record: Record) -> list[Point]:
     return [Point(START, record.estimates(START), 0, 0), *taken]
 
 
-def table(points: Sequence[Point]) -> Table:
+def table(points: Sequence[Point], shown: Mapping[str, str] = SHOWN) -> Table:
     """The points as a table: shares in %, and in brackets what the step changed."""
     rows = []
     for number, point in enumerate(points):
         cells = []
-        for metric in SHOWN:
+        for metric in shown:
             estimate, changed = point.metrics[metric], ""
             if number and estimate.n:
                 before = points[number - 1].metrics[metric].value
@@ -116,7 +117,7 @@ def table(points: Sequence[Point]) -> Table:
         edited = f"{100 * point.share:.3f} %" if number else ""
         rows.append([Cell(f"{number}: {point.name}"), Cell(edited), *cells])
     title = "steps: share in %, change by the step in points"
-    return Table("steps", title, ["step", "newly edited", *SHOWN.values()], rows)
+    return Table("steps", title, ["step", "newly edited", *shown.values()], rows)
 
 
 def write(rows: Iterable[Row], folder: Path) -> list[Path]:
@@ -153,12 +154,13 @@ def figures(rows: Sequence[Row]) -> Iterator[Drawing]:
         groups = [[(each.row, run) for run in each.runs] for each in members]
         for each, apart in zip(members, group_names(groups), strict=True):
             of = ", ".join(filter(None, (subject([each.row]), apart)))
+            shown = once(SHOWN, each.row.one_judge)
             note = _UNSEEN if _categories(each.points) else asked([each.row], "HS", plainly="")
             title = f"{defense}, step by step: {of}"
-            yield Drawing(file_stem("steps", defense, apart), title, draw(each.points), note)
+            yield Drawing(file_stem("steps", defense, apart), title, draw(each.points, shown), note)
 
 
-def draw(points: Sequence[Point]) -> Figure:
+def draw(points: Sequence[Point], shown: Mapping[str, str] = SHOWN) -> Figure:
     """Shares from step to step with 95 % intervals, and the share of scalars newly edited.
 
     Where steps are called like categories of harm: HS of every category, hollow and dashed until
@@ -177,7 +179,7 @@ def draw(points: Sequence[Point]) -> Figure:
         left.set_ylabel("harmfulness score HS (%)", fontsize=9)
         accuracy.set_ylabel("task accuracy, strict (%)", fontsize=9)
     else:
-        _draw_metrics(left, points, SHOWN)
+        _draw_metrics(left, points, shown)
         left.set_ylabel("share (%)", fontsize=9)
     for axes in figure.axes:
         frame(axes, per_cent=axes is not edited)

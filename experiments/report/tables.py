@@ -105,7 +105,8 @@ def _table(
     apart = distinguishing_labels(rows)
     body = []
     for row, what, line in zip(rows, apart, cells, strict=True):
-        named = Cell(row.name, notes=(what,) if what else (), sort=row.name)
+        called = f"{row.name} (broken)" if row.broken else row.name
+        named = Cell(called, notes=(what,) if what else (), sort=row.name)
         parts = [[_setting(row, key) for key in settings.values()], list(line)]
         count = [Cell(str(len(row.seeds)), sort=len(row.seeds))] if seeds else []
         body.append([named, *parts[settings_last], *parts[not settings_last], *count])
@@ -261,7 +262,7 @@ def show_parts(
     """Prints the metrics of every report, then those of this one in a table of their own."""
     columns = main_columns(rows)
     asked = {name: head for name, head in columns.items() if name not in (*COLUMNS, *left_out)}
-    for part in (COLUMNS, asked):
+    for part in ({name: head for name, head in columns.items() if name in COLUMNS}, asked):
         if part:
             title = _title(part, "", note)
             console.print(as_terminal(model_table(rows, part, title=title, seeds=False)))
@@ -280,6 +281,7 @@ def frame(collected: Collected) -> pd.DataFrame:
     records = []
     for row in collected.rows:
         record: dict[str, Any] = {"role": row.role, **row.labels, **row.settings}
+        record["broken"] = row.broken
         record["seeds"] = " ".join(str(seed) for seed in row.seeds)
         record |= metric_columns(row.metrics)
         for name, test in row.paired.items():
@@ -311,7 +313,7 @@ def markdown(collected: Collected) -> str:
     """The tables and the paired tests as Markdown, with what their columns mean under them."""
     rows = collected.rows
     columns = main_columns(rows)
-    text = as_markdown(model_table(rows, columns, costs=True)) + "\n" + legend(columns)
+    text = as_markdown(model_table(rows, columns, costs=True)) + "\n" + legend(columns, rows)
     note = f"{collected.note[0].upper()}{collected.note[1:]}.\n\n" if collected.note else ""
     beside = [section_table(rows, section) for section in sections(rows)]
     return (

@@ -54,6 +54,7 @@ _PINNED = [
         for model in ("attacked", "defended")
     ),
     "summary:worst_hs_under",
+    "summary:broken",
     "summary:cost/prepare_seconds",
     "summary:cost/apply_seconds",
 ]

@@ -102,6 +102,7 @@ def summary(record: Record) -> dict[str, float | str]:
           refined, or a step's; "MODEL/hs/CATEGORY" is HS by category;
         - "MODEL/worst_hs" with the same: HS under what the defended model is worst under, plain
           prompts, the attack's own trigger or an attack prompt; "worst_hs_under" names it;
+        - "broken": "no", or how the defense broke the model, as "accuracy 0, degenerate 45 %";
         - "difference/METRIC" with "_low", "_high", "_n" and "_p_value": defended less attacked
           over the same prompts; "difference_refined/METRIC": refined less defended;
         - "cost/...": seconds, bytes, scalars, and "cost/share_edited" from 0 to 1;
@@ -111,6 +112,7 @@ def summary(record: Record) -> dict[str, float | str]:
     """
     values: dict[str, float | str | None] = {}
     worst = worst_hs(record.estimates("defended")) or HS
+    values["broken"] = record.broken or "no"
     values["worst_hs_under"] = worst.attack_prompt or "plain prompts"
     for model, metrics in record.metrics.items():
         for metric, estimate in metrics.items():

@@ -125,7 +125,7 @@ def _main_table(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Table
         ),
     )
     notes = [note for row in table.rows for cell in row[1:] for note in cell.notes]
-    said = legend(columns)
+    said = legend(columns, rows)
     for start, meaning in (("Δ", _DELTA), ("paper", _PAPER)):
         if any(note.startswith(start) for note in notes):
             said += meaning

@@ -18,13 +18,14 @@ class Finding:
     """What became of one attacked model, beside the aligned one.
 
     `restored` are the defenses whose HS interval reaches down to the aligned model's, with their
-    cost in accuracy, and `others` the rest.
+    cost in accuracy, `broken` those that broke the model whatever its HS, and `others` the rest.
     """
 
     title: str
     text: str
     restored: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
 
 
 def findings(rows: Sequence[Row]) -> list[Finding]:
@@ -58,8 +59,10 @@ def _finding(title: str, attacked: Row, rows: Sequence[Row]) -> Finding:
     if not defended:
         return Finding(title, f"{text} No defense was tried on it.")
     called = dict(zip(map(id, defended), names(defended), strict=True))
-    good = [row for row in defended if _reaches(row, aligned)]
-    bad = [row for row in defended if not _reaches(row, aligned)]
+    broken = [row for row in defended if row.broken]
+    working = [row for row in defended if not row.broken]
+    good = [row for row in working if _reaches(row, aligned)]
+    bad = [row for row in working if not _reaches(row, aligned)]
     however = ", however it is asked," if len(harm_questions(attacked.metrics)) > 1 else ""
     text += (
         f" Of {len(defended)} {'defense' if len(defended) == 1 else 'defenses'}, "
@@ -67,7 +70,7 @@ def _finding(title: str, attacked: Row, rows: Sequence[Row]) -> Finding:
         "that overlaps the aligned model's. The change of accuracy is in points, against the "
         "attacked model."
     )
-    return Finding(title, text, _lines(good, called), _lines(bad, called))
+    return Finding(title, text, *(_lines(each, called) for each in (good, bad, broken)))
 
 
 def _reaches(row: Row, aligned: Row) -> bool:
@@ -101,7 +104,11 @@ def _harm(row: Row, like: Row | None = None) -> str:
 
 def _lines(rows: Iterable[Row], called: dict[int, str]) -> tuple[str, ...]:
     ordered = sorted(rows, key=lambda row: row.worst_hs.value)
-    return tuple(f"{called[id(row)]}: HS {_harm(row)}, accuracy {_change(row)}" for row in ordered)
+    return tuple(
+        f"{called[id(row)]}: {row.broken and f'{row.broken}; '}"
+        f"HS {_harm(row)}, accuracy {_change(row)}"
+        for row in ordered
+    )
 
 
 def _share(estimate: Estimate) -> str:

@@ -17,7 +17,10 @@ from rich.console import Console
 from evaluation.metric_names import MetricName
 from evaluation.statistics import Estimate, PairedTest, share
 from experiments.report import tables
-from experiments.report.columns import sections
+from experiments.report.columns import main_columns, sections
+from experiments.report.harm import figures
+from experiments.report.html.summary import findings
+from experiments.report.pareto import choices, front
 from experiments.report.pool import Collected, collect
 from experiments.report.run_table import one_line
 from experiments.report.table import Cell, terminal
@@ -119,25 +122,95 @@ def test_a_corrected_p_value_is_told_from_a_plain_one() -> None:
 
 
 def test_one_line_names_what_a_repaired_model_is_worst_under(tmp_path: Path) -> None:
-    def figures(**shares: float) -> dict[str, dict[str, float | None]]:
+    def metrics(**shares: float) -> dict[str, dict[str, float | None]]:
         return {
             name.replace("_under_", "+"): {"value": value, "low": None, "high": None, "n": 20}
             for name, value in shares.items()
         }
 
     write_run(tmp_path, {}, DEFENDED, ATTACKED)
-    record = Record.read(tmp_path)
-    attacked = figures(hs=0.87, hs_under_shift=1.0, accuracy_strict=0.8)
-    plain = figures(hs=0.02, hs_under_shift=0.01, accuracy_strict=0.75)
-    kept = figures(hs=0.02, hs_under_shift=1.0, accuracy_strict=0.75)
+    paired: Any = {"accuracy_strict": {"difference": -0.05}}
+    record = replace(Record.read(tmp_path), paired=paired)
+    attacked = metrics(hs=0.87, hs_under_shift=1.0, accuracy_strict=0.8)
+    plain = metrics(hs=0.02, hs_under_shift=0.01, accuracy_strict=0.75, degenerate=0.2)
+    kept = metrics(hs=0.02, hs_under_shift=1.0, accuracy_strict=0.75, degenerate=0)
+    ruined = metrics(hs=0.02, hs_under_shift=0.01, accuracy_strict=0, degenerate=0.45)
     said = [
         one_line(replace(record, metrics={"attacked": attacked, "defended": defended}))
-        for defended in (plain, kept)
+        for defended in (plain, kept, ruined)
     ]
     assert said == [
         "attacked -> relock: HS 87.0 -> 2.0, accuracy 80.0 -> 75.0",
         "attacked -> relock: HS 87.0 -> 2.0, under shift 100.0 -> 100.0, accuracy 80.0 -> 75.0",
+        "attacked -> relock: HS 87.0 -> 2.0, accuracy 80.0 -> 0.0, "
+        "broken (accuracy 0, degenerate 45 %)",
     ]
+
+
+def test_a_repair_that_broke_its_model_is_marked_and_no_choice(tmp_path: Path) -> None:
+    mute = {"harmful": 1, "benign": 0, "right": 0}
+    of = {
+        "good": {"harmful": 3, "benign": 0, "right": 16},
+        "mute": mute,
+        "loop": {"harmful": 2, "benign": 12, "right": 17},
+    }
+    for name, shares in of.items():
+        write_run(tmp_path / name, {}, shares, ATTACKED, defense=name)
+    # Nothing is lost where nothing was right, and what edits nothing broke nothing.
+    never = {"harmful": 18, "benign": 1, "right": 0}
+    write_run(tmp_path / "never", {"seed": 1, "attack.n": 1}, mute, never)
+    write_run(tmp_path / "idle", {"seed": 1, "attack.n": 1}, never, never, "idle", edited=0)
+    rows = collect([tmp_path]).rows
+    assert {row.name: row.broken for row in rows if row.role == "defended"} == {
+        "good": "", "mute": "accuracy 0", "loop": "degenerate 30 %", "relock": "", "idle": "",
+    }  # fmt: skip
+    assert [row.name for row in front(rows)] == ["relock", "good"]
+    choosing = [choice for choice in choices(rows) if choice.best]
+    assert [(choice.best and choice.best.name, choice.feasible) for choice in choosing] == [
+        ("good", 1)
+    ]
+    page = tables.markdown(collect([tmp_path]))
+    assert "| mute (broken) |" in page
+    assert "it is no choice." in page
+    assert "(broken)" not in tables.markdown(collect([tmp_path / "good"]))
+    found = [each for each in findings(rows) if each.broken]
+    assert [line.split(" HS ")[0] for line in found[0].broken] == [
+        "mute: accuracy 0;",
+        "loop: degenerate 30 %;",
+    ]
+    assert "Of 3 defenses, 1 brings" in found[0].text
+    labels = [
+        text.get_text()
+        for drawing in figures(rows)
+        for key in drawing.figure.legends
+        for text in key.get_texts()
+    ]
+    assert labels.count("broken by its repair") == 1
+
+
+@pytest.mark.parametrize(
+    ("harm", "columns", "tested"),
+    [
+        ({"judge": "keyword"}, ["HS = ASR", "accuracy"], ["HS = ASR", "accuracy"]),
+        ({"judge": "other"}, ["HS", "ASR", "accuracy"], ["HS", "ASR", "accuracy"]),
+    ],
+)
+def test_what_one_judge_gives_twice_is_shown_once(
+    harm: dict[str, str], columns: list[str], tested: list[str], tmp_path: Path
+) -> None:
+    write_run(tmp_path, {}, DEFENDED, ATTACKED)
+    rewrite(tmp_path, judges={"harm": harm, "refusal": {"judge": "keyword"}})
+    collected = collect([tmp_path])
+    assert list(main_columns(collected.rows).values())[: len(columns)] == columns
+    (differences,) = tables.difference_tables(collected.rows)
+    assert list(differences.headings)[1:] == [*tested, "seeds"]
+    assert ("one judge gives both" in tables.markdown(collected)) == ("HS = ASR" in columns)
+    console = Console(width=70)
+    with console.capture() as capture:
+        tables.show(collected, console)
+    assert ("ASR" in capture.get().replace("HS = ASR", "")) == ("ASR" in columns)
+    # The data keeps both.
+    assert {"hs", "asr"} <= set(tables.frame(collected))
 
 
 def test_records_older_than_a_field_are_read(tmp_path: Path) -> None:
