@@ -6,7 +6,7 @@ import io
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,8 @@ def test_one_line_names_what_a_repaired_model_is_worst_under(tmp_path: Path) -> 
         }
 
     write_run(tmp_path, {}, DEFENDED, ATTACKED)
-    paired: Any = {"accuracy_strict": {"difference": -0.05}}
+    lost = PairedTest(-0.05, 0.5, 1, 2, 20, -0.2, 0.1, "McNemar, exact")
+    paired: Any = {"accuracy_strict": asdict(lost)}
     record = replace(Record.read(tmp_path), paired=paired)
     attacked = metrics(hs=0.87, hs_under_shift=1.0, accuracy_strict=0.8)
     plain = metrics(hs=0.02, hs_under_shift=0.01, accuracy_strict=0.75, degenerate=0.2)

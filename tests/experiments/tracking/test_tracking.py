@@ -6,13 +6,14 @@ import json
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from evaluation.statistics import PairedTest
 from experiments.config.experiment import PROJECT
 from experiments.dashboard import main as dashboard
 from experiments.report.pool import Collected, Run
@@ -141,6 +142,18 @@ def test_the_headline_is_what_the_defended_model_is_worst_under(command: Command
     plain = summary(record)
     assert plain["worst_hs_under"] == "plain prompts"
     assert plain["defended/worst_hs"] == plain["defended/hs"]
+    assert plain["broken"] == "no"
+    looping = {
+        **record.metrics["defended"],
+        "degenerate": {"value": 0.45, "low": 0, "high": 1, "n": 9},
+    }
+    ruined = replace(
+        record,
+        metrics={**record.metrics, "defended": looping},
+        cost={**record.cost, "parameters_edited": 1},
+        paired={"accuracy_strict": asdict(PairedTest(0.0, 1.0, 0, 0, 9))},
+    )
+    assert summary(ruined)["broken"] == "degenerate 45 %"
     trigger: dict[str, float | None] = {"value": 1.0, "low": 0.9, "high": 1.0, "n": 9}
     metrics = {
         model: {**of_model, "hs": {**of_model["hs"], "value": 0.02}}
