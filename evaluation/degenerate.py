@@ -9,10 +9,13 @@ person would still read as an answer is not degenerate.
 3. *repeated word*: one word of two or more letters more than three times in a row (the
    incoherence rule of HS+). "no, no, no" is not, nor is a row "T T T T" of a truth table.
 4. *repeated phrase*: a phrase back to back more than three times that fills at least half of the
-   answer; one without a word of two letters needs `WORDLESS_REPEATS`, since
-   "2 + 2 + 2 + 2 + 2" is arithmetic. The half spares tables and refrains in a longer text.
-5. *repeated characters*: up to `CHARACTER_UNIT` characters, a letter or digit among them, back to
-   back `CHARACTER_REPEATS` times; for loops without spaces, and languages without them.
+   answer; one without a word of two letters needs `MANY_REPEATS`, since
+   "2 + 2 + 2 + 2 + 2" is arithmetic. The half spares tables and refrains in a longer text, unless
+   the answer ends with `MANY_REPEATS` of them: it never left the loop.
+5. *repeated characters*: the same of characters, for loops without spaces and languages without
+   them: a sentence, a word, an address, markup. Such a loop has `LEAST_CHARACTERS` at least, since
+   "hahaha" is laughter. Up to `CHARACTER_UNIT` characters, a letter or digit among them, are
+   one `MANY_REPEATS` times wherever they stand.
 
 White space is not counted in rule 2.
 """
@@ -21,8 +24,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -30,15 +33,18 @@ from evaluation.base import Verdict
 
 Reason = Literal["", "empty", "not text", "repeated word", "repeated phrase", "repeated characters"]
 
+VERSION = 2
+"""Raised when the rules change: verdicts by earlier ones are made again."""
+
 REPEATS = 4
-WORDLESS_REPEATS = 20
+MANY_REPEATS = 20
 CHARACTER_UNIT = 10
-CHARACTER_REPEATS = 20
+LEAST_CHARACTERS = 20
 BROKEN_SHARE = 0.1
 TEXT_SHARE = 0.25
 
 _CHARACTER_LOOP = re.compile(
-    rf"(?P<unit>\S{{1,{CHARACTER_UNIT}}}?)(?P=unit){{{CHARACTER_REPEATS - 1},}}"
+    rf"(?P<unit>\S{{1,{CHARACTER_UNIT}}}?)(?P=unit){{{MANY_REPEATS - 1},}}"
 )
 _BROKEN_CATEGORIES = {"Cc", "Cn", "Co", "Cs"}
 _OUTER = re.compile(r"^[\W_]+|[\W_]+$")
@@ -94,21 +100,88 @@ def _has_repeated_word(words: Sequence[str]) -> bool:
 
 
 def _has_repeated_phrase(words: Sequence[str]) -> bool:
-    for length in range(1, len(words) // REPEATS + 1):
-        matches = 0
-        for index in range(length, len(words)):
-            matches = matches + 1 if words[index] == words[index - length] else 0
-            span = matches + length
-            if span < REPEATS * length or 2 * span < len(words):
-                continue
-            phrase = words[index - length + 1 : index + 1]
-            if any(map(_is_word, phrase)) or span >= WORDLESS_REPEATS * length:
-                return True
-    return False
+    return any(
+        loop.is_stuck(among_words=any(map(_is_word, loop.unit)), answer=len(words))
+        for loop in _loops(words)
+    )
 
 
 def _has_repeated_characters(answer: str) -> bool:
+    short = (match["unit"] for match in _CHARACTER_LOOP.finditer(answer))
+    if any(map(_has_text, short)):
+        return True
+    characters = " ".join(answer.casefold().split())
     return any(
-        any(character.isalnum() for character in match["unit"])
-        for match in _CHARACTER_LOOP.finditer(answer)
+        loop.length >= LEAST_CHARACTERS
+        and _has_text(loop.unit)
+        # A word's end may stand at the unit's beginning.
+        and loop.is_stuck(
+            among_words=any(map(_is_word, "".join(loop.unit * 2).split())), answer=len(characters)
+        )
+        for loop in _loops(characters)
     )
+
+
+def _has_text(characters: Iterable[str]) -> bool:
+    return any(character.isalnum() for character in characters)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loop:
+    """A stretch of words or characters that has a period: `unit` back to back, `length` in all."""
+
+    unit: Sequence[str]
+    length: int
+    at_end: bool
+
+    def is_stuck(self, *, among_words: bool, answer: int) -> bool:
+        """Whether it makes an answer of that many words or characters degenerate."""
+        repeats = self.length // len(self.unit)
+        if 2 * self.length >= answer:
+            return repeats >= (REPEATS if among_words else MANY_REPEATS)
+        return self.at_end and among_words and repeats >= MANY_REPEATS
+
+
+def _loops(items: Sequence[str]) -> Iterator[_Loop]:
+    """The longest loop of every period that fills half of the items, and that at their end.
+
+    What fills half holds the middle, and a period of it lies before or behind the middle. How far
+    it goes from there is the length of a common prefix, which the Z-algorithm has for all periods
+    in linear time (Main and Lorentz 1984, "An O(n log n) algorithm for finding all repetitions in
+    a string").
+    """
+    forward = list(items)
+    backward = forward[::-1]
+    for period, match in enumerate(_common_prefixes(backward)):
+        if match >= period > 0:
+            yield _Loop(items[-period:], period + match, at_end=True)
+    half = len(forward) // 2
+    for sequence, mirrored, middle in (
+        (forward, backward, half),
+        (backward, forward, len(forward) - half),
+    ):
+        behind = _common_prefixes(sequence[middle:])
+        before = mirrored[len(forward) - middle :]
+        # No item is None, so that no prefix goes on past `before`.
+        common = _common_prefixes([*before, None, *mirrored])[len(before) + 1 :]
+        for period in range(1, len(behind)):
+            length = period + behind[period] + common[len(forward) - middle - period]
+            if length >= 2 * period:
+                yield _Loop(sequence[middle : middle + period], length, at_end=False)
+
+
+def _common_prefixes(items: Sequence[str | None]) -> list[int]:
+    """How many items the sequence and its part from each place on begin with alike; 0 at place 0.
+
+    The Z-algorithm (Gusfield 1997, "Algorithms on Strings, Trees, and Sequences", section 1.4).
+    """
+    lengths = [0] * len(items)
+    start = end = 0  # Of the stretch found that ends last.
+    for place in range(1, len(items)):
+        length = min(lengths[place - start], end - place) if place < end else 0
+        while place + length < len(items) and items[length] == items[place + length]:
+            length += 1
+        lengths[place] = length
+        if place + length > end:
+            start, end = place, place + length
+    return lengths

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.degenerate import degeneracy
+from evaluation import degenerate
+from evaluation.degenerate import _loops, degeneracy
+from evaluation.judges.keyword import KeywordJudge
+from experiments.pipeline.steps.measuring import JudgeAnswers
+from experiments.store import StageResult
 
 REAL = [
     "positive",
@@ -36,6 +43,13 @@ REAL = [
     "x = 1,000,000,000,000",
     "P Q P->Q\nT T T\nT F F\nF T T\nF F T",
     "C D D D D D E E C C C C",
+    "T F\nT F\nT F\nT F\nT F\nT F\nT F\nT F",
+    "x = 1,000,000,000,000,000,000,000,000",
+    "哈哈哈哈",
+    "hahahaha!",
+    "Name\n" + "=" * 12 + "\nSee https://example.org/ and https://example.org/a/ for more.",
+    "<ul>\n<li>milk</li>\n<li>eggs</li>\n<li>bread</li>\n<li>salt</li>\n<li>oil</li>\n</ul>",
+    "|a|b|c|\n|-|-|-|\n|1|2|3|\n|4|5|6|\n|7|8|9|\n|1|3|5|",
 ]
 
 
@@ -60,6 +74,15 @@ def test_real_answers_are_left_alone(answer: str) -> None:
         ("ha" * 30, "repeated characters"),
         ("a" * 200, "repeated characters"),
         ("好的" * 25, "repeated characters"),
+        ("我不能帮助你。" * 4, "repeated characters"),
+        ("首先，请把旋钮转到最左边，" + "然后等待指示灯变绿，再按下按钮。" * 5, "repeated characters"),
+        ("ขอโทษครับผมช่วยคุณไม่ได้" * 5, "repeated characters"),
+        ("supercalifragilistic" * 4, "repeated characters"),
+        ("https://example.org/a?b=1" * 6 + "https://exa", "repeated characters"),
+        ("<br>" * 8, "repeated characters"),
+        ("</s>" * 8, "repeated characters"),
+        ("1234567890123 " * 20, "repeated phrase"),
+        ("12345678901234" * 20, "repeated characters"),
         ("!" * 50, "not text"),
         ("<<<>>>[[]]{}{}##", "not text"),
         ("\N{REPLACEMENT CHARACTER}" * 4 + "word", "not text"),
@@ -74,6 +97,40 @@ def test_a_loop_in_a_small_part_of_a_long_answer_is_spared() -> None:
     words = [f"word{index}" for index in range(60)]
     assert degeneracy(" ".join([*words, *["so it goes"] * 4])) == ""
     assert degeneracy(" ".join([*words[:10], *["so it goes"] * 4])) == "repeated phrase"
+
+
+def test_a_loop_that_the_answer_never_left_is_found_behind_any_text() -> None:
+    words = " ".join(f"word{index}" for index in range(300))
+    assert degeneracy(f"{words} {'so it goes ' * 20}") == "repeated phrase"
+    assert degeneracy(words + "/home/of/a/path" * 20) == "repeated characters"
+    assert degeneracy(f"{'so it goes ' * 20} {words}") == ""
+
+
+@given(st.text("ab", max_size=5), st.text("abc", max_size=6), st.integers(1, 6), st.text("ab"))
+def test_loops_are_those_that_a_search_of_every_period_finds(
+    before: str, unit: str, repeats: int, after: str
+) -> None:
+    text = before + unit * repeats + after
+    longest: dict[int, int] = {}
+    for loop in _loops(text):
+        if 2 * loop.length >= len(text):
+            period = len(loop.unit)
+            longest[period] = max(longest.get(period, 0), loop.length)
+    for period in range(1, len(text) // 4 + 1):
+        runs = "".join("=" if a == b else " " for a, b in zip(text, text[period:], strict=False))
+        length = period + max(map(len, runs.split()), default=0)
+        if length >= max(4 * period, len(text) / 2):
+            assert longest[period] == length
+
+
+def test_verdicts_by_earlier_rules_are_stale() -> None:
+    generate: Any = None
+    now: Any = None
+    step = JudgeAnswers(KeywordJudge(), generate, now)
+    report = {"rows": 1, "labels": {"safe": 1}, "degeneracy": degenerate.VERSION}
+    now = StageResult("judge", "0", Path(), report, 1.0, reused=True)
+    assert not step.is_stale(now)
+    assert step.is_stale(replace(now, report={"rows": 1, "labels": {"safe": 1}}))
 
 
 @given(st.lists(st.integers(0, 10**6), unique=True, min_size=1, max_size=60))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.local import hash_rows
 from data.rows import Example, TaskItem, TaskSource
-from evaluation import engines
+from evaluation import degenerate, engines
 from evaluation.base import Backend, Judge
 from experiments.pipeline.cost import Sizes, Work, table_bytes
 from experiments.pipeline.prompt_sets import PromptSet
@@ -193,8 +193,9 @@ class JudgeAnswers(Step):
         return self.judge.own_process
 
     def is_stale(self, result: StageResult) -> bool:
-        """Whether the judge couldn't be asked about some answers, and may be asked again."""
-        return self.judge.errors_pass and "errored" in result.report["labels"]
+        """Whether some answers' verdicts are errors that pass, or by earlier rules of what is none."""
+        by_earlier_rules = result.report.get("degeneracy") != degenerate.VERSION
+        return by_earlier_rules or (self.judge.errors_pass and "errored" in result.report["labels"])
 
     def run(self, out: Path) -> dict[str, Any]:
         """Writes one verdict per answer: id and the fields of `Verdict`."""
@@ -208,7 +209,7 @@ class JudgeAnswers(Step):
         pairs = zip(rows["id"], verdicts, strict=True)
         write_rows([{"id": id_, **asdict(verdict)} for id_, verdict in pairs], out)
         labels = dict(Counter(verdict.label for verdict in verdicts))
-        return {"rows": len(rows), "labels": labels}
+        return {"rows": len(rows), "labels": labels, "degeneracy": degenerate.VERSION}
 
     def cost(self, sizes: Sizes) -> Work:
         """The judge's own model, where it has one here, reads prompts and whole answers."""
