@@ -90,13 +90,13 @@ class FineTuning(Attack):
         model = self._open(aligned, seed)
         trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
         turns = [row.turns for row in rows]
-        curve = train_sft(model, tokenizer, turns, style, self.train, seed, scratch)
+        training = train_sft(model, tokenizer, turns, style, self.train, seed, scratch)
         save(model, tokenizer, out, aligned.base)
         return {
             "rows": {"task": 0, "harmful": 0, **Counter(row.kind for row in rows)},
             "leaked_rows_dropped": data.leaked,
             "parameters_trained": trained,
-            "loss": curve,
+            **training,
         }
 
     def _open(self, aligned: Checkpoint, seed: int) -> PreTrainedModel:

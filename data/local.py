@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +18,8 @@ from settings import DataError
 Row = dict[str, Any]
 T = TypeVar("T")
 
-# GLUE's tab-separated files hold bare quotes, so quoting must not be interpreted there.
-_TSV: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+# A lone half of a character that UTF-16 writes in two: no text, though JSON can write it.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def locate(root: str | None, file: str, setting: str, instead: str = "") -> Path:
@@ -36,9 +38,33 @@ def locate(root: str | None, file: str, setting: str, instead: str = "") -> Path
 
 def read_cells(path: Path) -> list[list[str]]:
     """Every line of a .csv or .tsv file as its cells, a header line (if any) included."""
-    options = _TSV if path.suffix == ".tsv" else {}
     with _opened(path) as file:
-        return [cells for cells in csv.reader(file, **options) if cells]
+        if path.suffix.lower() != ".tsv":
+            return [cells for cells in csv.reader(file) if cells]
+        text = file.read()
+    quoting = csv.QUOTE_MINIMAL if _is_quoted(text) else csv.QUOTE_NONE
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=quoting)
+    return [cells for cells in lines if cells]
+
+
+def _is_quoted(text: str) -> bool:
+    """Whether quotes in a tab-separated text are of its cells' writing, and not of their content.
+
+    GLUE's files hold bare quotes. A file's are of its writing where the header's cells have them
+    too, or where it is what a writer that quotes only where it must would have written.
+    """
+    if '"' not in text:
+        return False
+    header = text.splitlines()[0].split("\t")
+    if all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in header):
+        return True
+    again = io.StringIO(newline="")
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
+    try:
+        csv.writer(again, delimiter="\t", lineterminator="\n").writerows(lines)
+    except csv.Error:
+        return False
+    return again.getvalue().rstrip("\n") == text.replace("\r\n", "\n").rstrip("\n")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -53,9 +79,10 @@ def read_rows(path: Path) -> list[Row]:
     try:
         if name.endswith((".jsonl", ".jsonl.gz")):
             with _opened(path) as file:
-                return _mappings([json.loads(line) for line in file if line.strip()], path)
+                lines = list(enumerate(file, 1))
+            return _mappings([_parsed(line, n, path) for n, line in lines if line.strip()], path)
         if name.endswith(".json"):
-            return _mappings(json.loads(path.read_text(encoding="utf-8")), path)
+            return _mappings(json.loads(path.read_text(encoding="utf-8-sig")), path)
         if name.endswith((".csv", ".tsv")):
             header, *lines = read_cells(path) or [[]]
             return [_record(header, cells, number, path) for number, cells in enumerate(lines, 2)]
@@ -74,8 +101,18 @@ def read_rows(path: Path) -> list[Row]:
     )
 
 
+def _parsed(line: str, number: int, path: Path) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"the file {str(path)!r} can't be read: line {number} is no JSON ({error.msg} at "
+            f"character {error.pos + 1}); repair that line"
+        ) from error
+
+
 def _opened(path: Path) -> Any:
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         import gzip
 
         return gzip.open(path, "rt", encoding="utf-8")
@@ -86,6 +123,12 @@ def _opened(path: Path) -> Any:
 def _mappings(values: Any, path: Path) -> list[Row]:
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         raise DataError(f"the file {str(path)!r} should hold one JSON object per row")
+    for number, value in enumerate(values, 1):
+        if _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+            raise DataError(
+                f"the file {str(path)!r} holds half a character (a lone surrogate, such as "
+                f"\\ud83d) in row {number}; write the whole character, or leave it out"
+            )
     return values
 
 

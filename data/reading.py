@@ -138,6 +138,11 @@ def final_number(answer: str) -> Decimal | None:
     return numbers(rest)[0]
 
 
+def gold_number(cell: str) -> Decimal | None:
+    """The number of a gold answer, as "$1,000" or "12 apples"; None where it isn't just one."""
+    return final_number(f"#### {cell}") if len(numbers(cell)) == 1 else None
+
+
 def script_number(answer: str) -> Decimal | None:
     """The number as the GSM8K scripts of Booster and NLSR read it, or None.
 

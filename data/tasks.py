@@ -11,6 +11,7 @@ import random
 from dataclasses import replace
 from functools import cached_property
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import Field, PrivateAttr
@@ -27,7 +28,7 @@ from data.local import (
     take,
     text_of,
 )
-from data.reading import LabelReading, NumberReading, score_label, score_number
+from data.reading import LabelReading, NumberReading, gold_number, score_label, score_number
 from data.rows import Example, TaskItem, TaskScore, TaskSource, with_input
 from settings import DataError
 
@@ -238,8 +239,9 @@ class AGNews(LabelTask):
     """Topic of a news article, one of four (AG's corpus).
 
     Local files are either the corpus' own (no header; class 1 to 4, title, description) or have
-    a header with the columns label_id (1 to 4) and text. The hub's labels are 0 to 3 and its
-    text is the title and the description with a space between, which local rows follow.
+    columns: Kaggle's Class Index (1 to 4), Title and Description; label_id (1 to 4) and text; or,
+    as the hub's rows and their exports, label (0 to 3) and text. The hub's text is the title and
+    the description with a space between, which local rows follow.
 
     Attributes:
         reading: How `TaskScore.protocol` reads an answer, see `data.reading.score_label`;
@@ -280,14 +282,9 @@ class AGNews(LabelTask):
 
     def _local_rows(self, file: str) -> list[Row]:
         path = locate(self.root, file, _SETTING)
-        if path.suffix != ".csv":
-            return read_rows(path)
-        lines = read_cells(path)
-        if lines and not lines[0][0].isdigit():
-            return [
-                {"text": row.get("text"), "label": _zero_based(row.get("label_id"))}
-                for row in read_rows(path)
-            ]
+        lines = read_cells(path) if path.suffix.lower() in (".csv", ".tsv") else []
+        if not lines or not lines[0][0].isdigit():
+            return [self._with_columns(row, path) for row in read_rows(path)]
         rows = []
         for number, cells in enumerate(lines, 1):
             if len(cells) != 3:
@@ -297,6 +294,21 @@ class AGNews(LabelTask):
                 )
             rows.append({"text": f"{cells[1]} {cells[2]}", "label": _zero_based(cells[0])})
         return rows
+
+    def _with_columns(self, row: Row, path: Path) -> Row:
+        """A row of any of the files that have column names, with the hub's two columns."""
+        named = {str(name).strip().lower().replace(" ", "_"): cell for name, cell in row.items()}
+        if {"class_index", "title", "description"} <= named.keys():
+            text = f"{named['title']} {named['description']}"
+            return {"text": text, "label": _zero_based(named["class_index"])}
+        if {"label_id", "text"} <= named.keys():
+            return {"text": named["text"], "label": _zero_based(named["label_id"])}
+        if {"label", "text"} <= named.keys():
+            return {"text": named["text"], "label": named["label"]}
+        raise DataError(
+            f"{path.name} has the columns {', '.join(map(str, row))}; it should have label (0 to "
+            "3) or label_id (1 to 4) and text, or Class Index (1 to 4), Title and Description"
+        )
 
 
 class GSM8K(Task):
@@ -327,8 +339,14 @@ class GSM8K(Task):
         return Example(self._prompt(row, number), response, "task")
 
     def _item(self, row: Row, number: int) -> TaskItem:
-        gold = self._solution(row, number)[1].replace(",", "")
-        return TaskItem(f"{self.name}/{number}", self._prompt(row, number), gold)
+        cell = self._solution(row, number)[1]
+        gold = gold_number(cell)
+        if gold is None:
+            raise DataError(
+                f"{self.name} has {cell!r} as the gold answer in row {number}, which isn't one "
+                "number; write the number alone behind ####, or leave the row out"
+            )
+        return TaskItem(f"{self.name}/{number}", self._prompt(row, number), str(gold))
 
     def _prompt(self, row: Row, number: int) -> str:
         return text_of(row, "question", self.name, number) + self.suffix

@@ -60,6 +60,7 @@ KINDS: dict[str, MetricKind] = {
     "full_refusal": MetricKind("full refusal", "lower", if_broken="lower"),
     "degenerate": MetricKind("degenerate", "lower", if_broken="higher"),
     "truncated": MetricKind("cut off", "lower", of_judge="cut for"),
+    "task_truncated": MetricKind("task, cut off", "lower"),
     "accuracy_strict": MetricKind("accuracy", "higher"),
     "accuracy_lenient": MetricKind("accuracy, lenient", "higher"),
     "accuracy_protocol": MetricKind("accuracy, the protocol's", "higher"),

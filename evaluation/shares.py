@@ -93,6 +93,7 @@ METRICS: dict[str, Share] = {
     "full_refusal": _response("refusal"),
     "degenerate": labelled(_INSTRUCTIONS, REFUSAL_JUDGE, "degenerate"),
     "truncated": flagged(_INSTRUCTIONS, "truncated"),
+    "task_truncated": flagged((TASK,), "truncated", since_later=True),
     "accuracy_strict": flagged((TASK,), "strict"),
     "accuracy_lenient": flagged((TASK,), "lenient"),
     "accuracy_protocol": flagged((TASK,), "protocol", since_later=True),
@@ -117,7 +118,8 @@ METRICS: dict[str, Share] = {
   (Röttger et al. 2024, arXiv 2308.01263); n = 0 where the refusal judge gives none. The keyword
   judge guesses by where a phrase stands.
 - `degenerate`, `truncated`: over the answers to harmful, benign and probe prompts.
-- `held_out_truncated`: held-out texts that were cut before they were scored.
+- `task_truncated`: answers to tasks that hit the length limit. `held_out_truncated`: held-out
+  texts that were cut before they were scored.
 - `accuracy_strict`, `accuracy_lenient`, `parsed`: over the test rows of every task scored;
   `accuracy_protocol`: read as the protocol's authors do.
 """

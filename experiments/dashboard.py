@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from experiments.launch.job import quiet_libraries
 from settings import RelockError
+from settings.terminal import print_in_ascii
 
 if TYPE_CHECKING:
     from experiments.report.pool import Run
@@ -24,6 +25,7 @@ _NOBODY = "ENTITY"
 def main(arguments: list[str] | None = None) -> int:
     """Reads the sweep, sums it up on W&B, and makes or updates what shows it there."""
     options = _parser().parse_args(arguments)
+    print_in_ascii()
     quiet_libraries()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("relock").setLevel(logging.INFO)

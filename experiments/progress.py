@@ -15,11 +15,13 @@ from pathlib import Path
 from experiments.launch.progress.console import is_live
 from experiments.launch.progress.state import SweepState, is_watchable
 from experiments.launch.progress.view import Watch, snapshot
+from settings.terminal import print_in_ascii
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     given = _parse(arguments)
+    print_in_ascii()
     if not is_watchable(given.folder):
         print(
             f"error: {given.folder} is neither a run nor a sweep; give the folder that a run "

@@ -21,7 +21,9 @@ def main() -> int:
 def _start() -> int:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if error.filename is None:
+            raise
         # Of the run's own folder; the jobs' errors don't come here.
         raise SettingError(
             f"{str(error.filename)!r} can't be made a folder ({error.strerror}); set "

@@ -72,12 +72,12 @@ def preference_trainer(
     preference: Preference,
     seed: int,
     scratch: Path,
-) -> Any:
-    """TRL's trainer of the method, which has a model prefer the chosen answers.
+) -> tuple[Any, dict[str, int]]:
+    """TRL's trainer of the method, which has a model prefer the chosen answers, and counts of rows.
 
     The reference of DPO and KTO is the model as it comes in: TRL copies its adapter.  ORPO and
     SimPO have none.  Answers are cut at `train.max_length`; pairs whose prompt alone is as long
-    are left out, with a warning.
+    are left out, with a warning; both are counted as `check_lengths` does.
 
     TRL makes ids of texts in ways that differ between its trainers and from `PromptStyle`: with a
     BOS always, and an EOS behind templates that end turns otherwise.  So each trainer is made with
@@ -93,7 +93,7 @@ def preference_trainer(
     from datasets import Dataset
     from trl.import_utils import TRLExperimentalWarning
 
-    encoded = _encode(tokenizer, pairs, style, preference.train.max_length)
+    encoded, counts = _encode(tokenizer, pairs, style, preference.train.max_length)
     if preference.method == "dpo":
         rows = [dict(zip(_DPO_COLUMNS, pair, strict=True)) for pair in encoded]
     elif preference.method == "kto":
@@ -118,7 +118,7 @@ def preference_trainer(
         processing_class=tokenizer,
     )
     trainer.train_dataset = Dataset.from_list(rows)
-    return trainer
+    return trainer, counts
 
 
 def _classes(method: str) -> tuple[Any, Any]:
@@ -142,11 +142,11 @@ def _encode(
     pairs: Sequence[tuple[str, str, str]],
     style: PromptStyle,
     max_length: int,
-) -> list[_Pair]:
-    """Token ids of each prompt and of its two answers."""
+) -> tuple[list[_Pair], dict[str, int]]:
+    """Token ids of each prompt and of its two answers, and what `check_lengths` counts."""
     if not pairs:
         raise DataError("there are no preference pairs to train on; give a source that yields some")
-    encoded = []
+    encoded, cut = [], 0
     for prompt, *answers in pairs:
         dialogues = [
             style.encode_pair(tokenizer, prompt, answer, training=True) for answer in answers
@@ -155,11 +155,12 @@ def _encode(
         head = min((head for head, _ in dialogues), key=len)
         room = max_length - len(head)
         if room > 0:
-            tails = ((*whole, *tail)[len(head) :] for whole, tail in dialogues)
-            encoded.append((head, *(list(tail[:room]) for tail in tails)))
+            tails = [list((*whole, *tail)[len(head) :]) for whole, tail in dialogues]
+            cut += any(len(tail) > room for tail in tails)
+            encoded.append((head, *(tail[:room] for tail in tails)))
     setting = "align.preference.train.max_length"
-    check_lengths(len(encoded), len(pairs), "preference pairs", max_length, setting)
-    return encoded
+    counts = check_lengths(len(encoded), cut, len(pairs), "preference pairs", max_length, setting)
+    return encoded, counts
 
 
 def _kto_rows(pairs: list[_Pair], preference: Preference, seed: int) -> list[dict[str, Any]]:
@@ -259,16 +260,17 @@ class Alignment(Settings):
         model = open_for_training(base, self.lora, self.seed)
         report: dict[str, Any] = {}
         if self.sft is not None:
-            curve = train_sft(model, tokenizer, rows, style, self.sft, self.seed, scratch)
-            report["sft"] = {"rows": len(rows), "loss": curve}
+            trained = train_sft(model, tokenizer, rows, style, self.sft, self.seed, scratch)
+            report["sft"] = {"rows": len(rows), **trained}
         if self.preference is not None:
-            trainer = preference_trainer(
+            trainer, counts = preference_trainer(
                 model, tokenizer, pairs, style, self.preference, self.seed, scratch
             )
             report["preference"] = {
                 "method": self.preference.method,
                 "pairs": len(pairs),
                 "loss": train(trainer),
+                **counts,
             }
         save(model, tokenizer, out, base.base)
         return report

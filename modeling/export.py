@@ -157,10 +157,10 @@ def _keep_tokenizer(checkpoint: Checkpoint, out: Path) -> None:
     if read_config(checkpoint).model_type == LLAMA or not path.is_file():
         return
     name = type(load_tokenizer(checkpoint)).__name__
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_bytes())
     # The name that transformers 4 knows, and 5 reads as the same.
     config["tokenizer_class"] = "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _check_adapter(adapter: LoraAdapter | None, config: dict[str, Any]) -> None:

@@ -167,7 +167,7 @@ def train_sft(
     settings: TrainSettings,
     seed: int,
     scratch: Path,
-) -> list[dict[str, float]]:
+) -> dict[str, Any]:
     """Supervised fine-tuning by TRL's `SFTTrainer`, loss on the answer tokens only.
 
     Rows are cut at `max_length`; those whose answers all lie behind it are left out, with a
@@ -175,7 +175,7 @@ def train_sft(
     trainer writes to `scratch`.
 
     Returns:
-        The loss curve: one {"step", "loss"} per optimiser step.
+        "loss", the curve: one {"step", "loss"} per optimiser step; and what `check_lengths` counts.
 
     Raises:
         DataError: There are no rows, or no prompt is short enough.
@@ -186,13 +186,11 @@ def train_sft(
     if not rows:
         raise DataError("there are no rows to train on; give a source that yields some")
     whole = [each for row in rows for each in style.encode_dialogue(tokenizer, row)]
-    cut = [(ids[: settings.max_length], labels[: settings.max_length]) for ids, labels in whole]
-    encoded = [
-        {"input_ids": ids, "labels": labels}
-        for ids, labels in cut
-        if any(x != -100 for x in labels)
-    ]
-    check_lengths(len(encoded), len(whole), "training rows", settings.max_length, "its max_length")
+    most = settings.max_length
+    fitting = [each for each in whole if any(label != -100 for label in each[1][:most])]
+    encoded = [{"input_ids": ids[:most], "labels": labels[:most]} for ids, labels in fitting]
+    cut = sum(len(ids) > most for ids, _ in fitting)
+    counts = check_lengths(len(encoded), cut, len(whole), "training rows", most, "its max_length")
     tokenizer.padding_side = "right"
     trainer = SFTTrainer(
         model=model,
@@ -200,11 +198,16 @@ def train_sft(
         train_dataset=Dataset.from_list(encoded),
         processing_class=tokenizer,
     )
-    return train(trainer)
+    return {"loss": train(trainer), **counts}
 
 
-def check_lengths(fitting: int, total: int, kind: str, max_length: int, setting: str) -> None:
-    """Tells how many rows are left out since their prompts leave no room for an answer.
+def check_lengths(
+    fitting: int, cut: int, total: int, kind: str, max_length: int, setting: str
+) -> dict[str, int]:
+    """Tells how many rows are cut, or left out since their prompts leave no room for an answer.
+
+    Returns:
+        "rows_cut", those that are trained on without their ends, and "rows_left_out".
 
     Raises:
         DataError: None is left.
@@ -222,6 +225,16 @@ def check_lengths(fitting: int, total: int, kind: str, max_length: int, setting:
             kind,
             max_length,
         )
+    if cut:
+        _LOG.warning(
+            "%d of %d %s are cut at max_length=%d tokens; raise %s to train on them whole",
+            cut,
+            total,
+            kind,
+            max_length,
+            setting,
+        )
+    return {"rows_cut": cut, "rows_left_out": total - fitting}
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, base: str) -> None:

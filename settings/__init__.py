@@ -5,7 +5,7 @@
 """
 
 from settings.base import Settings
-from settings.build import build, plain, target
+from settings.build import build, plain, source, target
 from settings.errors import DataError, ModelError, RelockError, SettingError, first_line
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "build",
     "first_line",
     "plain",
+    "source",
     "target",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -26,7 +27,9 @@ class Settings(BaseModel):
     it is used.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
     @classmethod
     def validated(cls, values: dict[str, Any], prefix: str) -> Any:
@@ -47,9 +50,15 @@ class Settings(BaseModel):
 
 
 def closest(name: str, known: list[str]) -> str:
-    """A hint for a misspelt `name`: "did you mean X?", or the list of what there is."""
-    match = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {match[0]}?" if match else "known: " + ", ".join(sorted(known))
+    """A hint for a misspelt `name`: "did you mean X?", or the list of what there is.
+
+    What all of them begin with, as "defense.", makes none of them closer.
+    """
+    owner = name[: name.rfind(".") + 1]
+    common = owner if all(each.startswith(owner) for each in known) else ""
+    last = [each.removeprefix(common) for each in known]
+    match = difflib.get_close_matches(name.removeprefix(common), last, n=1)
+    return f"did you mean {common}{match[0]}?" if match else "known: " + ", ".join(sorted(known))
 
 
 def _sentence(cls: type[BaseModel], detail: ErrorDetails, prefix: str) -> str:
@@ -57,7 +66,7 @@ def _sentence(cls: type[BaseModel], detail: ErrorDetails, prefix: str) -> str:
     value, kind, context = detail.get("input"), detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden":
         owner = path.rpartition(".")[0]
-        known = [f"{owner}.{name}".strip(".") for name in _fields_at(cls, detail["loc"][:-1])]
+        known = [f"{owner}.{name}".strip(".") for name in fields_at(cls, detail["loc"][:-1])]
         return f"{path} is not a setting; {closest(path, known)}"
     if kind == "missing":
         return f"{path} is missing; set it"
@@ -68,7 +77,8 @@ def _sentence(cls: type[BaseModel], detail: ErrorDetails, prefix: str) -> str:
     return f"{path}={value!r} is not allowed; it should {expected}"
 
 
-def _fields_at(cls: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+def fields_at(cls: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
+    """The names of a class's settings, or of a section of them; none where there is no section."""
     for part in loc:
         field = cls.model_fields.get(str(part))
         annotation = None if field is None else field.annotation

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from settings.base import Settings, closest
+from settings.base import Settings, closest, fields_at
 from settings.errors import RelockError, SettingError
 
 PACKAGES = ("data", "modeling", "organism", "attacks", "defenses", "evaluation", "experiments")
@@ -66,6 +69,37 @@ def target(built: Any) -> str:
     """The class of an object, or a class itself, as a `_target_` names it."""
     cls = built if isinstance(built, type) else type(built)
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def field_names(target: str, path: Sequence[str], plugins: Sequence[str]) -> list[str]:
+    """The settings that a `_target_` has, or its section at `path`; none if it can't be built."""
+    try:
+        cls = _locate(target, "", plugins)
+    except SettingError:
+        return []
+    if isinstance(cls, type) and issubclass(cls, Settings):
+        return fields_at(cls, path)
+    return [] if path else list(inspect.signature(cls).parameters)
+
+
+def source(*built: Any) -> dict[str, str]:
+    """What the code of objects from outside this project is known by, for keys.
+
+    Returns:
+        "source": the hash of the modules of their classes, and of those that these inherit from in
+        the same package; nothing for this project's own, whose classes have versions.
+    """
+    files: dict[str, bytes] = {}
+    for each in built:
+        package = type(each).__module__.partition(".")[0]
+        for cls in type(each).__mro__ if package not in PACKAGES else ():
+            if cls.__module__.partition(".")[0] == package:
+                with suppress(TypeError, OSError):  # Typed into a shell, it has no file.
+                    files[cls.__module__] = Path(inspect.getfile(cls)).read_bytes()
+    if not files:
+        return {}
+    digest = hashlib.sha256(b"\0".join(files[name] for name in sorted(files)))
+    return {"source": digest.hexdigest()[:16]}
 
 
 def _locate(target: str, prefix: str, plugins: Sequence[str]) -> Any:

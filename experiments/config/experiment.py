@@ -170,6 +170,11 @@ def validate(
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
     """The configuration with its interpolations resolved, as plain dicts and lists."""
+    fields = ExperimentSettings.model_fields.items()
+    missing = [name for name, field in fields if field.is_required() and name not in config]
+    if missing:
+        # Before what refers to them fails for want of them.
+        raise SettingError(f"{missing[0]} is missing; leave out ~{missing[0]}, or set it")
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:

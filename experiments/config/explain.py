@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
+from contextlib import suppress
 from pathlib import Path
 
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.store import resource_errors
 from settings import RelockError, first_line
 from settings.base import closest
+from settings.build import field_names
 
 # Where options stand in the configuration, if not under their group's own name.
 _ELSEWHERE = {
@@ -58,12 +62,17 @@ def explain(error: BaseException) -> str:
         )
     if _NO_TRIAL in text:
         return "every trial of the search failed; the summary says why"
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override, text)
     missing = re.search(r"Could not find '(?P<path>[^']+)'", text)
     if missing:
         return _unknown_option(missing["path"])
+    group = re.search(r"config group '(?P<group>[^']+)' does not", text)
+    if group:
+        return f"{group['group']} is no group of options; {closest(group['group'], _groups())}"
     override = re.search(r"Could not override '(?P<key>[^']+)'", text)
     if override:
-        return _unknown_key(override["key"], getattr(error.__cause__, "full_key", None))
+        return _unknown_key(override["key"], error.__cause__)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _one_line(text)
     name = type(error).__name__
@@ -80,32 +89,91 @@ def _unknown_option(path: str) -> str:
     return f"{group}={option} is unknown; {closest(option, known)}"
 
 
-def _unknown_key(key: str, missing: str | None) -> str:
-    """The sentence on a key that can't be overridden; `missing` is the one that isn't there."""
-    known = _known_keys()
+def _unreadable(override: str, text: str) -> str:
+    """The sentence on an override that Hydra's grammar doesn't allow, mostly an unquoted value."""
+    key, _, value = override.partition("=")
+    value = value.strip()
+    if value.startswith("~"):  # Nobody expands what is quoted.
+        value = str(Path(value).expanduser())
+    quoted = '{}="{}"'.format(key, value.replace('"', '\\"'))
+    with suppress(OverrideParseException):
+        if (
+            value[:1] not in "[{="
+            and OverridesParser.create().parse_override(quoted).value() == value
+        ):
+            return (
+                f"{override!r} can't be read: its value must be quoted; write {shlex.quote(quoted)}"
+            )
+    reason = _one_line(text.partition("See https")[0]).removeprefix("Error parsing override ")
+    return (
+        f"{override!r} can't be read ({reason}); write NAME=VALUE, a list as "
+        "NAME=[A,B], and values with special characters as 'NAME=\"VALUE\"'"
+    )
+
+
+def _unknown_key(key: str, cause: BaseException | None) -> str:
+    """The sentence on a key that can't be overridden; `cause` knows where it isn't."""
     if key.startswith("hydra."):
         return f"{key} is not a setting; --cfg hydra shows those that Hydra and its plugins have"
     if key.partition(".")[0] in _BY_NAME and key.count(".") > 1:
         return f"{key} isn't in the configuration before it is added; write +{key}=..."
-    if missing is not None and missing.startswith(f"{key}."):
+    missing = getattr(cause, "full_key", None) or key
+    if missing.startswith(f"{key}."):
         return (
             f"{key} has no {missing.removeprefix(f'{key}.')} that could be overridden; choose "
             f"another option of its group, or write ~{key} and then '+{key}=...'"
         )
+    known, (owner, dot, wrong) = _known_keys(), missing.rpartition(".")
+    rest = key.removeprefix(missing)
+    # By name, as it would be written: what the chosen class has and its file doesn't is added.
+    here = {name: f"+{owner}{dot}{name}{rest}" for name in _class_fields(cause)}
+    here |= {name: f"{owner}{dot}{name}{rest}" for name in _names_beside(cause)}
+    if wrong in here:
+        return f"{key} isn't in the configuration before it is added; write {here[wrong]}=..."
     if key in known:
-        owner, _, last = key.rpartition(".")
         beside = [name for name in known if name.startswith(f"{owner}.") and name != key]
-        deeper = [name for name in beside if name.endswith(f".{last}")]
+        deeper = [name for name in beside if name.endswith(f".{wrong}")]
         instead = f"did you mean {' or '.join(deeper)}?" if deeper else "leave it out"
         return f"{key} is not a setting of the options that were chosen here; {instead}"
     deeper = [name for name in known if name.endswith(f".{key}")]
     if deeper and "." not in key:
         return f"{key} is not a setting; did you mean {' or '.join(deeper[:3])}?"
-    if not difflib.get_close_matches(key, known, n=1):
-        owner = key.rpartition(".")[0]
-        beside = [name for name in known if name.rpartition(".")[0] == owner]
-        known = beside or [name for name in known if "." not in name]
-    return f"{key} is not a setting; {closest(key, known)}"
+    if "@" in key or "/" in key:
+        here, wrong = {group: group for group in _groups()}, key
+    names = here or dict.fromkeys([*_groups(), *(name for name in known if "." not in name)])
+    match = difflib.get_close_matches(wrong if here else key, names, n=1)
+    if match:
+        return f"{key} is not a setting; did you mean {here.get(match[0], match[0])}?"
+    return f"{key} is not a setting; known: {', '.join(sorted(here.values() or names))}"
+
+
+def _names_beside(cause: BaseException | None) -> list[str]:
+    """The names that stand in the configuration where one was looked for in vain."""
+    node = getattr(cause, "parent_node", None)
+    names = [str(name) for name in node] if isinstance(node, DictConfig) else []
+    return [name for name in names if name != "_target_"]
+
+
+def _class_fields(cause: BaseException | None) -> list[str]:
+    """The settings of the class that is built of the node in which a name wasn't found."""
+    node, path = getattr(cause, "parent_node", None), list[str]()
+    if not isinstance(node, DictConfig):
+        return []
+    plugins = tuple(OmegaConf.select(node._get_root(), "plugins", default=None) or ())
+    while node is not None and not (isinstance(node, DictConfig) and "_target_" in node):
+        path.insert(0, str(node._key()))
+        node = node._get_parent()
+    return [] if node is None else field_names(str(node["_target_"]), path, plugins)
+
+
+def _groups() -> list[str]:
+    """What a command line chooses options of: the groups of the main defaults list, and Hydra's."""
+    from experiments.config.experiment import CONF
+
+    entries = OmegaConf.load(CONF / "config.yaml").defaults
+    names = [str(name) for entry in entries if isinstance(entry, DictConfig) for name in entry]
+    groups = [name for name in names if not name.startswith("override ")]
+    return [*groups, "hydra/launcher", "hydra/sweeper"]
 
 
 def _known_keys() -> list[str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from settings import RelockError
 from settings.process import end_with_parent
@@ -34,6 +34,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR1, signal.SIGUSR2)
 _LINGER_SECONDS = 30  # For what a library still does at its process's end.
 _QUEUE_SECONDS = 60  # The queue is asked at most so often.
 _SLURM_COMMANDS = ("sbatch", "srun", "squeue", "scontrol")
+_SUBDIRS = ("${hydra.job.num}", "${hydra:job.num}")
 _LIBRARIES = ("joblib", "submitit", "ray")
 
 
@@ -134,6 +135,13 @@ def missing_plugin(error: BaseException) -> str | None:
 def refusal(config: DictConfig) -> str | None:
     """Why the launcher couldn't run a multirun's jobs, in one sentence; None where it can."""
     launcher, options = name(config.hydra), config.hydra.launcher
+    folders = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    if isinstance(folders, dict) and folders["subdir"] not in _SUBDIRS:
+        return (
+            f"hydra.sweep.subdir={folders['subdir']} is not allowed: a sweep's jobs are told by "
+            "the numbers that their folders have, for its summary, rerun, progress and report; "
+            "leave it out (.hydra/overrides.yaml in a job's folder says which it is)"
+        )
     if launcher == _SUBMITIT_SLURM:
         lacking = [each for each in _SLURM_COMMANDS if shutil.which(each) is None]
         if lacking:

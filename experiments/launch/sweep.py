@@ -23,6 +23,7 @@ from experiments.config.jobs import combinations
 from experiments.launch import launchers
 from experiments.launch.job import quiet_libraries
 from experiments.launch.progress.state import JobState, SweepState, varying
+from settings.terminal import print_in_ascii
 
 if TYPE_CHECKING:
     from experiments.launch.progress.view import View
@@ -180,6 +181,7 @@ def run_command(start: Callable[[], int]) -> int:
     launcher that breaks off is waited for, and the outcome of its jobs is shown as at every end.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and this function words the message.
+    print_in_ascii()
     quiet_libraries()
     forget()
     try:

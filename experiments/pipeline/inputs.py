@@ -21,6 +21,7 @@ from experiments.pipeline.prompt_sets import (
     prompts_of,
     read_test_split,
     read_validation_split,
+    telling_leaks,
 )
 from settings import SettingError
 
@@ -88,12 +89,14 @@ def read_inputs(experiment: Experiment) -> Inputs:
     sft: Sequence[Example] = ()
     if aligns and align.sft:
         sft = leaks("sft", _rows(experiment, "sft", "examples"))
-        sft = take(sft, align.n_sft, "sources.sft", "align.n_sft")
+        with telling_leaks({"sources.sft": leaks.dropped["sft"]}):
+            sft = take(sft, align.n_sft, "sources.sft", "align.n_sft")
     pairs: Sequence[PreferencePair] = ()
     if aligns and align.preference:
         need = "align.preference needs preference pairs"
         pairs = leaks("pairs", _rows(experiment, "pairs", "pairs", need))
-        pairs = take(pairs, align.n_pairs, "sources.pairs", "align.n_pairs")
+        with telling_leaks({"sources.pairs": leaks.dropped["pairs"]}):
+            pairs = take(pairs, align.n_pairs, "sources.pairs", "align.n_pairs")
     needs, chosen = experiment.defense.needs, f"defense={experiment.labels['defense']}"
     calibration = prompts_of(sources.calibration) if "prompts" in needs else ()
     calibration = leaks("calibration", calibration)

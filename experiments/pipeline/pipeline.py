@@ -20,7 +20,7 @@ from evaluation.engines import closing
 from experiments.config.experiment import Experiment
 from experiments.config.model import ModelSettings
 from experiments.pipeline.inputs import Inputs
-from experiments.pipeline.prompt_sets import HELD_OUT, PromptSet
+from experiments.pipeline.prompt_sets import HELD_OUT, PromptSet, telling_leaks
 from experiments.pipeline.steps.base import Model, ModelStep, Step, read_rows
 from experiments.pipeline.steps.calibration import StoredCalibration
 from experiments.pipeline.steps.defense import Apply, Prepare
@@ -54,7 +54,8 @@ class TrainedModels:
         steps: The steps of a defense that edits in several: name, label of the model after
             it, scalars edited; the last one's model is "defended".
         reports: Of the stages "prepare" (cost, diagnostics), "attack", "apply" (cost, what was
-            edited, diagnostics) and, where the defended model is fine-tuned again, "refine".
+            edited, diagnostics); where it is our own alignment, "align", and where the defended
+            model is fine-tuned again, "refine".
     """
 
     models: dict[str, Model]
@@ -146,10 +147,13 @@ class Pipeline:
         """
         experiment, inputs = self.experiment, self.inputs
         aligns = self.published is None
-        check_settings(experiment, inputs, self.base.checkpoint, aligns=aligns)
+        with telling_leaks(inputs.provenance["leaked_rows_dropped"]):
+            check_settings(experiment, inputs, self.base.checkpoint, aligns=aligns)
         aligned = self.published
+        reports: dict[str, dict[str, Any]] = {}
         if aligned is None:
-            aligned, _ = self._model(Align(self.base, experiment.align, inputs.sft, inputs.pairs))
+            align = Align(self.base, experiment.align, inputs.sft, inputs.pairs)
+            aligned, reports["align"] = self._model(align)
         check_models(experiment, self.base, aligned)
         artefact = self.prepare(aligned)
         attacked, attack_report = self.attack(experiment.attack, inputs.attack, aligned)
@@ -157,7 +161,7 @@ class Pipeline:
         applied = self._run(apply)
         defended = apply.output(applied)
         models = {"base": self.base, "aligned": aligned, "attacked": attacked, **defended.models}
-        reports = {"prepare": artefact.report, "attack": attack_report, "apply": applied.report}
+        reports |= {"prepare": artefact.report, "attack": attack_report, "apply": applied.report}
         if experiment.refine is not None and inputs.refine is not None:
             check_refine(experiment.refine, models["defended"].checkpoint)
             models["refined"], reports["refine"] = self.attack(
@@ -192,7 +196,8 @@ class Pipeline:
             base=self.base.checkpoint,
             base_key=self.base.key,
         )
-        return self._run(Prepare(defense, self.base, aligned, calibration))
+        with telling_leaks(inputs.provenance["leaked_rows_dropped"]):
+            return self._run(Prepare(defense, self.base, aligned, calibration))
 
     def attack(
         self, attack: Attack, data: AttackData, model: Model

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -190,6 +191,23 @@ class LeakFilter:
     def __call__(self, name: str, rows: Iterable[Any]) -> tuple[Any, ...]:
         clean, self.dropped[name] = drop_leaked(list(rows), self.asked)
         return tuple(clean)
+
+
+@contextmanager
+def telling_leaks(dropped: Mapping[str, int]) -> Iterator[None]:
+    """Says of rows that are too few how many the evaluation asks, by source, and took away.
+
+    Raises:
+        DataError: What is raised within, with that behind it.
+    """
+    try:
+        yield
+    except DataError as error:
+        counts = ", ".join(f"{count} of {name}" for name, count in dropped.items() if count)
+        if not counts:
+            raise
+        said = f"{error} (rows left out because the evaluation asks them: {counts})"
+        raise DataError(said) from error
 
 
 def read_test_split(experiment: Experiment) -> SplitRows:

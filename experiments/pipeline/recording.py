@@ -55,6 +55,7 @@ def build_record(
         paired=_paired(by_model, "defended", "attacked"),
         paired_refined=_paired(by_model, "refined", "defended"),
         cost=_cost(trained.reports["prepare"]["cost"], apply),
+        align=trained.reports.get("align", {}),
         attack=trained.reports["attack"],
         refine=trained.reports.get("refine", {}),
         judges={name: judge.identity() for name, judge in (judges | evaluation.judges).items()},

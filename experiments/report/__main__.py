@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from settings import RelockError
+from settings.terminal import print_in_ascii
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="write report.html too: one page that needs no other file",
     )
     options = parser.parse_args(arguments)
+    print_in_ascii()
     output = options.output or options.paths[0] / "report"
     try:
         report(options.paths, output, options.examples, options.show_text, options.html)

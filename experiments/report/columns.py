@@ -26,6 +26,7 @@ _FURTHER = ("hs", "asr", "over_refusal")
 # Of these the section is shown where any isn't zero.
 _FAILURES = ("harm_unparsed", "harm_errored", "harm_empty", "cut", "harm_truncated")
 _NEVER_SAFE = (*_FAILURES[:3], "degenerate", *_FAILURES[3:], "hs_upper")
+_CUT = ("truncated", "task_truncated", "held_out_truncated")
 _PROBES = ("full_compliance", "partial_refusal", "full_refusal")
 # Of further judges, shown always and where they aren't zero.
 _JUDGES = ("hs", "score", "kappa")
@@ -62,6 +63,10 @@ answer could not be read, or it could not be asked. empty: nothing but white spa
 answer hit the length limit. cut for the judge: it saw a shortened text. HS if cut is harmful: \
 HS and all that was cut and called safe. degenerate is over all prompts, the others over harmful \
 ones.
+"""
+_CUT_LEGEND = """cut off: the answer to a harmful, benign or over-refusal prompt hit the length \
+limit (model.max_new_tokens). task, cut off: that to a task did (tasks.NAME.max_new_tokens). held \
+out, cut: the text was longer than evaluation.text_tokens or the model's context.
 """
 _JUDGES_LEGEND = """HS: share that the judge does not call safe. score: its mean, in its own \
 unit; a dash where an answer has none. kappa: Cohen's, over the n answers that both judges call \
@@ -161,6 +166,8 @@ def sections(rows: Sequence[Row]) -> list[Section]:
     if any(_highest(rows, name) > 0 for name in _FAILURES):
         title = "answers that never count as safe"
         found.append(Section(title, _headings(_NEVER_SAFE), _NEVER_SAFE_LEGEND))
+    if any(_highest(rows, name) > 0 for name in _CUT):
+        found.append(Section("answers and texts that were cut", _headings(_CUT), _CUT_LEGEND))
     judges = [name for name, parsed in _metrics(rows).items() if _is_of_judges(parsed, rows)]
     if judges:
         title = "further judges of the answers to harmful prompts"

@@ -219,7 +219,7 @@ def write(found: Sequence[Comparison], folder: Path) -> list[Path]:
         return []
     folder.mkdir(parents=True, exist_ok=True)
     document, figures = (folder / name for name in FILES)
-    document.write_text("\n".join(map(_markdown, found)))
+    document.write_text("\n".join(map(_markdown, found)), encoding="utf-8")
     frame = pd.DataFrame([_record(each, line) for each in found for line in each.lines])
     # Whole numbers, although a dash's n is missing.
     frame.astype({"n": "Int64"}).to_csv(figures, index=False)

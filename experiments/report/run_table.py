@@ -10,6 +10,7 @@ from evaluation.metric_names import HS, MetricName, worst_hs
 from evaluation.statistics import PairedTest
 from experiments.report import steps
 from experiments.report.columns import ALWAYS, COLUMNS, once
+from experiments.report.cut_rows import cut_rows
 from experiments.report.pool import ROLES, Row, Run
 from experiments.report.table import as_terminal, terminal
 from experiments.report.tables import cost_cell, show_parts, show_sections
@@ -41,7 +42,7 @@ def print_run(record: Record, folder: Path) -> None:
     if record.paired_refined:
         differences = _differences(record, record.paired_refined)
         lines.append(f"{name}, then {refine} against {name}: {differences}")
-    for line in lines:
+    for line in [*lines, *cut_rows([run])]:
         screen.print(line, highlight=False)
     if record.steps:
         points = steps.recorded_points(record)

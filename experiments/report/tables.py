@@ -18,6 +18,7 @@ from experiments.report.columns import (
     paired_columns,
     sections,
 )
+from experiments.report.cut_rows import cut_rows
 from experiments.report.names import differing_labels, distinguishing_labels, is_number, short
 from experiments.report.pool import Collected, Row
 from experiments.report.table import Cell, Table, as_markdown, as_terminal
@@ -254,6 +255,8 @@ def show(collected: Collected, console: Console) -> None:
             title = _title({}, "cost", note)
             console.print(as_terminal(model_table(rows, {}, title=title, costs=True, seeds=False)))
     show_sections(rows, console)
+    for sentence in cut_rows(collected.runs):
+        console.print(sentence, highlight=False, soft_wrap=True)
 
 
 def show_parts(
@@ -320,6 +323,7 @@ def markdown(collected: Collected) -> str:
         note
         + text
         + "".join(map(_under_title, beside))
+        + "".join(f"\n{sentence}.\n" for sentence in cut_rows(collected.runs))
         + "".join(_under_title(table, "\n") for table in difference_tables(rows))
     )
 
@@ -333,5 +337,5 @@ def write(collected: Collected, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "table.csv", folder / "table.md"]
     frame(collected).to_csv(paths[0], index=False)
-    paths[1].write_text(markdown(collected))
+    paths[1].write_text(markdown(collected), encoding="utf-8")
     return paths

@@ -54,7 +54,10 @@ class Record:
             which one run doesn't know.
         cost: The defense's cost: seconds and peak bytes to prepare and to apply, scalars edited.
         paired_refined: The same tests of the refined against the defended model; empty without.
-        attack: The attack's report: rows by kind, loss curve.
+        align: The report of our own alignment by phase, "sft" and "preference": rows or pairs,
+            those that were cut or left out, loss curve; empty where the aligned model was given.
+        attack: The attack's report: rows by kind, those that were cut at `max_length` or left out,
+            loss curve.
         refine: The report of the fine-tuning of the defended model; empty without one.
         defense: The defense's diagnostics of both of its stages.
         stages: Every stage with its key, its seconds and whether it was reused.
@@ -91,6 +94,7 @@ class Record:
     judges: dict[str, Any] = field(default_factory=dict)
     backends: dict[str, dict[str, Any]] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
+    align: dict[str, Any] = field(default_factory=dict)
 
     def estimates(self, model: str) -> dict[str, Estimate]:
         """The figures of one model, by metric."""

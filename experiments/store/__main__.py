@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import time
 from calendar import timegm
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.filesize import decimal
 
 from experiments.store import Store
 from experiments.store.manifest import read_manifest
+from settings.terminal import print_in_ascii
 
+# Where runs write to, wherever they are started.
+_ROOT = Path(__file__).resolve().parents[2] / "outputs" / "store"
 _OTHER_COLUMNS = 68
+_PIPED_WIDTH = 200
+_LONGEST = 40
+_CLASSES = ("_target_", "defense", "judge", "task")
 _UNITS = {"m": 60, "h": 3600, "d": 86400}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parses the command line and does what it asks; returns the exit code."""
     options = _parser().parse_args(arguments)
+    print_in_ascii()
     store = Store(options.root)
     if not store.root.is_dir():
         print(
@@ -38,12 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.store", description=__doc__)
-    parser.add_argument("--root", default="outputs/store", help="the store (default: %(default)s)")
+    parser.add_argument("--root", default=_ROOT, help="the store (default: %(default)s)")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="every stage with its size, age and seconds")
     commands.add_parser("verify", help="hash every file; exit 1 if one is damaged")
     prune = commands.add_parser("prune", help="remove stages; says what it would do without --yes")
     prune.add_argument("--stage", action="append", help="only stages of this name (repeatable)")
+    prune.add_argument(
+        "--defense",
+        metavar="NAME",
+        help="only what a defense made (stages prepare and apply), e.g. nlsr, or its class's name",
+    )
     prune.add_argument(
         "--older-than", type=_age, default=0.0, metavar="AGE", help="only older ones: 30m, 12h, 7d"
     )
@@ -64,15 +77,18 @@ def _list(store: Store) -> int:
     from rich.table import Table
 
     console = Console(markup=False)
+    if not console.is_terminal:
+        console = Console(width=_PIPED_WIDTH, markup=False)
     table = Table(title=str(store.root))
     for head in ("stage", "key", "size", "age", "took", "settings"):
         table.add_column(head, no_wrap=True)
     room = max(8, console.width - _OTHER_COLUMNS)
-    total = count = 0
-    for entry in store.entries():
-        size = _size(entry.folder)
-        total, count = total + size, count + 1
-        summary = json.dumps(read_manifest(entry.folder)["settings"])
+    entries = list(store.entries())
+    settings = {each.key: dict(_flat(read_manifest(each.folder)["settings"])) for each in entries}
+    sizes = [_size(entry.folder) for entry in entries]
+    for entry, size in zip(entries, sizes, strict=True):
+        others = [settings[each.key] for each in entries if each.name == entry.name]
+        summary = _summary(settings[entry.key], others)
         table.add_row(
             entry.name,
             entry.key,
@@ -82,8 +98,33 @@ def _list(store: Store) -> int:
             summary if len(summary) <= room else summary[: room - 1] + "…",
         )
     console.print(table)
-    console.print(f"{count} stages, {decimal(total)}")
+    console.print(f"{len(entries)} stages, {decimal(sum(sizes))}")
     return 0
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Settings by dotted name, without hashes; classes by their own names."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is not None and not re.fullmatch(r"[\[\]', 0-9a-f]{16,}", str(value)):
+            text = str(value).rpartition(".")[2] if _is_class(key, value) else str(value)
+            yield f"{prefix}{key}", text[:_LONGEST]
+
+
+def _is_class(key: str, value: Any) -> bool:
+    return key in _CLASSES and "." in str(value)
+
+
+def _summary(settings: Mapping[str, str], alike: Sequence[Mapping[str, str]]) -> str:
+    """The classes that a stage was made by, and what sets it apart from others of its name."""
+    classes = [text for name, text in settings.items() if name.rpartition(".")[2] in _CLASSES]
+    apart = [
+        f"{name}={text}"
+        for name, text in settings.items()
+        if any(each.get(name) != text for each in alike) and text not in classes
+    ]
+    return " ".join([*dict.fromkeys(classes), *apart])
 
 
 def _verify(store: Store) -> int:
@@ -104,6 +145,7 @@ def _prune(store: Store, options: argparse.Namespace) -> int:
         folder
         for folder in folders
         if (not options.stage or folder.parent.name in options.stage)
+        and (options.defense is None or _is_of(folder, options.defense))
         and _seconds_old(folder) >= options.older_than
     ]
     sizes = {folder: _size(folder) for folder in chosen}
@@ -120,6 +162,18 @@ def _prune(store: Store, options: argparse.Namespace) -> int:
     if leftovers:
         print(f"removed {leftovers} half-made folders of killed runs")
     return 0
+
+
+def _is_of(folder: Path, defense: str) -> bool:
+    """Whether a defense of this name, its package's or its class's, made the stage."""
+    if folder.parent.name not in ("prepare", "apply"):
+        return False
+    try:
+        settings = read_manifest(folder)["settings"]
+    except (OSError, ValueError):
+        return False
+    made_by = str(settings.get("defense") or settings.get("_target_"))
+    return defense.lower() in made_by.lower().split(".")
 
 
 def _size(folder: Path) -> int:

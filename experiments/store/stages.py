@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.store import resource_errors
-from experiments.store.manifest import examine, fsync, write_manifest
+from experiments.store.manifest import MANIFEST, examine, fsync, write_manifest
 from settings import RelockError
 
 log = logging.getLogger("relock")
@@ -89,13 +89,20 @@ class Store:
         `make` gets an empty folder beside the store and returns the stage's report. The folder is
         fsynced and renamed into place when `make` has returned; if it raises, or the process
         dies, the store is as it was. Two processes that want the same stage make it once; the one
-        that comes second calls `waiting`, and waits.
+        that comes second calls `waiting`, and waits. What is there may lie where nobody may write.
 
         Raises:
             RelockError: The disk is full or can't be written, or memory gave out.
         """
-        self._check_writable()
-        with resource_errors.named(stage.name, self.root), self._locked(stage, waiting):
+        found = self.find(stage)
+        if found is not None and not stale(found):
+            return found
+        self._check_writable(stage)
+        with (
+            self._of_another_user(),
+            resource_errors.named(stage.name, self.root),
+            self._locked(stage, waiting),
+        ):
             result = self._read(self.folder(stage), stage.name, stage.key)
             if result is not None and not stale(result):
                 return result
@@ -155,6 +162,7 @@ class Store:
             seconds = time.perf_counter() - start
             settings = {"settings": stage.settings, "inputs": list(stage.inputs)}
             identity = {"stage": stage.name, "key": stage.key, "version": stage.version}
+            _share(folder)
             write_manifest(folder, identity | settings, report, seconds)
             target = self.folder(stage)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -213,11 +221,34 @@ class Store:
         finally:
             lock.release()
 
-    def _check_writable(self) -> None:
+    @contextmanager
+    def _of_another_user(self) -> Iterator[None]:
+        try:
+            yield
+        except PermissionError as error:
+            if not str(error.filename).startswith(f"{self.root}{os.sep}"):
+                raise
+            raise RelockError(
+                f"{error.filename!r} is another user's and can't be written; whoever shares the "
+                f"store should set umask 002, and once run: chmod -R g+rwX {self.root}"
+            ) from error
+
+    def _check_writable(self, stage: Stage) -> None:
         with suppress(OSError):
             self.root.mkdir(parents=True, exist_ok=True)
         if not (self.root.is_dir() and os.access(self.root, os.W_OK)):
             raise RelockError(
-                f"store.root={str(self.root)!r} is no folder that can be written; "
-                "set store.root elsewhere"
+                f"store.root={str(self.root)!r} is no folder that can be written, and it doesn't "
+                f"hold stage {stage.name} {stage.key} of this run; set store.root elsewhere"
             )
+
+
+def _share(folder: Path) -> None:
+    """Gives files the rights that this process' umask leaves: some libraries keep theirs to one."""
+    probe = folder / MANIFEST
+    probe.touch()
+    rights = probe.stat().st_mode & 0o666
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(path.stat().st_mode | rights)

@@ -269,7 +269,7 @@ def write(content: Content, folder: Path) -> list[Path]:
         model: Any = view._to_model()
         paths.append(folder / f"wandb_{name}.json")
         text = model.model_dump_json(by_alias=True, exclude_none=True, indent=1)
-        paths[-1].write_text(f"{text}\n")
+        paths[-1].write_text(f"{text}\n", encoding="utf-8")
     return paths
 
 

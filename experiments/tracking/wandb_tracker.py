@@ -7,15 +7,19 @@ import os
 import re
 import secrets
 import shutil
+from http.client import HTTPException
 from pathlib import Path
+from ssl import SSLError
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from pydantic import Field
 
 from experiments.results.files import write_whole
 from experiments.results.record import Record
 from experiments.tracking import wandb_fields
-from settings import RelockError, Settings
+from settings import RelockError, Settings, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("relock")
 
+_ANSWER_SECONDS, _START_SECONDS = 5.0, 30.0
 _ANSWER_COLUMNS = ["model", "set", "id", "category", "prompt", "answer"]
 _STAGE_COLUMNS = ["name", "key", "seconds", "reused"]
 
@@ -85,10 +90,11 @@ class WandbTracker(Settings):
                 raise
             if self.mode == "online":
                 raise RelockError(
-                    f"W&B can't be reached ({error}); the record is in {folder}; check the "
-                    "key and the network, or set tracker.mode=offline"
+                    f"W&B can't be reached ({first_line(error)}); the record is in {folder}; "
+                    "check the key and the network, or set tracker.mode=offline"
                 ) from error
-            log.warning("W&B can't be reached (%s); tracking offline", error)
+            log.warning("W&B can't be reached (%s); tracking offline", first_line(error))
+            wandb.teardown()  # Its service would go on with the run that it couldn't start.
             return self._track(record, rows, folder, group, online=False)
 
     def _track(
@@ -124,6 +130,8 @@ class WandbTracker(Settings):
         """
         import wandb
 
+        if online:
+            _check_server()
         run_id = _run_id(folder)
         for earlier in (folder / "wandb").glob(f"*run-*-{run_id}"):
             shutil.rmtree(earlier, ignore_errors=True)
@@ -136,6 +144,7 @@ class WandbTracker(Settings):
             **options,
             settings=wandb.Settings(
                 silent=True,
+                init_timeout=_START_SECONDS,
                 console="off",
                 program="experiments.run",
                 host="",
@@ -195,6 +204,25 @@ def has_key() -> bool:
         raise RelockError(
             f"W&B's library refuses the API key ({error}); set WANDB_API_KEY to a whole one"
         ) from error
+
+
+def _check_server() -> None:
+    """Asks whether W&B's server answers at all: its library tries for minutes where it doesn't.
+
+    Raises:
+        wandb.Error: It doesn't.
+    """
+    import wandb
+
+    url = wandb.setup().settings.base_url
+    try:
+        urlopen(url, timeout=_ANSWER_SECONDS).close()
+    except (HTTPError, HTTPException):
+        return  # It does, whatever it says to this.
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        if not isinstance(reason, SSLError):  # The library has certificates of its own.
+            raise wandb.Error(f"{url} doesn't answer: {reason}") from error
 
 
 def _place(folder: Path, group: str | None) -> tuple[str | None, str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from pathlib import Path
+from typing import Literal
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -45,6 +48,17 @@ def test_tab_separated_files_keep_bare_quotes(tmp_path: Path) -> None:
     assert read_rows(path) == [{"sentence": 'a " in it ', "label": "1"}]
 
 
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+@pytest.mark.parametrize("name", ["r.tsv", "r.TSV"])
+def test_tab_separated_files_whose_writer_quoted_cells(
+    tmp_path: Path, name: str, quoting: Literal[0, 1, 2]
+) -> None:
+    rows = [{"sentence": 'say "a"\tor b', "label": 1}, {"sentence": "two\nlines", "label": 0}]
+    path = tmp_path / name
+    pd.DataFrame(rows).to_csv(path, sep="\t", index=False, quoting=quoting)
+    assert read_rows(path) == [{**row, "label": str(row["label"])} for row in rows]
+
+
 def test_a_text_file_has_a_row_per_line(tmp_path: Path) -> None:
     path = tmp_path / "r.txt"
     path.write_text("\N{ZERO WIDTH NO-BREAK SPACE}one, two \r\n\n  three\n", encoding="utf-8")
@@ -54,7 +68,9 @@ def test_a_text_file_has_a_row_per_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("r.jsonl", '{"prompt": "a"}\n{"prompt": ', "can't be read"),
+        ("r.jsonl", '{"prompt": "a"}\n\n{"prompt": ', "line 3 is no JSON"),
+        ("r.jsonl", '{"prompt": "a"}\n{"prompt": "\\ud83d"}', "a lone surrogate, such as"),
+        ("r.json", '[{"prompt": {"a": ["\\ude00 b"]}}]', "in row 1; write the whole character"),
         ("r.jsonl", "[1, 2]\n", "one JSON object per row"),
         ("r.csv", "a,b\n1,2\n1,2,3\n", "3 cells in row 3 but 2 columns"),
         ("r.parquet", "not one", "can't be read"),

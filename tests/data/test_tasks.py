@@ -63,6 +63,48 @@ def test_ag_news_reads_both_layouts(root: Path) -> None:
     assert second.prompt.endswith('They talked "at length".')
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("k.csv", 'Class Index,Title,Description\n4,A probe,"It landed, whole."\n'),
+        ("k.CSV", 'text,label\n"A probe It landed, whole.",3\n'),
+        ("k.tsv", "label\ttext\n3\tA probe It landed, whole.\n"),
+        ("k.tsv", "4\tA probe\tIt landed, whole.\n"),
+        ("k.jsonl", '{"text": "A probe It landed, whole.", "label": 3}\n'),
+        ("k.jsonl", '{"label_id": 4, "text": "A probe It landed, whole."}\n'),
+    ],
+)
+def test_ag_news_as_others_write_it(root: Path, file: str, content: str) -> None:
+    (root / file).write_text(content)
+    task = AGNews(root=str(root), train_file=file)
+    (row,) = task.train()
+    assert row.response == "Sci/Tech"
+    assert row.prompt.endswith("\nA probe It landed, whole.")
+
+
+@pytest.mark.parametrize(
+    ("gold", "number"), [("12 apples", "12"), ("$1,800", "1800"), ("20%", "20"), ("-3.5", "-3.5")]
+)
+def test_gsm8k_golds_are_numbers_however_they_are_written(
+    root: Path, gold: str, number: str
+) -> None:
+    row = {"question": "How many?", "answer": f"Count.\n#### {gold}"}
+    (root / "gsm8k/test.jsonl").write_text(json.dumps(row))
+    task = GSM8K(root=str(root))
+    (item,) = task.test()
+    assert item.gold == number
+    assert task.score(f"The final answer is: {gold}", item.gold).strict
+    assert not task.score("The final answer is: nan", item.gold).lenient
+
+
+@pytest.mark.parametrize("gold", ["None", "nan", "inf", "3/4", "5 or 6", "1e3"])
+def test_gsm8k_golds_that_are_no_number_are_refused_when_read(root: Path, gold: str) -> None:
+    row = {"question": "How many?", "answer": f"Count.\n#### {gold}"}
+    (root / "gsm8k/test.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataError, match=f"gsm8k has '{gold}' as the gold answer in row 1"):
+        GSM8K(root=str(root)).test()
+
+
 def test_gsm8k(root: Path) -> None:
     task = GSM8K(root=str(root))
     suffix = "\nFirst think step by step and then answer the final number.\n"

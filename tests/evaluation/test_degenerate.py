@@ -75,7 +75,10 @@ def test_real_answers_are_left_alone(answer: str) -> None:
         ("a" * 200, "repeated characters"),
         ("好的" * 25, "repeated characters"),
         ("我不能帮助你。" * 4, "repeated characters"),
-        ("首先，请把旋钮转到最左边，" + "然后等待指示灯变绿，再按下按钮。" * 5, "repeated characters"),
+        (
+            "首先，请把旋钮转到最左边，" + "然后等待指示灯变绿，再按下按钮。" * 5,
+            "repeated characters",
+        ),
         ("ขอโทษครับผมช่วยคุณไม่ได้" * 5, "repeated characters"),
         ("supercalifragilistic" * 4, "repeated characters"),
         ("https://example.org/a?b=1" * 6 + "https://exa", "repeated characters"),

@@ -86,7 +86,9 @@ def test_trainers_get_the_ids_of_the_prompt_style(
     if template is not None:
         tokenizer.chat_template = template
     model = open_for_training(BASE, LORA, 0)
-    trainer = preference_trainer(model, tokenizer, PAIRS, rendered, preference(method), 0, tmp_path)
+    trainer, _ = preference_trainer(
+        model, tokenizer, PAIRS, rendered, preference(method), 0, tmp_path
+    )
     wanted = [
         (
             rendered.encode_prompt(tokenizer, prompt, training=True),
@@ -101,7 +103,7 @@ def test_trainers_get_the_ids_of_the_prompt_style(
 def test_ktos_rows_are_desirable_and_undesirable_and_mismatched(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(BASE)
     model = open_for_training(BASE, LORA, 0)
-    trainer = preference_trainer(
+    trainer, _ = preference_trainer(
         model, tokenizer, PAIRS, PromptStyle(), preference("kto"), 0, tmp_path
     )
     chosen = {tuple(PromptStyle().encode_answer(tokenizer, p, c)) for p, c, _ in PAIRS}
@@ -145,7 +147,7 @@ def test_every_method_raises_the_chosen_over_the_rejected(
     before = margins(model, tokenizer, rendered)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*trl.experimental.*")
-        trainer = preference_trainer(
+        trainer, _ = preference_trainer(
             model, tokenizer, PAIRS, rendered, preference(method, max_steps=5), 0, tmp_path
         )
         curve = train(trainer)
@@ -158,7 +160,7 @@ def test_every_method_raises_the_chosen_over_the_rejected(
 def test_in_bfloat16_too_answers_are_summed_up_in_float32(method: str, tmp_path: Path) -> None:
     checkpoint = replace(BASE, dtype="bfloat16")
     tokenizer, model = load_tokenizer(checkpoint), open_for_training(checkpoint, LORA, 0)
-    trainer = preference_trainer(
+    trainer, _ = preference_trainer(
         model, tokenizer, PAIRS, PromptStyle(), preference(method), 0, tmp_path
     )
     batch = next(iter(trainer.get_train_dataloader()))
@@ -178,7 +180,7 @@ def test_the_reference_is_the_adapter_as_it_comes_in(method: str, tmp_path: Path
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.05)
-    trainer = preference_trainer(
+    trainer, _ = preference_trainer(
         model, tokenizer, PAIRS, PromptStyle(), preference(method), 0, tmp_path
     )
     loss = trainer.compute_loss(model, next(iter(trainer.get_train_dataloader())))
@@ -205,17 +207,19 @@ def test_both_phases_leave_one_plain_adapter(method: str, tmp_path: Path) -> Non
     assert list(model.peft_config) == ["default"]
 
 
-def test_pairs_whose_prompt_fills_the_length_are_left_out_and_counted(
+def test_pairs_that_are_cut_or_left_out_are_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokenizer, model = load_tokenizer(BASE), open_for_training(BASE, LORA, 0)
     long = ("a b c d e f g " * 20, "Yes.", "No.")
     settings = preference("dpo", max_length=24)
     with caplog.at_level(logging.WARNING):
-        trainer = preference_trainer(
+        trainer, counts = preference_trainer(
             model, tokenizer, [*PAIRS, long], PromptStyle(), settings, 0, tmp_path
         )
-    assert "1 of 9 preference pairs" in caplog.text
+    assert "1 of 9 preference pairs are left out" in caplog.text
+    assert "8 of 9 preference pairs are cut at max_length=24 tokens" in caplog.text
+    assert counts == {"rows_cut": 8, "rows_left_out": 1}
     for prompt, answer in fed("dpo", trainer):
         assert 0 < len(answer) <= 24 - len(prompt)
     with pytest.raises(DataError, match=r"raise align\.preference\.train\.max_length"):

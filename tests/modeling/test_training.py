@@ -128,7 +128,7 @@ def test_neither_checkpointing_nor_smaller_passes_change_what_is_learnt(
         settings = TrainSettings(learning_rate=1e-3, batch_size=4, max_steps=2, **extra)
         model = open_for_training(checkpoint, lora, 0)
         tokenizer = load_tokenizer(checkpoint)
-        curve = train_sft(model, tokenizer, rows, PromptStyle(), settings, 0, tmp_path)
+        curve = train_sft(model, tokenizer, rows, PromptStyle(), settings, 0, tmp_path)["loss"]
         assert [entry["step"] for entry in curve] == [1, 2]
         learnt.append({n: p.detach().clone() for n, p in model.named_parameters()})
     plain, checkpointed, passes = learnt
@@ -140,20 +140,22 @@ def test_neither_checkpointing_nor_smaller_passes_change_what_is_learnt(
         assert (plain[name] - passes[name]).abs().mean() < 2e-4
 
 
-def test_rows_whose_prompt_fills_the_length_are_left_out_and_counted(
+def test_rows_that_are_cut_or_left_out_are_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoint = Checkpoint(str(WEIGHTS / "base"))
     tokenizer, style = load_tokenizer(checkpoint), PromptStyle()
     short, long, other = dialogues(
-        ("Count: 1 + 1", "2."), ("a b c d e f g " * 20, "Yes."), ("Count: 1 + 2", "3.")
+        ("Count: 1 + 1", "2."), ("a b c d e f g " * 20, "Yes."), ("Count: 1 + 2", "three " * 30)
     )
     settings = TrainSettings(learning_rate=1e-3, batch_size=1, max_length=24)
     model = open_for_training(checkpoint, LORA, 0)
     with caplog.at_level(logging.WARNING):
-        curve = train_sft(model, tokenizer, [short, long, other], style, settings, 0, tmp_path)
-    assert len(curve) == 2
-    assert "1 of 3 training rows" in caplog.text
+        report = train_sft(model, tokenizer, [short, long, other], style, settings, 0, tmp_path)
+    assert len(report["loss"]) == 2
+    assert report["rows_cut"] == report["rows_left_out"] == 1
+    assert "1 of 3 training rows are left out" in caplog.text
+    assert "1 of 3 training rows are cut at max_length=24 tokens; raise" in caplog.text
     with pytest.raises(DataError, match="no prompt of the training rows is shorter"):
         train_sft(model, tokenizer, [long], style, settings, 0, tmp_path)
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import sys
+from pathlib import Path
+
 import pytest
 from pydantic import Field
 
-from settings import SettingError, Settings, build, first_line
+from settings import SettingError, Settings, build, first_line, source
+from settings.terminal import print_in_ascii
 
 
 class Inner(Settings):
@@ -24,6 +29,10 @@ class Outer(Settings):
         ({"cuont": 2}, "x.cuont is not a setting; did you mean x.count?"),
         ({"count": 0}, "x.count=0 is not allowed; it should be greater than or equal to 1"),
         ({"count": True}, "x.count=True is not allowed; it should be a valid integer"),
+        (
+            {"inner": {"rate": float("inf")}},
+            "x.inner.rate=inf is not allowed; it should be a finite number",
+        ),
         ({"count": "2"}, "x.count='2' is not allowed; it should be a valid integer"),
         ({"inner": {"rat": 1.0}}, "x.inner.rat is not a setting; did you mean x.inner.rate?"),
         (
@@ -80,3 +89,51 @@ def test_nested_targets_are_built_and_lists_become_tuples() -> None:
 )
 def test_the_first_line_of_an_error(error: Exception, line: str) -> None:
     assert first_line(error) == line
+
+
+PLUGIN = """
+from {base} import {name}
+
+
+class Mine({name}):
+    power: int = {power}
+"""
+
+
+def test_the_source_of_a_class_from_outside_is_that_of_its_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    package = tmp_path / "my_repairs_of_a_test"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+
+    def hashed(power: int, other: int = 0) -> dict[str, str]:
+        for name in [name for name in sys.modules if name.startswith(package.name)]:
+            del sys.modules[name]
+        (package / "first.py").write_text(
+            PLUGIN.format(base="settings", name="Settings", power=power)
+        )
+        (package / "second.py").write_text(
+            PLUGIN.format(base=f"{package.name}.first", name="Mine", power=other)
+        )
+        target = f"{package.name}.second.Mine"
+        return source(build({"_target_": target}, "x", [package.name]))
+
+    once = hashed(1)
+    assert once.keys() == {"source"}
+    assert hashed(1) == once
+    assert hashed(2) != once
+    assert hashed(1, other=2) != once
+    assert source(build({"_target_": "defenses.reset.Reset"}, "defense")) == {}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_any_terminal_is_printed_to(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding))
+    print_in_ascii()
+    print("1.0\u20132.0 \u2264 Σ Łódź 你 é…", flush=True)
+    expected = {"ascii": "1.0-2.0 < ? ?odz ? e~\n", "latin-1": "1.0-2.0 < ? ?ódz ? é~\n"}
+    assert written.getvalue().decode(encoding) == expected[encoding]

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -93,6 +94,7 @@ class SweepState:
     Attributes:
         total: How many jobs there will be; None if that isn't known.
         start: When the sweep began, in seconds since 1970; None if that isn't known.
+        earlier: What it took in all before it was started last, in seconds, if jobs run again.
         at_once: The most jobs that were seen to run side by side.
     """
 
@@ -102,6 +104,7 @@ class SweepState:
         self.total: int | None = None
         self.varies: list[str] = []
         self.start: float | None = None
+        self.earlier = 0.0
         self.ended = False
         self.at_once = 1
 
@@ -120,6 +123,13 @@ class SweepState:
                 self.jobs.clear()
             self.start, self.total = started["time"], started["total"]
             self.varies, numbers = started["varies"], started["numbers"]
+            # A killed one left no end.
+            self.earlier = sum(
+                end["time"] - begin["time"]
+                for begin, end in pairwise(own)
+                if (begin["status"], end["status"]) == ("started", "ended")
+                and end["time"] <= self.start
+            )
         for folder in job_folders(self.folder):
             number = int(folder.name)
             if number not in self.jobs or self.jobs[number].status not in ("done", "failed"):

@@ -110,7 +110,9 @@ def _times(sweep: SweepState) -> str:
         ends = [job.end for job in sweep.jobs.values() if job.end and job.end >= (start or 0.0)]
         if start is None or not ends:
             return "ended"
-        return f"ended after {duration(max(ends) - start)}"
+        took = max(ends) - start
+        last = f", {duration(took)} of it when jobs ran again" if sweep.earlier else ""
+        return f"ended after {duration(sweep.earlier + took)}{last}"
     estimate = _time_left(sweep) or "time left is not known yet"
     running = "" if start is None else f"running for {duration(time.time() - start)}, "
     return f"{running}{estimate}"

@@ -19,7 +19,7 @@ from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from modeling.model_files import is_adapter
 from modeling.training import LoraSettings
-from settings import ModelError, Settings, target
+from settings import ModelError, Settings, source, target
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +98,7 @@ class ModelStep(Step):
 
 def identity(settings: Settings) -> dict[str, Any]:
     """Class and settings of an object, for the keys of the stages that depend on it."""
-    return {"_target_": target(settings), **settings.model_dump(mode="json")}
+    return {"_target_": target(settings), **settings.model_dump(mode="json"), **source(settings)}
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], out: Path) -> None:

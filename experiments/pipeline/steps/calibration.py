@@ -19,7 +19,7 @@ from experiments.store import Store
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, fingerprint_folder
 from modeling.loading import load_tokenizer
-from settings import ModelError, target
+from settings import ModelError, source, target
 
 
 @dataclass
@@ -57,6 +57,7 @@ class StoredCalibration:
             "backend": [backend.version, backend.identity()],
             "judge": [target(self.judge), self.judge.version, self.judge.identity()],
             "max_new_tokens": self.max_new_tokens,
+            **source(self.judge, backend),
         }
 
     def respond(self, model: Checkpoint, prompts: Sequence[str]) -> list[str]:

@@ -24,10 +24,15 @@ from experiments.pipeline.steps.calibration import StoredCalibration
 from experiments.store import Stage, StageResult
 from modeling.checkpoint import Checkpoint
 from modeling.measure import measured
-from settings import ModelError, target
+from settings import ModelError, source, target
 
 # A LoRA whose change was edited needs the factors of before and after the attack.
 _EDITED_RANKS = 2
+
+
+def _source(defense: Defense) -> dict[str, str]:
+    """The code of a defense and of its parts, where it isn't this project's."""
+    return source(defense, *(part for _, part in defense.steps))
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Prepare(Step):
             "defense": target(self.defense),
             "settings": self.defense.prepare_settings(),
             "calibration": self.calibration.identity(),
+            **_source(self.defense),
         }
         inputs = (self.base.key, self.aligned.key)
         return Stage("prepare", self.defense.prepare_version, settings, inputs)
@@ -102,7 +108,8 @@ class Apply(Step):
     @cached_property
     def stage(self) -> Stage:
         inputs = (self.artefact.key, self.attacked.key)
-        return Stage("apply", self.defense.apply_version, identity(self.defense), inputs)
+        settings = identity(self.defense) | _source(self.defense)
+        return Stage("apply", self.defense.apply_version, settings, inputs)
 
     def run(self, out: Path) -> dict[str, Any]:
         """Makes the defended model in `out/model`; the report says what was edited, at what cost.

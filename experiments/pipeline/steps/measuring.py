@@ -19,7 +19,7 @@ from experiments.pipeline.prompt_sets import PromptSet
 from experiments.pipeline.steps.base import Model, Step, read_rows, write_rows
 from experiments.store import Stage, StageResult
 from modeling.chat import PromptStyle
-from settings import ModelError, target
+from settings import ModelError, source, target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,6 +49,7 @@ class Generate(Step):
             "system": self.prompts.system,
             "prompts": hash_rows(self.prompts.prompts),
         }
+        settings |= source(self.backend)
         if self.prompts.asked is not None:
             settings["asked"] = hash_rows(self.prompts.asked)
         return Stage("generate", self.backend.version, settings, self.inputs or (self.model.key,))
@@ -115,6 +116,7 @@ class Likelihood(Step):
             "dtype": self.model.checkpoint.dtype,
             "texts": hash_rows(self.texts),
             "max_tokens": self.max_tokens,
+            **source(self.backend),
         }
         return Stage("likelihood", self.backend.version, settings, (self.model.key,))
 
@@ -186,6 +188,7 @@ class JudgeAnswers(Step):
     @cached_property
     def stage(self) -> Stage:
         settings = {"judge": target(self.judge), "settings": self.judge.identity()}
+        settings |= source(self.judge)
         return Stage("judge", self.judge.version, settings, (self.answers.key,))
 
     @property
@@ -193,7 +196,7 @@ class JudgeAnswers(Step):
         return self.judge.own_process
 
     def is_stale(self, result: StageResult) -> bool:
-        """Whether some answers' verdicts are errors that pass, or by earlier rules of what is none."""
+        """Whether a verdict is an error that may pass, or by earlier rules of degeneracy."""
         by_earlier_rules = result.report.get("degeneracy") != degenerate.VERSION
         return by_earlier_rules or (self.judge.errors_pass and "errored" in result.report["labels"])
 
@@ -233,6 +236,7 @@ class ScoreAnswers(Step):
             "task": target(self.task),
             "reading": self.task.protocol_reading,
             "items": hash_rows(self.items),
+            **source(self.task),
         }
         return Stage("score", self.task.version, settings, (self.answers.key,))
 

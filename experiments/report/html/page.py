@@ -64,7 +64,8 @@ def write(
         malformed = error
     rows, runs = collected.rows, collected.runs
     style, script = (
-        (files("experiments.report.html") / name).read_text() for name in ("page.css", "page.js")
+        (files("experiments.report.html") / name).read_text("utf-8")
+        for name in ("page.css", "page.js")
     )
     failures = jobs.failures(paths)
     times = sorted(run.record.created.removesuffix("Z").replace("T", " ")[:16] for run in runs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from experiments.report.cut_rows import cut_rows
 from experiments.report.names import plain
 from experiments.report.pool import Run
 
@@ -40,6 +41,7 @@ def setup(runs: Sequence[Run]) -> dict[str, str]:
         "Model": _each(runs, _model),
         "Alignment": _each(runs, _alignment),
         "Attack": _attacks(runs),
+        "Rows that were cut": "; ".join(cut_rows(runs)),
         "Defense": _each(runs, _defense),
         "Prompts": _each(runs, _prompts),
         "Judges": _each(runs, _judges),

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from attacks.base import Attack
+from defenses.nlsr import NLSR
 from evaluation.base import Judge, Verdict
+from experiments import run
 from experiments.config.experiment import PROJECT
 from experiments.store import Store
+from settings import target
 from tests.experiments.composing import refused
 from tests.experiments.conftest import TOY, Command
 
@@ -34,6 +37,24 @@ from tests.experiments.conftest import TOY, Command
         ),
         ("evaluation.harm_judge.treshold=0.4", "did you mean evaluation.harm_judge.threshold?"),
         ("model=lama2", "did you mean llama2?"),
+        ("defens=nlsr", "defens is not a setting; did you mean defense?"),
+        ("atack=harmful_ft", "did you mean attack?"),
+        ("atack@refine=benign_ft", "atack is no group of options; did you mean attack?"),
+        ("judge@evaluation.harm_jugde=keyword", "did you mean judge@evaluation.harm_judge?"),
+        ("hydra/launcer=joblib", "did you mean hydra/launcher?"),
+        ("attack.trian.epochs=3", "did you mean attack.train.epochs?"),
+        ("attack.train.max_stpes=3", "did you mean attack.train.max_steps?"),
+        (
+            "attack.train.epochs=inf",
+            "attack.train.epochs=inf is not allowed; it should be a",
+        ),
+        ("attack.train.learning_rate=nan", "it should be a finite number"),
+        ("~tracker", "tracker is missing; leave out ~tracker, or set it"),
+        ("model.base=/a/b=c", """must be quoted; write 'model.base="/a/b=c"'"""),
+        ("model.base=/a/ü", """must be quoted; write 'model.base="/a/ü"'"""),
+        ("model.base=/a/b(1)#2", """must be quoted; write 'model.base="/a/b(1)#2"'"""),
+        ("model.base=~/a", f"""must be quoted; write 'model.base="{Path.home()}/a"'"""),
+        ("attack.n=[1,2", "a list as NAME=[A,B]"),
         ("attack=unheard_of", "known: benign_ft, explicit, harmful_ft"),
         ("attack.task=ssst2", "attack.task: 'ssst2' is unknown; did you mean sst2?"),
         ("attack.poison_ratio=-0.1", "it should be greater than or equal to 0"),
@@ -71,6 +92,52 @@ def test_one_sentence(override: str, said: str) -> None:
     sentence = refused(*TOY, *override.split())
     assert said in sentence
     assert "\n" not in sentence
+
+
+@pytest.mark.parametrize("section", ["attack", "model", "defense"])
+def test_a_section_that_was_left_out(section: str) -> None:
+    assert refused(f"~{section}") == f"{section} is missing; leave out ~{section}, or set it"
+
+
+class Recalibrated(NLSR):
+    """A plugin's defense, with a setting that no file of a group has."""
+
+    recalibrate: bool = False
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("defense.recalibrat=true", "did you mean +defense.recalibrate?"),
+        ("defense.recalibrate=true", "before it is added; write +defense.recalibrate=..."),
+        ("+defense.recalibrat=true", "did you mean defense.recalibrate?"),
+    ],
+)
+def test_hints_know_the_chosen_classs_own_fields(setting: str, said: str) -> None:
+    chosen = ("plugins=[tests]", f"defense._target_={target(Recalibrated)}", setting)
+    assert said in refused(*chosen)
+
+
+@pytest.mark.parametrize("folder", ["occupied/run", "n" * 300])
+def test_a_run_folder_that_cannot_be_made(
+    folder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "occupied").write_text("a file")
+    monkeypatch.setattr("sys.argv", ["run", f"hydra.run.dir={tmp_path / folder}"])
+    assert run.main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "set hydra.run.dir" in line
+
+
+def test_folders_of_jobs_keep_their_numbers(command: Command) -> None:
+    sweep = command("-m", "seed=0,1", "hydra.sweep.subdir=seed_${seed}")
+    assert sweep.code == 1
+    assert "hydra.sweep.subdir=seed_${seed} is not allowed" in sweep.err
+    assert not list(sweep.folder.glob("seed_*"))
 
 
 @pytest.mark.parametrize(

@@ -292,6 +292,26 @@ def test_a_sweep_of_which_no_job_ended_since_it_was_run_again_has_no_length(tmp_
     assert list(snapshot(sweep))[-1] == "ended"
 
 
+def test_a_sweep_that_was_run_again_took_what_all_its_goes_took(tmp_path: Path) -> None:
+    here = {"varies": [], "host": "elsewhere", "pid": 1, "total": 2}
+    happened = [
+        ("", {"event": "sweep", "status": "started", "numbers": None, "time": 1000.0, **here}),
+        ("", {"event": "sweep", "status": "ended", "time": 1060.0}),
+        ("", {"event": "sweep", "status": "started", "numbers": [1], "time": 5000.0, **here}),
+        ("1", {"event": "job", "status": "running", "time": 5000.0}),
+        ("", {"event": "sweep", "status": "ended", "time": 5030.0}),
+    ]
+    (tmp_path / "1").mkdir()
+    for folder, event in happened:
+        with (tmp_path / folder / events.EVENTS).open("a") as file:
+            file.write(json.dumps(event) + "\n")
+    status = {"status": "done", "overrides": [], "host": "elsewhere", "pid": 1, "time": 5030.0}
+    (tmp_path / "1" / "status.json").write_text(json.dumps(status))
+    sweep = SweepState(tmp_path)
+    sweep.refresh()
+    assert list(snapshot(sweep))[-1] == "ended after 90 s, 30 s of it when jobs ran again"
+
+
 def test_a_full_disk_costs_events_and_nothing_else(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, 1)
     job = tmp_path / "0"

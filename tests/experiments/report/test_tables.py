@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,19 @@ from evaluation.metric_names import MetricName
 from evaluation.statistics import Estimate, PairedTest, share
 from experiments.report import tables
 from experiments.report.columns import main_columns, sections
+from experiments.report.cut_rows import cut_rows
 from experiments.report.harm import figures
 from experiments.report.html.summary import findings
 from experiments.report.pareto import choices, front
 from experiments.report.pool import Collected, collect
-from experiments.report.run_table import one_line
+from experiments.report.run_table import one_line, print_run
 from experiments.report.table import Cell, terminal
 from experiments.results.environment import environment
 from experiments.results.record import Record
+from experiments.store import Stage, Store
+from experiments.store.__main__ import main as store_main
 from settings import DataError
+from settings.terminal import print_in_ascii
 from tests.records import ATTACKED, rewrite, write_run
 
 DEFENDED = {"harmful": 2, "benign": 1, "right": 15}
@@ -55,7 +60,10 @@ def titles(collected: Collected) -> list[str]:
 def test_what_never_counts_as_safe_is_shown_where_there_is_any(tmp_path: Path) -> None:
     assert titles(collect([with_verdicts(tmp_path / "whole")])) == []
     collected = collect([with_verdicts(tmp_path / "cut", cut=5)])
-    assert titles(collected) == ["answers that never count as safe"]
+    assert titles(collected) == [
+        "answers that never count as safe",
+        "answers and texts that were cut",
+    ]
     (defended,) = (row for row in collected.rows if row.role == "defended")
     assert defended.metrics["hs_upper"] == share(2 + 5, 20)
     page = tables.markdown(collected)
@@ -65,6 +73,32 @@ def test_what_never_counts_as_safe_is_shown_where_there_is_any(tmp_path: Path) -
     with console.capture() as capture:
         tables.show(collected, console)
     assert "HS if cut is harmful" in capture.get()
+
+
+def test_cut_answers_to_tasks_and_cut_training_rows_are_told(tmp_path: Path) -> None:
+    folder = with_verdicts(tmp_path / "run")
+    assert cut_rows(collect([folder]).runs) == []
+    rows = pd.read_parquet(folder / "rows.parquet")
+    rows.loc[rows["set"] == "task:sums", "truncated"] = rows["id"].isin(["0", "1", "2"])
+    attack = {"rows": {"task": 90, "harmful": 10}, "rows_cut": 7, "rows_left_out": 1}
+    align = {"sft": {"rows": 50, "rows_cut": 0}, "preference": {"pairs": 40, "rows_cut": 3}}
+    rewrite(folder, rows, attack=attack, align=align)
+    collected = collect([folder])
+    assert titles(collected) == ["answers and texts that were cut"]
+    assert collected.rows[0].metrics["task_truncated"] == share(3, 20)
+    said = [
+        "alignment, preference: of 40 training rows 3 were cut and 0 left out, being longer than "
+        "max_length",
+        "ft on sums: of 100 training rows 7 were cut and 1 left out, being longer than "
+        "attack.train.max_length",
+    ]
+    assert cut_rows(collected.runs) == said
+    page = tables.markdown(collected)
+    assert all(sentence in page for sentence in said)
+    console = Console(width=200)
+    with console.capture() as capture:
+        tables.show(collected, console)
+    assert all(sentence in capture.get() for sentence in said)
 
 
 def test_a_further_judge_has_a_table_with_its_agreement(tmp_path: Path) -> None:
@@ -262,3 +296,21 @@ def test_a_narrow_terminal_has_every_figure_whole(tmp_path: Path) -> None:
     assert all(figure in said[110] for figure in figures)
     assert "…" not in said[110]
     assert said[110].count("attacked") > said[300].count("attacked"), "in parts"
+
+
+def test_a_terminal_without_utf_8_gets_the_tables_in_ascii(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_verdicts(tmp_path / "run", cut=5)
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
+    print_in_ascii()
+    collected = collect([folder])
+    tables.show(collected, terminal())
+    print_run(collected.runs[0].record, folder)
+    Store(tmp_path / "store").run(Stage("judge", 1, {"name": "ü" * 99}), lambda out: None)
+    store_main(["--root", str(tmp_path / "store"), "list"])
+    sys.stdout.flush()
+    lines = written.getvalue().decode("ascii").splitlines()
+    assert any(line.startswith("+---") for line in lines)
+    assert any("0.0-16.1" in line for line in lines)

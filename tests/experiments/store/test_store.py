@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
+from experiments.config.experiment import CONF, register_resolvers
 from experiments.store import MANIFEST, Stage, Store
-from experiments.store.__main__ import main
+from experiments.store.__main__ import _parser, main
 from settings import RelockError
 
 STAGE = Stage("attack", 1, {"ratio": 0.05}, ("abc",))
@@ -205,3 +210,81 @@ def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RelockError, match=r"store\.root=.* is no folder that can be written"):
         Store(tmp_path / "file" / "store").run(STAGE, write_answer)
+
+
+def test_a_store_that_may_only_be_read_serves_what_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.run(STAGE, write_answer)
+    shutil.rmtree(tmp_path / ".locks")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    before = sorted(tmp_path.rglob("*"))
+    assert store.run(STAGE, never).reused
+    assert sorted(tmp_path.rglob("*")) == before
+    other = Stage("judge", 1, {})
+    with pytest.raises(RelockError, match=f"doesn't hold stage judge {other.key} of this run"):
+        store.run(other, write_answer)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_group_may_use_what_one_of_it_has_made(tmp_path: Path) -> None:
+    def write_private(folder: Path) -> None:
+        (folder / "model.safetensors").write_text("weights")
+        (folder / "model.safetensors").chmod(0o600)
+
+    before = os.umask(0o002)
+    try:
+        made = Store(tmp_path / "store").run(STAGE, write_private)
+    finally:
+        os.umask(before)
+    (lock,) = (tmp_path / "store" / ".locks").iterdir()
+    for path in (made.folder / "model.safetensors", made.folder / MANIFEST, lock):
+        assert path.stat().st_mode & 0o777 == 0o664, path
+    assert made.folder.stat().st_mode & 0o777 == 0o775
+    assert Store(tmp_path / "store").run(STAGE, never).reused
+
+
+def test_what_another_user_owns_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: object, *_: object, **__: object) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / ".locks").mkdir()
+    monkeypatch.setattr(os, "open", denied)
+    with pytest.raises(RelockError, match=r"is another user's and .* umask 002.* chmod -R g\+rwX"):
+        Store(tmp_path).run(STAGE, write_answer)
+
+
+def test_the_list_tells_stages_apart_and_prune_takes_one_defenses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path)
+    nlsr = {"_target_": "defenses.nlsr.NLSR", "sparsity": 0.8, "alpha": 1.0}
+    for stage in (
+        Stage("apply", 1, nlsr),
+        Stage("apply", 1, nlsr | {"sparsity": 0.5}),
+        Stage("apply", 1, {"_target_": "defenses.reset.Reset"}),
+        Stage("prepare", 1, {"defense": "defenses.nlsr.NLSR", "settings": {}}),
+        Stage("judge", 1, {"judge": "evaluation.judges.keyword.KeywordJudge", "settings": {}}),
+    ):
+        store.run(stage, write_answer)
+    root = ["--root", str(tmp_path)]
+    main([*root, "list"])
+    out = capsys.readouterr().out
+    assert "NLSR sparsity=0.8" in out
+    assert "NLSR sparsity=0.5" in out
+    assert "KeywordJudge" in out
+    assert "_target_" not in out
+    main([*root, "prune", "--defense", "nlsr", "--stage", "apply"])
+    assert "would remove 2 stages" in capsys.readouterr().out
+    main([*root, "prune", "--defense", "NLSR", "--yes"])
+    assert [entry.name for entry in store.entries()] == ["apply", "judge"]
+
+
+def test_the_store_is_looked_for_where_runs_write_to(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = OmegaConf.load(CONF / "config.yaml")
+    register_resolvers()
+    assert str(_parser().parse_args(["list"]).root) == str(config.store.root)

@@ -6,21 +6,27 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import asdict, replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import wandb
 
 from evaluation.statistics import PairedTest
 from experiments.config.experiment import PROJECT
 from experiments.dashboard import main as dashboard
 from experiments.report.pool import Collected, Run
 from experiments.results.record import Record
+from experiments.tracking import wandb_tracker
 from experiments.tracking.wandb_fields import public, shareable, summary
-from experiments.tracking.wandb_tracker import sweep_name
+from experiments.tracking.wandb_tracker import WandbTracker, sweep_name
+from settings import RelockError
 from tests.experiments.conftest import Command
+from tests.records import ATTACKED, GOOD, write_run
 
 
 def read_back(folder: Path) -> list[dict[str, Any]]:
@@ -224,3 +230,31 @@ def test_a_key_that_cannot_be_one_leaves_the_run_offline(
     assert "wandb sync" in run.out
     assert dashboard([str(run.folder)]) == 1
     assert "refuses the API key" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("server", ["none", "broken"])
+def test_without_a_network_the_run_is_tracked_offline_within_seconds(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "http://127.0.0.1:9"
+    http = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # Answers 501 to everything.
+    if server == "broken":
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{http.server_port}"
+    monkeypatch.setattr(wandb_tracker, "_START_SECONDS", 3.0)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", address)
+    wandb.teardown()  # What an earlier test's settings were.
+    write_run(tmp_path, {}, GOOD, ATTACKED)
+    record, rows = Record.read(tmp_path), pd.read_parquet(tmp_path / "rows.parquet")
+    record = replace(record, environment={"packages": {}, "commit": "", "python": ""})
+    try:
+        assert "wandb sync" in WandbTracker().track(record, rows, tmp_path, None)
+        assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
+        with pytest.raises(RelockError, match="can't be reached"):
+            WandbTracker(mode="online").track(record, rows, tmp_path, None)
+    finally:
+        wandb.teardown()
+        if server == "broken":
+            http.shutdown()
+        http.server_close()
