@@ -42,8 +42,8 @@ def read_cells(path: Path) -> list[list[str]]:
         if path.suffix.lower() != ".tsv":
             return [cells for cells in csv.reader(file) if cells]
         text = file.read()
-    quoting = csv.QUOTE_MINIMAL if _is_quoted(text) else csv.QUOTE_NONE
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=quoting)
+    options: dict[str, Any] = {} if _is_quoted(text) else {"quoting": csv.QUOTE_NONE}
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t", **options)
     return [cells for cells in lines if cells]
 
 
@@ -79,8 +79,9 @@ def read_rows(path: Path) -> list[Row]:
     try:
         if name.endswith((".jsonl", ".jsonl.gz")):
             with _opened(path) as file:
-                lines = list(enumerate(file, 1))
-            return _mappings([_parsed(line, n, path) for n, line in lines if line.strip()], path)
+                numbered = enumerate(file, 1)
+                rows = [_parsed(line, number, path) for number, line in numbered if line.strip()]
+            return _mappings(rows, path)
         if name.endswith(".json"):
             return _mappings(json.loads(path.read_text(encoding="utf-8-sig")), path)
         if name.endswith((".csv", ".tsv")):

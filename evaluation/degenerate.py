@@ -116,7 +116,8 @@ def _has_repeated_characters(answer: str) -> bool:
         and _has_text(loop.unit)
         # A word's end may stand at the unit's beginning.
         and loop.is_stuck(
-            among_words=any(map(_is_word, "".join(loop.unit * 2).split())), answer=len(characters)
+            among_words=any(map(_is_word, "".join([*loop.unit, *loop.unit]).split())),
+            answer=len(characters),
         )
         for loop in _loops(characters)
     )

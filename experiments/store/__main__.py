@@ -15,6 +15,7 @@ from rich.filesize import decimal
 
 from experiments.store import Store
 from experiments.store.manifest import read_manifest
+from settings import RelockError
 from settings.terminal import print_in_ascii
 
 # Where runs write to, wherever they are started.
@@ -41,7 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
         return _list(store)
     if options.command == "verify":
         return _verify(store)
-    return _prune(store, options)
+    try:
+        return _prune(store, options)
+    except RelockError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -126,11 +126,15 @@ class Store:
                 yield folder, wrong
 
     def remove(self, name: str, key: str) -> bool:
-        """Removes one stage; False if another process is using its lock right now."""
+        """Removes one stage; False if another process is using its lock right now.
+
+        Raises:
+            RelockError: It is another user's.
+        """
         from filelock import FileLock, Timeout
 
         try:
-            with FileLock(self._lock_path(name, key), timeout=0):
+            with self._of_another_user(), FileLock(self._lock_path(name, key), timeout=0):
                 self._discard(self.root / name / key)
         except Timeout:
             return False

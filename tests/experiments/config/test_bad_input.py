@@ -15,7 +15,7 @@ from experiments import run
 from experiments.config.experiment import PROJECT
 from experiments.store import Store
 from settings import target
-from tests.experiments.composing import refused
+from tests.experiments.composing import composed, refused
 from tests.experiments.conftest import TOY, Command
 
 
@@ -180,6 +180,19 @@ def test_more_alignment_rows_than_there_are(command: Command) -> None:
     assert run.code != 0
     assert "align.n_sft=100000" in run.err
     assert "lower align.n_sft" in run.err
+
+
+def test_rows_that_the_evaluation_took_away_are_told(tmp_path: Path) -> None:
+    harmful = composed().sources.asked("test").harmful
+    prompts = [prompt.text for prompt in harmful.prompts()[:2]] + ["Which gate is shut?"]
+    rows = [{"prompt": text, "chosen": "No.", "rejected": "Yes."} for text in prompts]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    pairs = f"{{_target_:data.sources.JsonlPairs,path:{path}}}"
+    own = ("align=nlsr_dpo", "model.alignment=own", "align.n_sft=null", "align.n_pairs=3")
+    sentence = refused("defense=none", *own, "~sources.pairs", f"+sources.pairs={pairs}")
+    assert "asked for align.n_pairs=3 but sources.pairs holds 1 rows" in sentence
+    assert sentence.endswith("because the evaluation asks them: 2 of sources.pairs)")
 
 
 def test_a_model_of_ones_own_needs_a_path() -> None:

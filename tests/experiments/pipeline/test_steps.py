@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,12 +13,19 @@ import pandas as pd
 import pytest
 
 from defenses.base import Calibration, Defense, Edit, EditStep, Models
-from experiments.pipeline.steps.base import checkpoint_at, identity, known_models, place
+from defenses.reset import Reset
+from defenses.stack import Stack
+from evaluation.judges.keyword import KeywordJudge
+from experiments.pipeline.steps.base import Model, checkpoint_at, identity, known_models, place
+from experiments.pipeline.steps.defense import Apply
+from experiments.pipeline.steps.measuring import JudgeAnswers
 from experiments.report.__main__ import main as report
 from experiments.results.record import Record
+from experiments.store import StageResult
 from experiments.tracking.wandb_fields import summary
+from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
-from settings import ModelError, SettingError
+from settings import ModelError, SettingError, source
 from tests.experiments.composing import composed
 from tests.experiments.conftest import Command
 
@@ -220,3 +228,23 @@ def test_stacks_that_cannot_be_built_are_refused_in_a_sentence(
         composed("defense=stack", *overrides)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class OutsideJudge(KeywordJudge):
+    """A judge that isn't this project's."""
+
+
+def test_keys_hold_the_code_of_classes_from_outside() -> None:
+    made = StageResult("generate", "k", Path(), {}, 0.0, reused=False)
+    model = Model(Checkpoint("base"), "m", PromptStyle())
+    unread: Any = None
+
+    def settings(defense: Defense, judge: KeywordJudge) -> list[Mapping[str, Any]]:
+        apply = Apply(defense, made, model, model, model)
+        return [apply.stage.settings, JudgeAnswers(judge, unread, made).stage.settings]
+
+    outside = settings(Roundabout(), OutsideJudge())
+    assert [each["source"] for each in outside] == [source(Roundabout())["source"]] * 2
+    stacked = Stack(order=("reset", "mine"), parts=(Reset(), Roundabout()))
+    assert settings(stacked, KeywordJudge())[0]["source"] == source(Roundabout())["source"]
+    assert all("source" not in each for each in settings(Reset(), KeywordJudge()))

@@ -24,7 +24,7 @@ from experiments.report.harm import figures
 from experiments.report.html.summary import findings
 from experiments.report.pareto import choices, front
 from experiments.report.pool import Collected, collect
-from experiments.report.run_table import one_line, print_run
+from experiments.report.run_table import one_line
 from experiments.report.table import Cell, terminal
 from experiments.results.environment import environment
 from experiments.results.record import Record
@@ -307,7 +307,6 @@ def test_a_terminal_without_utf_8_gets_the_tables_in_ascii(
     print_in_ascii()
     collected = collect([folder])
     tables.show(collected, terminal())
-    print_run(collected.runs[0].record, folder)
     Store(tmp_path / "store").run(Stage("judge", 1, {"name": "ü" * 99}), lambda out: None)
     store_main(["--root", str(tmp_path / "store"), "list"])
     sys.stdout.flush()

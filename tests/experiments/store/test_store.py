@@ -255,6 +255,8 @@ def test_what_another_user_owns_is_one_sentence(
     monkeypatch.setattr(os, "open", denied)
     with pytest.raises(RelockError, match=r"is another user's and .* umask 002.* chmod -R g\+rwX"):
         Store(tmp_path).run(STAGE, write_answer)
+    with pytest.raises(RelockError, match="is another user's"):
+        Store(tmp_path).remove(STAGE.name, STAGE.key)
 
 
 def test_the_list_tells_stages_apart_and_prune_takes_one_defenses(
