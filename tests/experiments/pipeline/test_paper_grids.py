@@ -21,18 +21,18 @@ LEFT_OUT = ("sources.benign=null", "sources.over_refusal=null", "sources.held_ou
 OF_AN_ENDPOINT = ":rubric@"
 
 
-# Of each grid the part that is quick: every paper's tables and kinds of attack, and the papers' own
-# methods. The other ways to align and to prune, each with tests of its own, are slow.
+# Of each grid one job, by the paper's own method. The other cells, of whose defenses, attacks, ways
+# to align and tasks each has tests of its own, are slow.
 PARTS = {
     "fgsn_continual": (),
-    "fgsn_table": ("attack.task=gsm8k", "defense=wanda_prune,fgsn"),
-    "nlsr_table1": ("attack.poison_ratio=0.3", "defense=none,nlsr"),
+    "fgsn_table": ("attack.task=gsm8k", "defense=fgsn"),
+    "nlsr_table1": ("attack.poison_ratio=0.3", "defense=nlsr"),
     "nlsr_table1_non_aligned": ("attack.poison_ratio=0.3",),
-    "nlsr_table2": ("align=nlsr_dpo,nlsr_kto", "defense=nlsr"),
-    "nlsr_table3": ("defense=nlsr",),
-    "nlsr_table5": ("defense.method=random,preference_snip",),
-    "nlsr_table6": ("attack.poison_ratio=0.1", "defense=safelora,nlsr"),
-    "safetylock_risk": ("defense=safetylock",),
+    "nlsr_table2": ("align=nlsr_kto", "defense=nlsr"),
+    "nlsr_table3": ("attack.task=ag_news", "defense=nlsr"),
+    "nlsr_table5": ("defense.method=preference_snip",),
+    "nlsr_table6": ("attack.poison_ratio=0.1", "defense=nlsr"),
+    "safetylock_risk": ("attack=explicit", "defense=safetylock"),
 }
 
 
