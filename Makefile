@@ -7,7 +7,8 @@ VENV_VLLM ?= .venv-vllm
 BIN_VLLM := $(VENV_VLLM)/bin
 VENV_RAY ?= .venv-ray
 BIN_RAY := $(VENV_RAY)/bin
-INSTALL := -m pip install --quiet --disable-pip-version-check
+# To compile all that the packages hold takes longer than what is ever imported of them does.
+INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 ARGS ?=
 
 .DEFAULT_GOAL := help
