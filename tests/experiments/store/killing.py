@@ -1,11 +1,10 @@
 """Runs the main command again and again in processes that are killed at a given point.
 
 `python -m tests.experiments.store.killing FOLDER POINTS OVERRIDES`: one process for each of the
-points, which a comma parts, one after another. Each is a fork of this one, so that what is heavy is
-imported once. A point is the name of a stage, whose step is let finish, and of whose
-files one is then cut in half; or a file of the run's folder, about to get its name; or "end", where
-nothing is killed; or "undisturbed", the same in a store of its own. FOLDER/log gets a line for each
-stage that is made: the point's place, the stage and its key.
+points, which a comma parts, one after another. A point is the name of a stage, whose step is let
+finish, and of whose files one is then cut in half; or a file of the run's folder, about to get its
+name; or "end", where nothing is killed; or "undisturbed", the same in a store of its own.
+FOLDER/log gets a line for each stage that is made: the point's place, the stage and its key.
 """
 
 from __future__ import annotations
@@ -14,17 +13,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
-from transformers import LlamaForCausalLM, LlamaForSequenceClassification  # noqa: F401
-from trl import DPOTrainer, SFTTrainer  # noqa: F401
-
-# Imported once for all, before the forks.
-import evaluation.metrics  # noqa: F401
-import modeling.training  # noqa: F401
-from experiments import run
 from experiments.pipeline.steps.base import Step
 from experiments.pipeline.steps.defense import Apply, Prepare
 from experiments.pipeline.steps.measuring import (
@@ -34,6 +26,7 @@ from experiments.pipeline.steps.measuring import (
     ScoreAnswers,
 )
 from experiments.pipeline.steps.training import Align, Merge, RunAttack
+from tests.experiments.store.forks import forked
 
 STEPS: tuple[type[Step], ...] = (
     Align, Prepare, Merge, RunAttack, Apply, Generate, Likelihood, JudgeAnswers, ScoreAnswers,
@@ -44,17 +37,10 @@ def main() -> None:
     """Prints how each process ended: its exit code, or minus the signal."""
     folder, points, overrides = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3:]
     for place, point in enumerate(points):
-        sys.stdout.flush()
-        process = os.fork()
-        if process == 0:
-            own = folder / "undisturbed" if point == "undisturbed" else folder
-            _become(folder / "log", place, point)
-            places = [f"store.root={own / 'store'}", f"hydra.run.dir={own / 'run'}"]
-            sys.argv = ["run", *overrides, *places]
-            sys.stdout = sys.stderr
-            os._exit(run.main())
-        _, status = os.waitpid(process, 0)
-        print(os.waitstatus_to_exitcode(status))
+        own = folder / "undisturbed" if point == "undisturbed" else folder
+        places = [f"store.root={own / 'store'}", f"hydra.run.dir={own / 'run'}"]
+        become = partial(_become, folder / "log", place, point)
+        print(forked([*overrides, *places], become))
 
 
 def _become(log: Path, place: int, point: str) -> None:

@@ -13,8 +13,6 @@ from experiments.results.record import Record
 from experiments.store import Store
 from tests.experiments.conftest import ENVIRONMENT, SMALL, made
 
-MOUNT = "mount -t tmpfs -o size={size} tmpfs {folder}"
-
 
 @cache
 def namespaces() -> bool:
@@ -31,25 +29,17 @@ def namespaces() -> bool:
 pytestmark = pytest.mark.skipif(not namespaces(), reason="no tmpfs may be mounted here")
 
 
-def run_twice(folder: Path, size: str, filled: str, *overrides: str) -> list[str]:
-    """The command on a full disk, and again on one that has room: what each says of errors.
+def run_twice(folder: Path, size: str, filler: int, *overrides: str) -> list[str]:
+    """What the command says of errors on a full disk; as `tests.experiments.store.filling` runs it.
 
     The disk's content is copied to `folder`-first and `folder`-second.
     """
     folder.mkdir()
-    command = f"{sys.executable} -m experiments.run {' '.join((*SMALL, *overrides))}"
-    script = f"""
-        {MOUNT.format(size=size, folder=folder)}
-        {filled}
-        {command} 2> {folder}-first.err > /dev/null; echo $?
-        rm -f {folder}/filler
-        cp -r {folder} {folder}-first
-        mount -o remount,size=1g {folder}
-        {command} 2> {folder}-second.err > /dev/null; echo $?
-        cp -r {folder} {folder}-second
-    """
-    shell = ["unshare", "-rm", "sh", "-c", script]
-    done = subprocess.run(shell, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    filling = [sys.executable, "-m", "tests.experiments.store.filling"]
+    line = [*filling, str(folder), size, str(filler), *SMALL, *overrides]
+    done = subprocess.run(
+        ["unshare", "-rm", *line], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
     first, second = (Path(f"{folder}-{name}.err").read_text() for name in ("first", "second"))
     assert done.stdout.split() == ["1", "0"], (done.stderr, first, second)
     return first.strip().splitlines()
@@ -58,7 +48,7 @@ def run_twice(folder: Path, size: str, filled: str, *overrides: str) -> list[str
 def test_a_full_store_is_one_sentence_and_what_was_finished_stays(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     places = (f"store.root={disk / 'store'}", f"hydra.run.dir={tmp_path / 'run'}")
-    (error,) = run_twice(disk, "1m", ":", "defense=none", *places)
+    (error,) = run_twice(disk, "1m", 0, "defense=none", *places)
     assert error.startswith("error: stage attack: the disk of")
     assert "is full; free some space (python -m experiments.store prune)" in error
     first = Store(Path(f"{disk}-first") / "store")
@@ -74,8 +64,7 @@ def test_a_full_run_folder_is_one_sentence_and_no_record(tmp_path: Path, store: 
     disk = tmp_path / "disk"
     places = (f"store.root={store}", f"hydra.run.dir={disk / 'run'}")
     # Room for Hydra's own files, but not for the rows.
-    filled = f"head -c 81920 /dev/zero > {disk}/filler"
-    errors = run_twice(disk, "128k", filled, "defense=none", *places)
+    errors = run_twice(disk, "128k", 81920, "defense=none", *places)
     assert any("is full; free some space" in line for line in errors), errors
     assert not any("Traceback" in line for line in errors), errors
     assert not list(Path(f"{disk}-first").rglob("*record.json"))
