@@ -30,6 +30,7 @@ TOY = (
 # The least that a run can do.
 SMALL = (
     "tracker=none",
+    "model.max_new_tokens=6",
     "attack.n=16",
     "attack.train.epochs=1",
     "evaluation.limits.harmful=4",
@@ -38,6 +39,8 @@ SMALL = (
     "sources.benign=null",
     "sources.over_refusal=null",
 )
+# Over `TOY`, where no answer matters.
+SHORT = ("model.max_new_tokens=6", "attack.n=16")
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 

@@ -28,7 +28,7 @@ from experiments.progress import main as progress
 from experiments.results import events
 from experiments.results.record import Record
 from experiments.store import Stage, Store
-from tests.experiments.conftest import TOY, Command
+from tests.experiments.conftest import ENVIRONMENT, SHORT, SMALL, Command
 
 COLUMNS, LINES = 140, 30
 
@@ -50,7 +50,7 @@ def unique(stages: list[dict[str, object]]) -> Counter[tuple[object, str]]:
 
 
 def test_off_a_terminal_a_sweep_says_a_line_per_job(command: Command) -> None:
-    run = command("-m", "defense=none,reset", "attack.poison_ratio=0.25,1.5")
+    run = command("-m", *SHORT, "defense=none,reset", "attack.poison_ratio=0.25,1.5")
     assert run.code == 1
     assert "\x1b" not in run.out
     lines = [line for line in run.out.splitlines() if re.match(r"\[\d+/4\] ", line)]
@@ -99,7 +99,7 @@ def test_off_a_terminal_a_run_says_which_stage_of_how_many_it_makes(command: Com
 
 
 def test_a_job_says_all_of_it_where_progress_is_off(command: Command) -> None:
-    run = command("-m", "defense=none", "attack.poison_ratio=0.25", "runtime.progress=off")
+    run = command("-m", *SHORT, "defense=none", "attack.poison_ratio=0.25", "runtime.progress=off")
     assert run.code == 0, run.err
     assert "[1/1]" not in run.out
     assert run.out.count("attacked -> none: HS") == 1
@@ -114,12 +114,12 @@ def test_an_unknown_kind_of_progress_is_one_sentence(command: Command) -> None:
 
 
 def arguments(store: Path, sweep: Path, *more: str) -> list[str]:
-    line = [sys.executable, "-m", "experiments.run", "-m", "tracker=none", *TOY]
+    line = [sys.executable, "-m", "experiments.run", "-m", *SMALL]
     return [*line, f"store.root={store}", f"hydra.sweep.dir={sweep}", *more]
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TERM": "xterm"}
+    return {**ENVIRONMENT, "TERM": "xterm"}
 
 
 @contextmanager
@@ -186,7 +186,7 @@ def test_on_a_terminal_a_sweep_has_one_view_and_leaves_a_clean_screen(
         "[3/3] attack.poison_ratio=2.5: failed",
         "error: attack.poison_ratio=2.5 is not allowed; it should be less than or equal to 1",
     ]
-    assert shown[5].startswith("share in %")
+    assert shown[5].startswith("shares in %")
     assert "queued" not in "\n".join(shown), "nothing of the view is left"
     assert "sweep: 1 done, 2 failed" in shown
 
@@ -202,7 +202,7 @@ def test_a_single_run_names_its_stages_on_a_terminal_and_there_alone(
         assert process.wait(60) == 0
     assert re.search(r"stage \d+: attack", raw)
     assert re.search(r"stage \d+: generate", raw)
-    again = command("defense=none", "seed=7")
+    again = command(*SMALL, "defense=none", "seed=7", toy=False)
     assert "stage 1" not in again.out
     assert "\x1b" not in again.out
 

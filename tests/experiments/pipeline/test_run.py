@@ -14,7 +14,7 @@ import pytest
 from experiments.report.__main__ import main as report
 from experiments.results.record import Record
 from experiments.store import Store
-from tests.experiments.conftest import Command
+from tests.experiments.conftest import SHORT, Command
 
 MODELS = ["base", "aligned", "attacked", "defended"]
 
@@ -59,11 +59,14 @@ def test_every_figure_of_the_record_can_be_recomputed_from_its_rows(command: Com
 
 
 def test_a_multirun_trains_each_attack_once_and_lists_every_failure(
-    command: Command, store: Path, tmp_path: Path
+    command: Command, tmp_path: Path
 ) -> None:
     fresh = tmp_path / "store"
     run = command(
         "-m",
+        *SHORT,
+        "sources.benign=null",
+        "sources.over_refusal=null",
         "defense=none,nlsr",
         "attack.poison_ratio=0,0.25,1.5",
         f"store.root={fresh}",

@@ -25,7 +25,7 @@ from experiments.results.objective import Constrained, Pareto
 from experiments.results.record import Record
 from settings import DataError, SettingError
 from tests.experiments.composing import composed
-from tests.experiments.conftest import Command
+from tests.experiments.conftest import SHORT, Command
 from tests.records import ATTACKED, rewrite, write_run
 
 SHARES = st.integers(0, 300).map(lambda count: count / 300)
@@ -192,7 +192,7 @@ def test_a_trial_that_fails_is_left_out_and_the_best_of_the_others_can_be_tested
         "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=3",
         "hydra.sweeper.n_jobs=1", "hydra.sweeper.max_failure_rate=1.0", "objective.within=100",
         "objective=hs_within_accuracy", "evaluation.split=validation",
-        "defense.sparsity=choice(0.5,0.9,2.0)",
+        "defense.sparsity=choice(0.5,0.9,2.0)", *SHORT,
     ]  # fmt: skip
     finished = command("-m", *search)
     assert finished.code == 1  # A job failed.
