@@ -46,7 +46,8 @@ class Attack(Settings):
 
     version: ClassVar[int] = 1
 
-    task: str
+    # An option of `conf/task`; None where none is scored.
+    task: str | None
 
     @property
     def needs_task(self) -> bool:

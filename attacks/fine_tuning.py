@@ -38,6 +38,7 @@ class FineTuning(Attack):
 
     version: ClassVar[int] = 2
 
+    task: str
     adapter: Adapter = "resume"
     lora: LoraSettings = LoraSettings()
     train: TrainSettings

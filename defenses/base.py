@@ -164,6 +164,11 @@ class Defense(Settings):
         return False
 
     @property
+    def needs_descent(self) -> bool:
+        """Whether the attacked model must have been fine-tuned from the aligned one."""
+        return not self.is_identity
+
+    @property
     def is_identity(self) -> bool:
         """Whether the defended model is the attacked one itself."""
         return False

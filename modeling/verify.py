@@ -26,7 +26,7 @@ from settings import ModelError
 _O_BIAS = re.compile(r"\.layers\.(?P<layer>\d+)\.self_attn\.o_proj\.bias$")
 _FLOAT32_TOLERANCE = 1e-4
 _NOISE_FACTOR = 4.0
-_SAMPLE = "Hello world, 12 naïve\n  lines. [INST] <s> ok?"
+SAMPLE = "Hello world, 12 naïve\n  lines. [INST] <s> ok?"
 
 
 def verify_export(
@@ -154,7 +154,7 @@ def _check_tokenizer(exported: Checkpoint, source: Checkpoint) -> None:
         return
     old, new = load_tokenizer(source), load_tokenizer(exported)
     if (
-        old(_SAMPLE)["input_ids"] != new(_SAMPLE)["input_ids"]
+        old(SAMPLE)["input_ids"] != new(SAMPLE)["input_ids"]
         or old.chat_template != new.chat_template
         or old.special_tokens_map != new.special_tokens_map
     ):

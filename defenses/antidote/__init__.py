@@ -36,6 +36,7 @@ class Antidote(ProjectionDefense):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"safety_pairs"})
+    needs_descent: ClassVar[bool] = False  # It reads the attacked model alone.
 
     dense_ratio: float = Field(0.2, ge=0, le=1)
     prune: Literal["merged", "factors"] = "merged"

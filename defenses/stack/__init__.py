@@ -99,6 +99,11 @@ class Stack(Defense):
         return any(part.needs_resumed_adapter for part in self.parts)
 
     @property
+    def needs_descent(self) -> bool:
+        """Whether any of the parts does."""
+        return any(part.needs_descent for part in self.parts)
+
+    @property
     def output_form(self) -> OutputForm | None:
         """What the last part that changes the model's form leaves."""
         forms = [part.output_form for part in self.parts if part.output_form != "same"]

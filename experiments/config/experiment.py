@@ -12,6 +12,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import Field
 
 from attacks.base import Attack
+from attacks.given import Given
 from data.rows import TaskSource
 from defenses.base import Defense
 from experiments.config.evaluation import Evaluation, EvaluationSettings, build_evaluation
@@ -129,10 +130,12 @@ def validate(
     values["model"]["alignment"] = model.alignment
     defense = options.defense()
     _check_refine(refine, attack, defense)
-    tasks = {attack.task: options.task(attack.task, "attack.task")}
-    if refine is not None and refine.task not in tasks:
+    tasks = {}
+    if attack.task is not None:
+        tasks[attack.task] = options.task(attack.task, "attack.task")
+    if refine is not None and refine.task is not None and refine.task not in tasks:
         tasks[refine.task] = options.task(refine.task, "refine.task")
-    scored = (attack.task,) if tasks[attack.task].scored else ()
+    scored = tuple(name for name in tasks if name == attack.task and tasks[name].scored)
     evaluation = build_evaluation(settings.evaluation, model, scored, options)
     for name in evaluation.tasks:
         if name not in tasks:
@@ -199,7 +202,7 @@ def _labels(
         "model": model.name,
         "align": choices.get("align", "own") if own else "",
         "attack": choices.get("attack", type(attack).__name__),
-        "task": attack.task,
+        "task": attack.task or "",
         "defense": choices.get("defense", type(defense).__name__),
         "refine": choices.get("attack@refine") or "",
         "protocol": settings.protocol.name,
@@ -221,6 +224,10 @@ def _missing(sources: Sources, safe_system: str | None, refine: Attack | None) -
 
 
 def _check_refine(refine: Attack | None, attack: Attack, defense: Defense) -> None:
+    if isinstance(refine, Given):
+        raise SettingError(
+            "attack@refine=given trains nothing; choose a fine-tuning, such as benign_ft"
+        )
     if refine is None or refine.needs_full_weights:
         return
     full = attack.writes_full_weights

@@ -129,7 +129,7 @@ def _attack_data(
     experiment: Experiment, attack: Attack, leaks: LeakFilter, prefix: str
 ) -> AttackData:
     """The rows of an attack, without those that the evaluation asks; counted by name."""
-    task = experiment.tasks[attack.task].train() if attack.needs_task else ()
+    task = experiment.tasks[attack.task].train() if attack.task and attack.needs_task else ()
     poison = _rows(experiment, "poison", "examples") if attack.needs_poison else ()
     names = [f"{prefix}{kind}" for kind in ("task", "poison")]
     rows = AttackData(leaks(names[0], task), leaks(names[1], poison))

@@ -14,11 +14,13 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from attacks.base import Attack, AttackData
-from defenses.base import Models
+from attacks.given import Given
+from defenses.base import Defense, Models
 from evaluation.base import Judge
 from evaluation.engines import closing
 from experiments.config.experiment import Experiment
 from experiments.config.model import ModelSettings
+from experiments.pipeline.given import GivenModels, Resolve
 from experiments.pipeline.inputs import Inputs
 from experiments.pipeline.prompt_sets import HELD_OUT, PromptSet, telling_leaks
 from experiments.pipeline.steps.base import Model, ModelStep, Step, read_rows
@@ -30,7 +32,7 @@ from experiments.pipeline.steps.measuring import (
     Likelihood,
     ScoreAnswers,
 )
-from experiments.pipeline.steps.training import Align, Merge, RunAttack
+from experiments.pipeline.steps.training import Align, Merge, RunAttack, TakeGiven
 from experiments.store import StageResult, Store
 from modeling.checkpoint import Checkpoint, check_target_modules, resolve
 from modeling.inspection import inspect_model
@@ -77,9 +79,7 @@ class Outcome:
     stages: list[StageResult]
 
 
-def find_models(
-    settings: ModelSettings, resolve: Callable[[str, str | None, str], tuple[str, str]] = resolve
-) -> tuple[Model, Model | None]:
+def find_models(settings: ModelSettings, resolve: Resolve = resolve) -> tuple[Model, Model | None]:
     """The base model and, unless we align it ourselves, the aligned one; checked, not loaded.
 
     Raises:
@@ -121,6 +121,7 @@ class Pipeline:
         base: Model,
         published: Model | None,
         runner: Callable[[Step], StageResult],
+        resolve: Resolve = resolve,
     ) -> None:
         self.experiment = experiment
         self.inputs = inputs
@@ -130,6 +131,7 @@ class Pipeline:
         self._runner = runner
         # Steps that made models and how many models there are, once that is certain.
         self._made: tuple[int, int] | None = None
+        self._resolve = resolve
 
     def run(self) -> Outcome:
         """Makes every model, measures each, and puts its rows together."""
@@ -140,7 +142,7 @@ class Pipeline:
     def train(self) -> TrainedModels:
         """Aligns, prepares, attacks, applies and refines.
 
-        `prepare` goes first, since what it lacks should be said before an attack is trained.
+        `prepare` goes before an attack that trains, since what it lacks should be said before.
 
         Raises:
             RelockError: One sentence that says what can't work.
@@ -155,8 +157,12 @@ class Pipeline:
             align = Align(self.base, experiment.align, inputs.sft, inputs.pairs)
             aligned, reports["align"] = self._model(align)
         check_models(experiment, self.base, aligned)
+        given = experiment.attack if isinstance(experiment.attack, Given) else None
+        if given is not None:
+            attacked, attack_report = self.take(given, aligned)
         artefact = self.prepare(aligned)
-        attacked, attack_report = self.attack(experiment.attack, inputs.attack, aligned)
+        if given is None:
+            attacked, attack_report = self.attack(experiment.attack, inputs.attack, aligned)
         apply = Apply(experiment.defense, artefact, attacked, aligned, self.base)
         applied = self._run(apply)
         defended = apply.output(applied)
@@ -206,6 +212,27 @@ class Pipeline:
         if attack.needs_full_weights and model.checkpoint.adapter is not None:
             model, _ = self._model(Merge(model))
         return self._model(RunAttack(model, attack, data, self.experiment.seed))
+
+    def take(self, given: Given, aligned: Model) -> tuple[Model, dict[str, Any]]:
+        """A given model in the place of an attacked one, and what is known of it.
+
+        Raises:
+            RelockError: It can't be repaired by the defense; one sentence.
+        """
+        settings, defense = self.experiment.model, self.experiment.defense
+        known = {settings.base: self.base, settings.aligned or "": aligned}
+        model = GivenModels(aligned, known, self._resolve).open(
+            given.model,
+            "attack.model",
+            revision=given.revision,
+            base=given.base,
+            base_setting="attack.base",
+        )
+        called = f"attack.model={given.model!r}"
+        check_given(defense, Models(self.base.checkpoint, aligned.checkpoint), model, called)
+        if self.experiment.refine is not None:
+            check_refine(self.experiment.refine, model.checkpoint)
+        return self._model(TakeGiven(aligned, model, called, defense.needs_descent))
 
     def measure(self, models: dict[str, Model]) -> Measurements:
         """The stages that measure every model; those that open the same model come in a row."""
@@ -335,7 +362,8 @@ def check_models(experiment: Experiment, base: Model, aligned: Model) -> None:
             "model.aligned is a full model; set attack.adapter=fresh, or model.alignment=own "
             "to align the base by the align stage"
         )
-    if defense.needs_resumed_adapter and attack.needs_full_weights:
+    trained = not isinstance(attack, Given)
+    if trained and defense.needs_resumed_adapter and attack.needs_full_weights:
         raise SettingError(
             f"defense={experiment.labels['defense']} repairs the alignment adapter that "
             "the attack went on training, and this attack trains other weights; "
@@ -345,6 +373,21 @@ def check_models(experiment: Experiment, base: Model, aligned: Model) -> None:
     if defense.output_form == "hooks":
         hooked = replace(base.checkpoint, steering="hooks")
         experiment.evaluation.backend.chosen(hooked).check(hooked)
+
+
+def check_given(defense: Defense, models: Models, given: Model, called: str) -> None:
+    """Refuses a given model that the defense can't run on.
+
+    Raises:
+        SettingError: One sentence; it advises nothing of attacks that train.
+    """
+    try:
+        defense.check(models, given.checkpoint)
+    except SettingError as error:
+        wrong = str(error).rpartition("; ")[0]
+        raise SettingError(
+            f"{called}: {wrong}; give another model, or choose another defense"
+        ) from error
 
 
 def check_refine(refine: Attack, defended: Checkpoint) -> None:

@@ -99,7 +99,8 @@ def walk(jobs: Iterable[Experiment], library: Library) -> Ledger:
         base, published = library.find_models(job.model)
         experiment = with_placeholders(job, library)
         dry_run = DryRun(Store(experiment.store), ledger)
-        pipeline = Pipeline(experiment, inputs(experiment), base, published, dry_run)
+        resolve = library.resolver(job.model)
+        pipeline = Pipeline(experiment, inputs(experiment), base, published, dry_run, resolve)
         pipeline.measure(pipeline.train().models)
         ledger.jobs += 1
     return ledger

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.model import ModelSettings
+from experiments.pipeline.given import Resolve
 from experiments.pipeline.pipeline import find_models
 from experiments.pipeline.steps.base import Model
 from experiments.plan.shapes import read_shape, write_model
@@ -53,7 +54,11 @@ class Library:
         Raises:
             ModelError: As `locate`, or a model is damaged; one sentence.
         """
-        return find_models(settings, partial(self._place, settings.dtype))
+        return find_models(settings, self.resolver(settings))
+
+    def resolver(self, settings: ModelSettings) -> Resolve:
+        """As `modeling.checkpoint.resolve`, without a download."""
+        return partial(self._place, settings.dtype)
 
     def locate(self, name: str, revision: str | None, setting: str) -> Located:
         """Finds a model without downloading its weights.

@@ -151,12 +151,13 @@ def measured(attacked: Row, row: Row) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def sentences(collected: Collected) -> list[str]:
-    """What a reader has to know of a validation split, and what was best where there was a search.
+    """What a reader has to know of a split or of given models, and what was best of a search.
 
     For every attacked model whose defenses had an objective: the best settings, or the front, and
     the command that tests them.
     """
     said = [f"note: {collected.note}; no paper's figures stand beside"] if collected.note else []
+    said += collected.unknown
     for choice in choices(collected.rows):
         count, best = len(choice.defended), choice.best
         if not choice.searched:

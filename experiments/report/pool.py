@@ -202,6 +202,12 @@ class Collected:
         which = "" if validating == len(self.runs) else "rows with split=validation: "
         return f"{which}validation split, for choosing settings and not for results"
 
+    @property
+    def unknown(self) -> list[str]:
+        """What is to be said of given models, whose training nobody here knows."""
+        said = (run.record.unknown_training for run in self.runs)
+        return list(dict.fromkeys(filter(None, said)))
+
 
 def collect(paths: Iterable[Path]) -> Collected:
     """Reads every record under `paths` and pools them.

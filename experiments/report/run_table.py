@@ -42,6 +42,8 @@ def print_run(record: Record, folder: Path) -> None:
     if record.paired_refined:
         differences = _differences(record, record.paired_refined)
         lines.append(f"{name}, then {refine} against {name}: {differences}")
+    if record.unknown_training:
+        lines.append(record.unknown_training)
     for line in [*lines, *cut_rows([run])]:
         screen.print(line, highlight=False)
     if record.steps:

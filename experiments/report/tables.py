@@ -321,6 +321,7 @@ def markdown(collected: Collected) -> str:
     beside = [section_table(rows, section) for section in sections(rows)]
     return (
         note
+        + "".join(f"{said}.\n\n" for said in collected.unknown)
         + text
         + "".join(map(_under_title, beside))
         + "".join(f"\n{sentence}.\n" for sentence in cut_rows(collected.runs))

@@ -96,6 +96,17 @@ class Record:
     objective: dict[str, Any] = field(default_factory=dict)
     align: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def unknown_training(self) -> str:
+        """What is to be said of a given model; "" where the attack was a run's own."""
+        given = self.settings.get("attack", {}).get("model")
+        if given is None:
+            return ""
+        return (
+            f"{given}: what it was trained on is unknown, so that leakage isn't checked; rows that "
+            "the evaluation asks may be among it"
+        )
+
     def estimates(self, model: str) -> dict[str, Estimate]:
         """The figures of one model, by metric."""
         return {name: Estimate.of(figures) for name, figures in self.metrics[model].items()}

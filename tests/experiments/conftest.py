@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments import run
+from experiments.config.experiment import PROJECT
 from experiments.results.record import Record
 
 TOY = (
@@ -70,6 +71,27 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
     return folder / "stages"
+
+
+@pytest.fixture(scope="session")
+def customer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What a customer hands in: the organism's aligned adapter trained on, and the same merged."""
+    import torch
+
+    from modeling.checkpoint import Checkpoint
+    from modeling.loading import load_model
+    from modeling.training import write_merged
+
+    folder, weights = tmp_path_factory.mktemp("customer"), PROJECT / "organism" / "weights"
+    base, aligned = str(weights / "base"), str(weights / "aligned")
+    torch.manual_seed(0)
+    model = load_model(Checkpoint(base, aligned), trainable_adapter=True)
+    with torch.no_grad():
+        for parameter in (each for each in model.parameters() if each.requires_grad):
+            parameter.add_(torch.randn_like(parameter) * parameter.std() * 0.1)
+    model.save_pretrained(folder / "adapter")
+    write_merged(Checkpoint(base, str(folder / "adapter")), folder / "merged")
+    return {name: folder / name for name in ("adapter", "merged")}
 
 
 @pytest.fixture

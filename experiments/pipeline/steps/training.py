@@ -1,4 +1,4 @@
-"""The steps that train or merge a model: `Align`, `Merge` and `RunAttack`."""
+"""The steps that train, merge or take a model: `Align`, `Merge`, `RunAttack` and `TakeGiven`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data.local import hash_rows
 from data.rows import Example, PreferencePair
 from experiments.pipeline.cost import Sizes, Work
 from experiments.pipeline.steps.base import MODEL, Model, ModelStep, identity
-from experiments.store import Stage
+from experiments.store import Stage, StageResult
 from modeling.alignment import Alignment
 from modeling.training import LoraSettings
 
@@ -162,6 +162,48 @@ class RunAttack(ModelStep):
         model = sizes.model(checkpoint, self.fresh_lora)
         lengths = sizes.tokens(checkpoint, style, rows, training=True)
         return Work(disk=model.adapter_bytes or model.bytes) + model.training(lengths, training)
+
+
+@dataclass(frozen=True)
+class TakeGiven(ModelStep):
+    """Aligned to a given model, looked at and left where it is.
+
+    Attributes:
+        called: What messages call it.
+        descends: Whether it is refused where it can't come from the aligned model.
+    """
+
+    model: Model
+    given: Model
+    called: str
+    descends: bool
+
+    @cached_property
+    def stage(self) -> Stage:
+        settings = {"dtype": self.given.checkpoint.dtype, "descends": self.descends}
+        return Stage("attack", 1, {"given": settings}, (self.model.key, self.given.key))
+
+    @property
+    def writes_adapter(self) -> bool:
+        return self.given.checkpoint.adapter is not None
+
+    def run(self, out: Path) -> dict[str, Any]:
+        """The report says what is known of the model, and that leakage isn't."""
+        from modeling.descent import check_descent
+
+        report = {"given": self.given.key, "leaked_rows_dropped": None}
+        if not self.descends:
+            return report
+        aligned, given = self.model.checkpoint, self.given.checkpoint
+        return {**report, "descent": check_descent(aligned, given, self.called).as_json()}
+
+    def output(self, result: StageResult) -> Model:
+        """The given model, under its own key, so that it is measured once wherever it is given."""
+        return self.given
+
+    def cost(self, sizes: Sizes) -> Work:
+        """A few rows of each matrix are read."""
+        return Work()
 
 
 def _texts(row: Example) -> tuple[str, str]:

@@ -79,7 +79,7 @@ def write(
         "runs": jobs.commands(runs, folder, shared=shared),
         "failures": failures,
         "span": " to ".join(f"{time} UTC" for time in dict.fromkeys(times[:1] + times[-1:])),
-        "notes": _notes(runs),
+        "notes": [*_notes(runs), *(f"{said}." for said in collected.unknown)],
         "findings": summary.findings(rows),
         "charts": charts.main_charts(rows),
         "cost_charts": charts.cost_charts(rows),

@@ -79,12 +79,13 @@ def _attacks(runs: Iterable[Run]) -> str:
             "rows": " and ".join(
                 f"{count} {kind}" for kind, count in record.attack.get("rows", {}).items() if count
             ),
+            "model": flat.get("attack.model"),
             "poison ratio": flat.get("attack.poison_ratio"),
             "epochs": flat.get("attack.train.epochs"),
             "learning rate": flat.get("attack.train.learning_rate"),
             "adapter": flat.get("attack.adapter"),
         }
-        known = attacks.setdefault(f"{record.labels['attack']} on {record.labels['task']}", {})
+        known = attacks.setdefault(_on(record.labels), {})
         for name, value in facts.items():
             if value not in (None, ""):
                 known.setdefault(name, {})[plain(value)] = None
@@ -93,6 +94,10 @@ def _attacks(runs: Iterable[Run]) -> str:
         for attack, facts in attacks.items()
     }
     return "; ".join(f"{attack} ({facts})" if facts else attack for attack, facts in said.items())
+
+
+def _on(labels: dict[str, str]) -> str:
+    return " on ".join(filter(None, (labels["attack"], labels["task"])))
 
 
 def _defense(run: Run) -> str:
