@@ -55,7 +55,7 @@ from tests.experiments.conftest import TOY, Command
         ("model.base=/a/b(1)#2", """must be quoted; write 'model.base="/a/b(1)#2"'"""),
         ("model.base=~/a", f"""must be quoted; write 'model.base="{Path.home()}/a"'"""),
         ("attack.n=[1,2", "a list as NAME=[A,B]"),
-        ("attack=unheard_of", "known: benign_ft, explicit, harmful_ft"),
+        ("attack=unheard_of", "known: benign_ft, explicit, given, harmful_ft"),
         ("attack.task=ssst2", "attack.task: 'ssst2' is unknown; did you mean sst2?"),
         ("attack.poison_ratio=-0.1", "it should be greater than or equal to 0"),
         ("attack.poison_ratio=lots", "attack.poison_ratio='lots' is not allowed"),
