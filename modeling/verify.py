@@ -1,4 +1,4 @@
-"""Verification of an export: no engine may serve it without the biases that it was made for."""
+"""Verification of what was written: no engine may serve another model than the one meant."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from modeling.checkpoint import Checkpoint, local_folder
 from modeling.heads import head_layout, output_biases, output_projections
 from modeling.inspection import read_config
 from modeling.loading import load_model, load_tokenizer
-from modeling.model_files import stored_tensors
+from modeling.model_files import ADAPTER_WEIGHTS, read_header, stored_tensors, verify_folder
 from modeling.steering import Steering, steer
 from settings import ModelError
 
 _O_BIAS = re.compile(r"\.layers\.(?P<layer>\d+)\.self_attn\.o_proj\.bias$")
 _FLOAT32_TOLERANCE = 1e-4
 _NOISE_FACTOR = 4.0
+_ROWS, _LENGTH = 4, 24
 SAMPLE = "Hello world, 12 naïve\n  lines. [INST] <s> ok?"
 
 
@@ -87,6 +88,86 @@ def verify_export(
         if module.bias is None or not torch.equal(module.bias.detach().cpu(), biases[layer]):
             raise _refused(exported, f"loading it drops or changes the bias of layer {layer}")
     return _compare(exported, plain, hooked, _logits(model, rows), layers)
+
+
+def verify_written(written: Checkpoint, source: Checkpoint, changed: bool) -> dict[str, float]:
+    """Loads a repaired model as its users will, and holds it against its files and its source.
+
+    Every tensor that transformers or PEFT made of it must be its file's, to the bit and none left
+    out, its tokens those of the source, and its logits on a few random rows finite; they differ
+    from the source's where, and only where, something was edited.
+
+    Args:
+        written: The repaired model: full weights in a folder, or an adapter.
+        source: The model that was repaired.
+        changed: Whether an edit is claimed.
+
+    Returns:
+        The largest difference of their logits.
+
+    Raises:
+        ModelError: It isn't what was meant, and must not be served.
+    """
+    verify_folder(written.adapter or written.base, "the repaired model")
+    if written.adapter is None:
+        _check_tokenizer(written, source)
+    rows = random_rows(source)
+    before = _logits(load_model(source).eval(), rows)
+    model = load_model(written).eval()
+    _check_tensors(written, model)
+    after = _logits(model, rows)
+    if not all(bool(row.isfinite().all()) for row in after):
+        raise _not_meant(written, "its logits aren't finite")
+    apart = [float((a - b).abs().max()) for a, b in zip(after, before, strict=True)]
+    if changed != (max(apart) > 0):
+        raise _not_meant(
+            written,
+            "it answers as the model before the repair does"
+            if changed
+            else "it answers differently although nothing was edited",
+        )
+    return {"max_difference": max(apart)}
+
+
+def random_rows(checkpoint: Checkpoint) -> list[list[int]]:
+    """Token ids drawn with a fixed seed: two models either compute the same or they don't."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (_ROWS, _LENGTH)
+    size = read_config(checkpoint).vocab_size
+    rows: list[list[int]] = torch.randint(size, shape, generator=generator).tolist()
+    return rows
+
+
+def _check_tensors(written: Checkpoint, model: Any) -> None:
+    """Each tensor of the files was loaded, and each that was loaded is in the files."""
+    if written.adapter is None:
+        files, loaded = stored_tensors(Path(written.base)), model.state_dict()
+        tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+        missing = sorted(set(loaded) - set(files) - tied)
+        paths = {name: tensor.path for name, tensor in files.items()}
+    else:
+        from peft import get_peft_model_state_dict
+
+        path = Path(written.adapter) / ADAPTER_WEIGHTS
+        paths = dict.fromkeys(read_header(path)[0], path)
+        loaded = get_peft_model_state_dict(model)
+        missing = sorted(set(loaded) - set(paths))
+    if missing:
+        raise _not_meant(written, f"its files lack {missing[0]}")
+    for name, path in paths.items():
+        if name.endswith(".rotary_emb.inv_freq"):
+            continue
+        with safe_open(path, framework="pt") as file:
+            stored = file.get_tensor(name)
+        if name not in loaded or not torch.equal(loaded[name].cpu(), stored.to(loaded[name].dtype)):
+            raise _not_meant(written, f"loading it drops or changes {name}")
+
+
+def _not_meant(written: Checkpoint, what: str) -> ModelError:
+    return ModelError(
+        f"the repaired model {written.adapter or written.base!r} isn't what was meant: {what}; "
+        "don't serve it, and repair again"
+    )
 
 
 def _refused(exported: Checkpoint, what: str) -> ModelError:

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from data.rows import PreferencePair
-from defenses.artefacts import read_rows, write_rows
+from defenses.artefacts import ROWS, read_rows, write_rows
 from defenses.base import Calibration, Defense, Edit, Models, OutputForm
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
@@ -77,10 +77,12 @@ class SafetyLock(Defense):
             each forward step, or the "generated" tokens alone.
         form: "baked" writes a plain model with biases, "hooked" steers while running; None:
             baked where `positions` allows it.
-        direction_cosines: Whether `apply` measures how far the attack has turned the directions.
+        direction_cosines: Whether `apply` measures how far the attack has turned the directions;
+            a `lock` that came without its token rows leaves that out.
+        lock: Folder of a lock that is there and takes the place of one made here, prepared or
+            published; of a published one all heads count, whatever `k` is. None: one is made.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"safety_pairs"})
     apply_version: ClassVar[int] = 2
 
     variant: Literal["default", "official"] = "default"
@@ -105,6 +107,15 @@ class SafetyLock(Defense):
     positions: Literal["all", "last_token", "generated"] = "all"
     form: Literal["baked", "hooked"] | None = None
     direction_cosines: bool = True
+    lock: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _with_content(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The stage store knows a lock by its content; one that is made here by the settings."""
+        settings: dict[str, Any] = written(self)
+        if settings.pop("lock", None) is not None:
+            settings["lock"] = f"{self.lock}@{self._fingerprint}"
+        return settings
 
     @model_validator(mode="after")
     def _is_consistent(self) -> SafetyLock:
@@ -124,6 +135,18 @@ class SafetyLock(Defense):
         return self
 
     @property
+    def needs(self) -> frozenset[str]:
+        """Pairs, to make a lock of."""
+        return frozenset({"safety_pairs"} if self.lock is None else ())
+
+    @property
+    def _fingerprint(self) -> str:
+        from defenses.safetylock.lock import find_lock
+        from modeling.checkpoint import fingerprint_folder
+
+        return fingerprint_folder(find_lock(self.lock or "", "defense.lock"))
+
+    @property
     def resolved(self) -> dict[str, Any]:
         """The effective value of each setting that follows `variant` when it is None."""
         own = {name: getattr(self, name) for name in VARIANTS[self.variant]}
@@ -141,6 +164,8 @@ class SafetyLock(Defense):
 
     def prepare_settings(self) -> dict[str, Any]:
         """What the lock depends on: neither K, alpha, positions nor form."""
+        if self.lock is not None:
+            return {"lock": self._fingerprint}
         names = (
             "n_pairs", "last_tokens", "system", "seed", "validation_share", "probe_c",
             "stability_seeds", "batch_size",
@@ -163,16 +188,35 @@ class SafetyLock(Defense):
         from modeling.export import check_exportable
         from modeling.heads import head_layout
 
-        self.heads(head_layout(models.aligned))
+        if self.lock is None:
+            self.heads(head_layout(models.aligned))
+        else:
+            self._chosen(self._given(models.aligned))
         if self.baked:
             check_exportable(models.aligned, "model.base")
 
     def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
-        """Writes the lock (Meta-SafetyLock), made from the aligned model alone."""
+        """Writes the lock (Meta-SafetyLock), made from the aligned model alone, or a given one."""
+        if self.lock is not None:
+            lock = self._given(models.aligned)
+            lock.save(out / LOCK)
+            return {"lock": self.lock, "origin": lock.origin}
         lock, rows, report = self.build(models.aligned, calibration.safety_pairs, calibration.style)
         lock.save(out / LOCK)
         write_rows(out, rows)
         return report
+
+    def _given(self, aligned: Checkpoint) -> Lock:
+        from defenses.safetylock.lock import find_lock, load_lock
+
+        lock = load_lock(find_lock(self.lock or "", "defense.lock"), "defense.lock")
+        lock.check_origin(aligned, f"defense.lock={self.lock!r}")
+        return lock
+
+    def _chosen(self, lock: Lock) -> list[tuple[int, int]]:
+        """The K heads; of a published lock, which doesn't rank them, all that it holds."""
+        whole = lock.k if lock.accuracy is None else None
+        return lock.heads(whole or self.heads(lock.layout))
 
     def build(
         self, aligned: Checkpoint, pairs: Sequence[PreferencePair], style: PromptStyle
@@ -245,14 +289,14 @@ class SafetyLock(Defense):
         from defenses.safetylock.lock import load_lock, lock_model
 
         lock = load_lock(artefact / LOCK, "the artefact's lock")
-        heads = lock.heads(self.heads(lock.layout))
+        heads = self._chosen(lock)
         edit = lock_model(lock, attacked, heads, self.alpha, self.positions, self.baked, out)
         start = time.perf_counter()
         stability = lock.stability(len(heads))
         described = lock.describe(heads)
         for entry, frequency in zip(described, stability.pop("frequency"), strict=True):
             entry["frequency"] = frequency
-        if self.direction_cosines:
+        if self.direction_cosines and (artefact / ROWS).is_file():
             cosines = self._cosines(lock, attacked, read_rows(artefact))
             for entry, value in zip(described, cosines, strict=True):
                 entry["cosine"] = value
@@ -260,7 +304,7 @@ class SafetyLock(Defense):
             **edit.diagnostics,
             "heads": described,
             "stability": stability,
-            "maps": [_accuracy_map(lock.accuracy, heads)],
+            "maps": [] if lock.accuracy is None else [_accuracy_map(lock.accuracy, heads)],
         }
         seconds = time.perf_counter() - start
         return replace(edit, diagnostics=diagnostics, diagnostic_seconds=seconds)
@@ -274,7 +318,7 @@ class SafetyLock(Defense):
         model = load_model(attacked)
         outputs = head_outputs(model, lock.layout, rows, self.last_tokens, self.batch_size)
         turned = mass_mean(outputs, self.resolved["precision"]).u
-        heads = lock.heads(self.heads(lock.layout))
+        heads = self._chosen(lock)
         return [float(lock.directions.u[head] @ turned[head]) for head in heads]
 
 

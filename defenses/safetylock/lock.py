@@ -19,17 +19,16 @@ from torch import Tensor
 
 from defenses.base import Edit
 from defenses.safetylock.directions import Directions, overlap, top
-from modeling.checkpoint import Checkpoint, count_parameters
+from modeling.checkpoint import Checkpoint, count_parameters, identify
 from modeling.export import export_with_biases
 from modeling.heads import HeadLayout, head_layout, output_biases
 from modeling.steering import SteeredPositions, Steering, save_steering
-from modeling.verify import verify_export
+from modeling.verify import random_rows, verify_export
 from settings import ModelError, SettingError
 
 TENSORS, METADATA = "lock.safetensors", "lock.json"
 FORMAT = 1
 PROVENANCE = "safetylock.json"
-VERIFY_ROWS, VERIFY_LENGTH = 4, 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +41,16 @@ class Lock:
     Attributes:
         scores: (seeds, layers, heads) float32; the first seed's choose the heads, the others
             tell how stable the choice is.
-        accuracy: (layers, heads) float32, the probes' validation accuracy with the first seed.
-        origin: Hashes that identify the model and the chat template it was taken from.
+        accuracy: (layers, heads) float32, the probes' validation accuracy with the first seed;
+            None of a published lock, which holds its K heads alone and doesn't rank them.
+        origin: Hashes that identify the model and the chat template it was taken from; of a
+            published lock its file and what can't be verified.
         settings: The settings it was made with.
     """
 
     directions: Directions
     scores: Tensor
-    accuracy: Tensor
+    accuracy: Tensor | None
     layout: HeadLayout
     origin: dict[str, str | None]
     settings: dict[str, Any]
@@ -99,18 +100,30 @@ class Lock:
                     "from this one's original"
                 )
 
+    def check_origin(self, aligned: Checkpoint, setting: str) -> None:
+        """Refuses (ModelError) another aligned model than the lock's; a published one's is unknown.
+
+        Raises:
+            ModelError: The lock was taken from another model, or doesn't fit this one's shape.
+        """
+        self.check_fits(original_layout(aligned), f"the model {aligned.base!r}")
+        if self.accuracy is None:
+            return
+        theirs = identify(aligned)
+        if any(self.origin[part] != identity for part, identity in theirs.items()):
+            raise ModelError(
+                f"{setting} was taken from the model {self.origin['base']} with the adapter "
+                f"{self.origin['adapter']}, and the aligned model is {theirs['base']} with "
+                f"{theirs['adapter']}; give the lock of this model, or leave {setting} out"
+            )
+
     def save(self, folder: Path) -> None:
         """Writes `lock.safetensors` and `lock.json`."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {
-                "u": self.directions.u.contiguous(),
-                "sigma": self.directions.sigma.contiguous(),
-                "scores": self.scores.contiguous(),
-                "accuracy": self.accuracy.contiguous(),
-            },
-            folder / TENSORS,
-        )
+        tensors = {"u": self.directions.u, "sigma": self.directions.sigma, "scores": self.scores}
+        if self.accuracy is not None:
+            tensors["accuracy"] = self.accuracy
+        save_file({name: each.contiguous() for name, each in tensors.items()}, folder / TENSORS)
         metadata = {
             "format": FORMAT,
             "layout": asdict(self.layout),
@@ -130,10 +143,26 @@ class Lock:
                 "head": head,
                 "sigma": float(self.directions.sigma[layer, head]),
                 "score": float(self.scores[0, layer, head]),
-                "accuracy": float(self.accuracy[layer, head]),
+                "accuracy": (None if self.accuracy is None else float(self.accuracy[layer, head])),
             }
             for layer, head in heads
         ]
+
+
+def find_lock(folder: str | Path, setting: str) -> Path:
+    """The lock in a folder: the folder itself, or "lock" in what was prepared.
+
+    Raises:
+        ModelError: There is none.
+    """
+    places = (Path(folder), Path(folder) / "lock")
+    found = next((place for place in places if (place / METADATA).is_file()), None)
+    if found is None:
+        raise ModelError(
+            f"{setting}={str(folder)!r} holds no lock; make one by "
+            "python -m experiments.repair prepare safetylock, or import a published one"
+        )
+    return found
 
 
 def load_lock(folder: Path, setting: str) -> Lock:
@@ -145,8 +174,8 @@ def load_lock(folder: Path, setting: str) -> Lock:
     for name in (TENSORS, METADATA):
         if not (folder / name).is_file():
             raise ModelError(
-                f"{setting}={str(folder)!r} is no lock ({name} is missing); build it with "
-                "python -m defenses.safetylock build"
+                f"{setting}={str(folder)!r} is no lock ({name} is missing); make one by "
+                "python -m experiments.repair prepare safetylock"
             )
     damaged = ModelError(f"{setting}={str(folder)!r} is a damaged lock; build it again")
     try:
@@ -160,7 +189,7 @@ def load_lock(folder: Path, setting: str) -> Lock:
         lock = Lock(
             Directions(tensors["u"], tensors["sigma"]),
             tensors["scores"],
-            tensors["accuracy"],
+            tensors.get("accuracy"),
             HeadLayout(**metadata["layout"]),
             metadata["origin"],
             metadata["settings"],
@@ -171,7 +200,7 @@ def load_lock(folder: Path, setting: str) -> Lock:
         raise damaged from None
     shape = (lock.layout.layers, lock.layout.heads)
     sound = lock.directions.u.shape == (*shape, lock.layout.head_dim) and all(
-        tensor.shape[-2:] == shape for tensor in (lock.directions.sigma, lock.scores, lock.accuracy)
+        tensor.shape[-2:] == shape for name, tensor in tensors.items() if name != "u"
     )
     if not sound or not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise damaged
@@ -218,7 +247,7 @@ def lock_model(
     exported = time.perf_counter()
     _write_provenance(lock, attacked, heads, alpha, out)
     defended = Checkpoint(str(out), None, None, attacked.dtype)
-    difference = verify_export(out, attacked, steering, _verification_rows(attacked))
+    difference = verify_export(out, attacked, steering, random_rows(attacked))
     report = {
         "baked": True,
         "bias_seconds": computed - start,
@@ -250,13 +279,3 @@ def _write_provenance(
         "heads": [list(head) for head in heads],
     }
     (out / PROVENANCE).write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _verification_rows(checkpoint: Checkpoint) -> list[list[int]]:
-    """Token ids drawn with a fixed seed: two models either compute the same or they don't."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(checkpoint.base, revision=checkpoint.revision)
-    generator = torch.Generator().manual_seed(0)
-    shape = (VERIFY_ROWS, VERIFY_LENGTH)
-    return torch.randint(config.vocab_size, shape, generator=generator).tolist()

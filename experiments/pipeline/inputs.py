@@ -76,7 +76,7 @@ def read_inputs(experiment: Experiment) -> Inputs:
         DataError: A source is missing or too small.
         SettingError: A source that is needed isn't set.
     """
-    sources, test = experiment.sources, read_test_split(experiment)
+    test = read_test_split(experiment)
     asked, dropped = test, dict[str, int]()
     if experiment.evaluation.split == VALIDATION:
         asked, dropped = read_validation_split(experiment).without(test.texts)
@@ -97,23 +97,16 @@ def read_inputs(experiment: Experiment) -> Inputs:
         pairs = leaks("pairs", _rows(experiment, "pairs", "pairs", need))
         with telling_leaks({"sources.pairs": leaks.dropped["pairs"]}):
             pairs = take(pairs, align.n_pairs, "sources.pairs", "align.n_pairs")
-    needs, chosen = experiment.defense.needs, f"defense={experiment.labels['defense']}"
-    calibration = prompts_of(sources.calibration) if "prompts" in needs else ()
-    calibration = leaks("calibration", calibration)
-    safe = {
-        name: leaks(name, _rows(experiment, name, method, f"{chosen} needs {what}"))
-        for name, (method, what) in _NEEDS.items()
-        if name in needs
-    }
+    rows = read_calibration(experiment, leaks)
     return Inputs(
         attack=attack,
         refine=refine,
         sft=tuple(sft),
         pairs=tuple(pairs),
-        calibration=calibration,
-        safety_pairs=safe.get("safety_pairs", ()),
-        safety_prompts=safe.get("safety_prompts", ()),
-        utility_prompts=safe.get("utility_prompts", ()),
+        calibration=rows["prompts"],
+        safety_pairs=rows["safety_pairs"],
+        safety_prompts=rows["safety_prompts"],
+        utility_prompts=rows["utility_prompts"],
         sets=prompt_sets(experiment, asked),
         items=asked.items,
         held_out=first_rows(asked.held_out, experiment.evaluation.limits.held_out, _HELD_OUT_LIMIT),
@@ -123,6 +116,22 @@ def read_inputs(experiment: Experiment) -> Inputs:
             **({"test_prompts_dropped": dropped} if asked is not test else {}),
         },
     )
+
+
+def read_calibration(experiment: Experiment, leaks: LeakFilter) -> dict[str, tuple[Any, ...]]:
+    """What the defense `needs`, by its names; () of what it doesn't.
+
+    Raises:
+        DataError: A source is missing.
+        SettingError: A source that is needed isn't set.
+    """
+    needs, chosen = experiment.defense.needs, f"defense={experiment.labels['defense']}"
+    prompts = prompts_of(experiment.sources.calibration) if "prompts" in needs else ()
+    rows = {"prompts": leaks("calibration", prompts), **dict.fromkeys(_NEEDS, ())}
+    for name, (method, what) in _NEEDS.items():
+        if name in needs:
+            rows[name] = leaks(name, _rows(experiment, name, method, f"{chosen} needs {what}"))
+    return rows
 
 
 def _attack_data(

@@ -8,7 +8,7 @@ and every model: --generate--> answers --judge--> verdicts --score--> record
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -111,6 +111,30 @@ def find_models(settings: ModelSettings, resolve: Resolve = resolve) -> tuple[Mo
     return base, Model(checkpoint, identity, style)
 
 
+def stored_calibration(
+    experiment: Experiment,
+    rows: Mapping[str, Sequence[Any]],
+    base: Model,
+    aligned: Model,
+    store: Store,
+) -> StoredCalibration:
+    """What an experiment's defense calibrates on, its answers and verdicts kept in a store."""
+    return StoredCalibration(
+        prompts=rows["prompts"],
+        safety_pairs=rows["safety_pairs"],
+        safety_prompts=rows["safety_prompts"],
+        utility_prompts=rows["utility_prompts"],
+        needs=experiment.defense.needs,
+        store=store,
+        backend=experiment.evaluation.backend,
+        judge=experiment.evaluation.harm_judge,
+        style=aligned.style,
+        max_new_tokens=experiment.model.max_new_tokens,
+        base=base.checkpoint,
+        base_key=base.key,
+    )
+
+
 class Pipeline:
     """One experiment's steps, in order."""
 
@@ -186,22 +210,17 @@ class Pipeline:
 
     def prepare(self, aligned: Model) -> StageResult:
         """The defense's artefact, made once per aligned model."""
-        inputs, evaluation = self.inputs, self.experiment.evaluation
-        defense = self.experiment.defense
-        calibration = StoredCalibration(
-            prompts=inputs.calibration,
-            safety_pairs=inputs.safety_pairs,
-            safety_prompts=inputs.safety_prompts,
-            utility_prompts=inputs.utility_prompts,
-            needs=defense.needs,
-            store=Store(self.experiment.store),
-            backend=evaluation.backend,
-            judge=evaluation.harm_judge,
-            style=aligned.style,
-            max_new_tokens=self.experiment.model.max_new_tokens,
-            base=self.base.checkpoint,
-            base_key=self.base.key,
+        inputs = self.inputs
+        rows = {
+            "prompts": inputs.calibration,
+            "safety_pairs": inputs.safety_pairs,
+            "safety_prompts": inputs.safety_prompts,
+            "utility_prompts": inputs.utility_prompts,
+        }
+        calibration = stored_calibration(
+            self.experiment, rows, self.base, aligned, Store(self.experiment.store)
         )
+        defense = self.experiment.defense
         with telling_leaks(inputs.provenance["leaked_rows_dropped"]):
             return self._run(Prepare(defense, self.base, aligned, calibration))
 

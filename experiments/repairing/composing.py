@@ -1,0 +1,83 @@
+"""A repair's settings: those of a run, as far as a defense and its calibration read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from data.sources import FilePrompts, JsonlPairs
+from experiments.config.experiment import Experiment
+from experiments.config.jobs import expand
+from experiments.repairing.applying import stored_dtype
+from modeling.checkpoint import Checkpoint
+from settings import SettingError
+
+# Sections of the configuration; any other setting is the defense's.
+_SECTIONS = (
+    "model", "evaluation", "sources", "data", "prompts", "judges", "judge", "backend", "protocol",
+    "plugins", "runtime", "defense", "text",
+)  # fmt: skip
+
+
+def overrides(given: Sequence[str]) -> list[str]:
+    """Overrides of a run for `--set NAME=VALUE`; a bare NAME is the defense's.
+
+    Raises:
+        SettingError: One is no NAME=VALUE.
+    """
+    found = []
+    for text in given:
+        name, sign, _ = text.partition("=")
+        bare = name.lstrip("+~")
+        if not sign or not bare:
+            raise SettingError(f"--set {text!r} is no setting; write --set NAME=VALUE")
+        section = bare.replace("@", ".").replace("/", ".").partition(".")[0]
+        mark = name[: len(name) - len(bare)]
+        found.append(text if section in _SECTIONS else f"{mark}defense.{bare}{text[len(name) :]}")
+    return found
+
+
+def compose(
+    method: str,
+    base: str,
+    aligned: str,
+    given: Sequence[str],
+    calibration: Path | None,
+    benign: Path | None,
+    dtype: str | None,
+) -> Experiment:
+    """The experiment whose defense is prepared.
+
+    Args:
+        method: An option of `conf/defense`.
+        base: Folder or hub id of the model before alignment.
+        aligned: Likewise of the aligned one; an adapter on `base`, or full weights.
+        given: `--set` as NAME=VALUE.
+        calibration: A file of harmful rows; None for the configuration's own sources.
+        benign: A file of benign prompts; likewise.
+        dtype: Of the models; None: as the configuration says, or as they are stored.
+
+    Raises:
+        SettingError: A setting is wrong; one sentence.
+    """
+    own = overrides(given)
+    said = any(each.startswith(("model=", "model.dtype=")) for each in own)
+    if not any(each.startswith("model=") for each in own):
+        own = ["model=local", "model.base=.", *own]
+    lines = [f"defense={method}", "tracker=none", "model.alignment=published", "model.aligned=."]
+    (experiment,) = expand([*lines, *own], multirun=False)
+    if dtype is None and not said:
+        dtype = stored_dtype(Checkpoint(base, revision=experiment.model.revision))
+    places = {"base": base, "aligned": aligned}
+    changes = places if dtype is None else {**places, "dtype": dtype}
+    model = experiment.model.model_copy(update=changes)
+    sources = experiment.sources
+    if calibration is not None:
+        harmful, pairs = FilePrompts(path=str(calibration)), JsonlPairs(path=str(calibration))
+        sources = replace(sources, calibration=harmful, safety_prompts=harmful, safety_pairs=pairs)
+    if benign is not None:
+        sources = replace(sources, utility_prompts=FilePrompts(path=str(benign)))
+    elif calibration is not None:
+        sources = replace(sources, utility_prompts=None)
+    return replace(experiment, model=model, sources=sources)
