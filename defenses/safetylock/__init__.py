@@ -275,7 +275,7 @@ class SafetyLock(Defense):
             "pairs_too_short": encoded.too_short,
             "capture_seconds": captured - start,
             "probe_seconds": probed - captured,
-            "probe_accuracy": lock.accuracy.tolist(),
+            "probe_accuracy": scored[0][1].tolist(),
         }
         return lock, encoded.rows, report
 

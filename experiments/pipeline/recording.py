@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from experiments.config.experiment import Experiment
 from experiments.pipeline.inputs import Inputs
 from experiments.pipeline.pipeline import Outcome
+from experiments.pipeline.steps.base import Model
 from experiments.results.record import Record
+from experiments.store import StageResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,53 +34,85 @@ def build_record(
     Raises:
         DataError: The objective needs a figure that has no rows or is no number.
     """
-    from evaluation.metrics import summarise
-
-    evaluation, trained = experiment.evaluation, outcome.trained
-    apply = trained.reports["apply"]
-    judges = {"harm": evaluation.harm_judge, "refusal": evaluation.refusal_judge}
-    by_model = {str(model): rows for model, rows in outcome.rows.groupby("model", sort=False)}
-    metrics = {
-        model: {name: _plain(value) for name, value in summarise(rows).items()}
-        for model, rows in by_model.items()
-    }
-    objective = experiment.objective
-    return Record(
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        seconds=round(seconds, 2),
-        overrides=overrides,
+    trained, objective = outcome.trained, experiment.objective
+    measured = measured_record(
+        experiment,
+        inputs,
+        trained.models,
+        outcome.rows,
+        outcome.stages,
+        overrides,
+        environment,
+        seconds,
+    )
+    apply, by_model = trained.reports["apply"], _by_model(outcome.rows)
+    return replace(
+        measured,
         labels=experiment.labels,
-        seed=experiment.seed,
-        settings=experiment.resolved,
-        models={name: model.key for name, model in trained.models.items()},
-        metrics=metrics,
         paired=_paired(by_model, "defended", "attacked"),
         paired_refined=_paired(by_model, "refined", "defended"),
         cost=_cost(trained.reports["prepare"]["cost"], apply),
         align=trained.reports.get("align", {}),
         attack=trained.reports["attack"],
         refine=trained.reports.get("refine", {}),
-        judges={name: judge.identity() for name, judge in (judges | evaluation.judges).items()},
-        backends={
-            name: evaluation.backend.chosen(model.checkpoint).identity()
-            for name, model in trained.models.items()
-        },
         defense={
             "prepare": trained.reports["prepare"]["diagnostics"],
             "apply": apply["diagnostics"],
             "modules": apply["modules"],
         },
-        stages=[
-            {"name": s.name, "key": s.key, "seconds": s.seconds, "reused": s.reused}
-            for s in outcome.stages
-        ],
-        data=inputs.provenance,
-        environment=environment,
         steps=[
             {**step, "share": _share(step["parameters_edited"], apply)} for step in trained.steps
         ],
-        objective={} if objective is None else asdict(objective.score(metrics)),
+        objective={} if objective is None else asdict(objective.score(measured.metrics)),
     )
+
+
+def measured_record(
+    experiment: Experiment,
+    inputs: Inputs,
+    models: Mapping[str, Model],
+    rows: pd.DataFrame,
+    stages: Sequence[StageResult],
+    overrides: list[str],
+    environment: dict[str, Any],
+    seconds: float,
+) -> Record:
+    """The record of models that were measured, whatever came before; without attack or defense."""
+    from evaluation.metrics import summarise
+
+    evaluation = experiment.evaluation
+    judges = {"harm": evaluation.harm_judge, "refusal": evaluation.refusal_judge}
+    return Record(
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        seconds=round(seconds, 2),
+        overrides=overrides,
+        labels={**experiment.labels, "align": "", "attack": "", "defense": ""},
+        seed=experiment.seed,
+        settings=experiment.resolved,
+        models={name: model.key for name, model in models.items()},
+        metrics={
+            model: {name: _plain(value) for name, value in summarise(own).items()}
+            for model, own in _by_model(rows).items()
+        },
+        paired={},
+        cost={},
+        attack={},
+        defense={},
+        judges={name: judge.identity() for name, judge in (judges | evaluation.judges).items()},
+        backends={
+            name: evaluation.backend.chosen(model.checkpoint).identity()
+            for name, model in models.items()
+        },
+        stages=[
+            {"name": s.name, "key": s.key, "seconds": s.seconds, "reused": s.reused} for s in stages
+        ],
+        data=inputs.provenance,
+        environment=environment,
+    )
+
+
+def _by_model(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return {str(model): own for model, own in rows.groupby("model", sort=False)}
 
 
 def _paired(

@@ -47,7 +47,7 @@ class Repair:
             RelockError: It isn't one that this defense can repair.
         """
         stand_in = Model(Checkpoint("", dtype="float32"), "", PromptStyle())
-        like = next(reversed(self.known.values()), stand_in)
+        like = [stand_in, *self.known.values()][-1]
         given = GivenModels(like, self.known).open(
             name, "--model", base=base, base_setting="--base-of-adapter"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from data.sources import FilePrompts, JsonlPairs
 from experiments.config.experiment import Experiment
@@ -72,12 +73,12 @@ def compose(
     places = {"base": base, "aligned": aligned}
     changes = places if dtype is None else {**places, "dtype": dtype}
     model = experiment.model.model_copy(update=changes)
-    sources = experiment.sources
+    rows: dict[str, Any] = {}
     if calibration is not None:
         harmful, pairs = FilePrompts(path=str(calibration)), JsonlPairs(path=str(calibration))
-        sources = replace(sources, calibration=harmful, safety_prompts=harmful, safety_pairs=pairs)
+        rows = {"calibration": harmful, "safety_prompts": harmful, "safety_pairs": pairs}
+        # What isn't given isn't fetched from the hub either.
+        rows["utility_prompts"] = None
     if benign is not None:
-        sources = replace(sources, utility_prompts=FilePrompts(path=str(benign)))
-    elif calibration is not None:
-        sources = replace(sources, utility_prompts=None)
-    return replace(experiment, model=model, sources=sources)
+        rows["utility_prompts"] = FilePrompts(path=str(benign))
+    return replace(experiment, model=model, sources=replace(experiment.sources, **rows))

@@ -93,7 +93,7 @@ def _attack(row: Row, axis: Collection[str]) -> Any:
 
 def _is_of(row: Row, attack: Any, attacked: Row, axis: Collection[str]) -> bool:
     if row.family is None:
-        return row.lineage[row.role] == attacked.lineage[row.role]
+        return row.lineage[row.role] == attacked.lineage.get(row.role)
     return bool(_attack(row, axis) == attack)
 
 

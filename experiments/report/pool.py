@@ -51,7 +51,11 @@ _OWN_SECTIONS: dict[str, tuple[str, ...]] = {
 ROLES = tuple(_OWN_SECTIONS)
 """The models of a run, each made of the one before it."""
 
+MEASURED = "measured"
+"""The role of a model that was measured alone; such a run's models are called by what they are."""
+
 _SECTIONS = dict(zip(_OWN_SECTIONS, accumulate(_OWN_SECTIONS.values()), strict=True))
+_SECTIONS[MEASURED] = _SECTIONS["base"]
 # Labels tell these apart.
 _NAMES = ("model.name", "model.alignment", "attack.task", "protocol.name")
 _CLASS = "_target_"
@@ -63,6 +67,7 @@ _LABELS = {
     "attacked": ("model", "align", "attack", "task", "protocol"),
     "defended": ("model", "align", "attack", "task", "defense", "protocol"),
     "refined": ("model", "align", "attack", "task", "defense", "refine", "protocol"),
+    MEASURED: ("model", "task", "protocol"),
 }
 # The model that a row's differences are to.
 _AGAINST = {"defended": "attacked", "refined": "defended"}
@@ -100,6 +105,14 @@ class Run:
         return flat
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of a run that only measured, its models; the first is what the others are tested against.
+
+        () of a run that attacked one.
+        """
+        return tuple(self.record.models) if self.record.labels.get("attack") == "" else ()
+
+    @property
     def validates(self) -> bool:
         """Whether it asked the validation split, whose figures are for choosing settings."""
         return self.flat[_SPLIT] != "test"
@@ -110,7 +123,7 @@ class Row:
     """One line of a table: a model, pooled over seeds.
 
     Attributes:
-        role: One of `ROLES`.
+        role: One of `ROLES`, or `MEASURED`.
         labels: Names of model, attack, task and defense, as far as they apply.
         settings: The settings that vary among the runs and that this row depends on.
         metrics: By name, over the rows of all seeds, which are its clusters.
@@ -118,7 +131,8 @@ class Row:
         runs: One run for each model that is pooled.
         cost: The defense's mean cost; empty for other roles.
         paired: By metric, the test over the same prompts of the same seeds: of defended against
-            attacked models, and of refined against defended ones. Holm's correction is across the
+            attacked models, of refined against defended ones, and of measured ones against the
+            first of their run. Holm's correction is across the
             rows of one role that edited something and go back to the same attacked row.
         lineage: By role, the identity of the row that this one goes back to, its own included.
     """
@@ -139,6 +153,8 @@ class Row:
 
         `names.names` tells rows of one name apart.
         """
+        if self.role == MEASURED:
+            return self.labels[MEASURED]
         if self.role == "refined":
             return f"{self.labels['defense']}, then {self.labels['refine']}"
         return self.labels["defense"] if self.role == "defended" else self.role
@@ -220,11 +236,14 @@ def collect(paths: Iterable[Path]) -> Collected:
     varying = _varying(runs)
     groups: dict[Identity, list[Run]] = {}
     for role in ROLES:
-        for run in runs:
+        for run in (run for run in runs if not run.names):
             # The model of no defense is the attacked one; a search's trial counts all the same.
             again = run.record.labels["defense"] == "none" and not run.record.objective
             if role in run.record.models and not (role == "defended" and again):
                 groups.setdefault(_group(run, role, varying), []).append(run)
+    for run in runs:
+        for name in run.names:
+            groups.setdefault(_group(run, MEASURED, varying, name), []).append(run)
     ordered = sorted(groups.items(), key=lambda item: _place(item[0]))
     rows = [_row(group, members, varying) for group, members in ordered]
     families: dict[tuple[str, Identity | None], list[int]] = {}
@@ -250,6 +269,8 @@ def _correct(rows: list[Row], family: Sequence[int]) -> None:
 def _place(group: Identity) -> tuple[Any, ...]:
     """Where a group stands: by role, names ("none" first among defenses), then settings."""
     role, labels, settings = group
+    if role == MEASURED:
+        return (len(ROLES),)
     names = ["" if value == "none" else value for _, value in labels]
     values = [
         (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))
@@ -302,8 +323,10 @@ def _is_of(key: str, sections: Iterable[str]) -> bool:
     return any(f"{key}.".startswith(f"{section}.") for section in sections)
 
 
-def _group(run: Run, role: str, varying: Sequence[str]) -> Identity:
+def _group(run: Run, role: str, varying: Sequence[str], model: str = "") -> Identity:
+    """The identity of a run's model; `model` is what a measured one is called."""
     labels = tuple((name, run.record.labels.get(name, "")) for name in _LABELS[role])
+    labels = ((MEASURED, model), *labels) if model else labels
     settings = tuple(
         (key, run.flat[key]) for key in varying if key in run.flat and _is_of(key, _SECTIONS[role])
     )
@@ -312,10 +335,23 @@ def _group(run: Run, role: str, varying: Sequence[str]) -> Identity:
 
 def _row(group: Identity, members: Sequence[Run], varying: Sequence[str]) -> Row:
     role, labels, settings = group
+    name = dict(labels).get(MEASURED, role)
     # Of runs that share the model, the one whose attack had a further prompt that it was asked.
-    most_asked = sorted(members, key=lambda run: len(run.record.metrics.get(role, ())))
-    shared = {run.record.models[role]: run for run in most_asked}
-    runs = tuple(shared[key] for key in dict.fromkeys(run.record.models[role] for run in members))
+    most_asked = sorted(members, key=lambda run: len(run.record.metrics.get(name, ())))
+    shared = {run.record.models[name]: run for run in most_asked}
+    runs = tuple(shared[key] for key in dict.fromkeys(run.record.models[name] for run in members))
+    if role == MEASURED:
+        first = members[0].names[0]
+        return Row(
+            role,
+            dict(labels),
+            dict(settings),
+            summarise(pooled(runs, name)),
+            tuple(sorted({run.record.seed for run in runs})),
+            runs,
+            paired=compare(pooled(runs, name), pooled(runs, first)) if name != first else {},
+            lineage={role: group},
+        )
     # A defense that edited nothing left the attacked model, which isn't tested against itself.
     edited = any(run.record.cost["parameters_edited"] for run in members)
     changed = role == "refined" or (role == "defended" and edited)

@@ -11,9 +11,9 @@ from evaluation.statistics import PairedTest
 from experiments.report import steps
 from experiments.report.columns import ALWAYS, COLUMNS, once
 from experiments.report.cut_rows import cut_rows
-from experiments.report.pool import ROLES, Row, Run
+from experiments.report.pool import ROLES, Row, Run, collect
 from experiments.report.table import as_terminal, terminal
-from experiments.report.tables import cost_cell, show_parts, show_sections
+from experiments.report.tables import cost_cell, show, show_parts, show_sections
 from experiments.results.record import Record
 
 
@@ -51,6 +51,19 @@ def print_run(record: Record, folder: Path) -> None:
         screen.print(as_terminal(steps.table(points, once(steps.SHOWN, record.one_judge))))
 
 
+def print_measured(folder: Path) -> None:
+    """Prints models that were measured alone, and the tests of each against the first."""
+    screen, collected = terminal(), collect([folder])
+    show(collected, screen)
+    first = collected.rows[0].name
+    lines = [
+        f"{row.name} against {first}: {_differences(row.runs[0].record, row.paired)}"
+        for row in collected.rows[1:]
+    ]
+    for line in [*lines, *collected.unknown, f"record: {folder}"]:
+        screen.print(line, highlight=False, soft_wrap=True)
+
+
 def _row(run: Run, role: str) -> Row:
     record = run.record
     cost = record.cost if role == "defended" else {}
@@ -67,13 +80,16 @@ def _row(run: Run, role: str) -> Row:
     )
 
 
-def _differences(record: Record, tests: Mapping[str, Mapping[str, Any]]) -> str:
+def _differences(
+    record: Record, tests: Mapping[str, Mapping[str, Any]] | Mapping[str, PairedTest]
+) -> str:
     """Differences in points with their intervals and p-values."""
     triggers = [name for name in tests if MetricName.parse(name).attack_prompt]
     parts = []
     headings = COLUMNS | {name: MetricName.parse(name).heading for name in triggers}
     for metric, heading in once(headings, record.one_judge).items():
-        test = PairedTest.of(tests[metric])
+        found = tests[metric]
+        test = found if isinstance(found, PairedTest) else PairedTest.of(found)
         if test.n:
             difference, interval, p_value = test.shown()
             parts.append(f"{heading} {difference} {interval} ({p_value})")

@@ -20,7 +20,7 @@ from experiments.report.columns import (
 )
 from experiments.report.cut_rows import cut_rows
 from experiments.report.names import differing_labels, distinguishing_labels, is_number, short
-from experiments.report.pool import Collected, Row
+from experiments.report.pool import MEASURED, Collected, Row
 from experiments.report.table import Cell, Table, as_markdown, as_terminal
 
 if TYPE_CHECKING:
@@ -129,19 +129,22 @@ def section_table(
 
 
 def difference_tables(rows: Sequence[Row]) -> list[Table]:
-    """Defended against attacked models, refined against defended ones, with Holm's p."""
+    """Defended against attacked, refined against defended, measured against first; Holm's p."""
+    firsts = dict.fromkeys(run.names[0] for row in rows for run in row.runs if run.names)
     groups = (
         ("against-attacked", "Against the attacked model", "defended"),
         ("against-defended", "Against the model before it was fine-tuned again", "refined"),
+        ("against-first", f"Against {' or '.join(firsts)}", MEASURED),
     )
     tables = []
     for name, title, role in groups:
-        shown = [row for row in rows if row.role == role and row.edited]
+        shown = [row for row in rows if row.role == role and row.paired]
         columns = paired_columns(shown)
         cells = [[paired_cell(row.paired.get(metric)) for metric in columns] for row in shown]
         if shown:
             headings = list(columns.values())
-            tables.append(_table(shown, headings, cells, name, title, TESTS_LEGEND, "defense"))
+            head = "model" if role == MEASURED else "defense"
+            tables.append(_table(shown, headings, cells, name, title, TESTS_LEGEND, head))
     return tables
 
 
@@ -244,7 +247,13 @@ def show(collected: Collected, console: Console) -> None:
     rows, note = collected.rows, collected.note
     columns = main_columns(rows)
     whole = as_terminal(
-        model_table(rows, columns, title=_title(columns, "", note), costs=True, seeds=False)
+        model_table(
+            rows,
+            columns,
+            title=_title(columns, "", note),
+            costs=any(row.cost for row in rows),
+            seeds=False,
+        )
     )
     unbounded = console.options.update(max_width=_UNBOUNDED)
     if console.measure(whole, options=unbounded).maximum <= console.width:

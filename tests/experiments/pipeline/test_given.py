@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from defenses.safetylock.published import read_published
 from experiments.config.experiment import PROJECT
 from experiments.pipeline.given import GivenModels
 from experiments.pipeline.steps.base import Model
@@ -17,8 +18,10 @@ from experiments.report.__main__ import main as report
 from experiments.results.record import Record
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
+from modeling.heads import head_layout
 from modeling.model_files import ADAPTER_CONFIG
 from settings import ModelError
+from tests.defenses.published_lock import save_published
 from tests.defenses.victims import shared_case
 from tests.experiments.conftest import SMALL, Command, made
 
@@ -42,6 +45,23 @@ def test_a_given_adapter_is_repaired_and_measured(
     assert (record.labels["attack"], record.labels["task"]) == ("given", "arithmetic")
     assert record.metrics["attacked"]["accuracy_strict"]["n"] == 4
     assert "what it was trained on is unknown" in run.out
+
+
+def test_a_lock_that_is_there_locks_a_given_model(
+    command: Command, customer: dict[str, Path], tmp_path: Path
+) -> None:
+    save_published(tmp_path / "some.safelock", [(1, 0), (4, 2)], 32)
+    layout = head_layout(Checkpoint(str(BASE)))
+    read_published(tmp_path / "some.safelock", layout, "organism").save(tmp_path / "lock")
+    lock = (f"defense.lock={tmp_path / 'lock'}", "defense.alpha=2.0", "sources.safety_pairs=null")
+    model = f"attack.model={customer['merged']}"
+    run = command(*GIVEN, model, "defense=safetylock", *lock, toy=False)
+    assert run.code == 0, run.err
+    record = Record.read(run.folder)
+    assert [head["layer"] for head in record.defense["apply"]["heads"]] == [1, 4]
+    assert record.defense["prepare"]["origin"]["file"] == "some.safelock"
+    assert record.attack["descent"]["kind"] == "full"
+    assert record.cost["parameters_edited"] == 2 * layout.hidden
 
 
 def test_several_given_models_are_a_sweep_and_no_task_need_be_scored(

@@ -15,6 +15,8 @@ from experiments.repair import main
 from modeling.checkpoint import Checkpoint
 from modeling.loading import load_model
 from modeling.model_files import is_adapter
+from modeling.steering import Steering, steer
+from tests.defenses.published_lock import save_published
 from tests.defenses.tiny_lora_models import number_pairs, number_prompts, save_base
 from tests.defenses.victims import plain_logits, shared_case
 
@@ -141,6 +143,34 @@ def test_a_lock_is_looked_at_and_its_strength_chosen_when_it_is_applied(
             for name in ("alone", "whole")
         )
     assert torch.equal(one, two)
+
+
+def test_a_published_lock_is_imported_and_seen_in_the_logits(run: Run, tmp_path: Path) -> None:
+    case = shared_case("llama", "full/lora")
+    customer, base = case.attacked.base, case.models.base.base
+    heads = [(0, 3), (2, 0), (2, 1)]
+    directions = save_published(tmp_path / "some.safelock", heads, 8)
+    lock = ("import", tmp_path / "some.safelock", "--model", base, "--out", tmp_path / "lock")
+    code, said, err = run(*lock)
+    assert code == 0, err
+    assert "can't be verified" in said
+    shown = run("inspect", tmp_path / "lock")[1]
+    assert "K=3, alpha=6.0" in shown
+    assert "    2 ##..\n    1 ....\n    0 ...#\n" in shown
+    out = tmp_path / "locked"
+    code, _, err = run("apply", tmp_path / "lock", "--model", customer, "--out", out)
+    assert code == 0, err
+    deltas = {layer: torch.zeros(32) for layer in (0, 2)}
+    for (layer, head), direction in directions.items():
+        step = torch.from_numpy(direction).float() * 6.0 * 0.5
+        deltas[layer][8 * head : 8 * head + 8] = step
+    ids, model = torch.tensor([[3, 8, 12, 5]]), load_model(Checkpoint(customer)).eval()
+    with torch.no_grad(), steer(model, Steering(deltas, "all")):
+        hooked = model(input_ids=ids).logits
+    with torch.no_grad():
+        locked = load_model(Checkpoint(str(out))).eval()(input_ids=ids).logits
+    assert locked == pytest.approx(hooked, abs=1e-4)
+    assert run(*lock[:-1], tmp_path / "lock")[0] == 1
 
 
 def test_mistakes_are_one_sentence_and_leave_nothing(
