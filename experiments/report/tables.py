@@ -245,22 +245,16 @@ def _title(columns: Mapping[str, str], title: str = "", note: str = "") -> str:
 def show(collected: Collected, console: Console) -> None:
     """Prints the table, in parts where the terminal is too narrow, and those of further figures."""
     rows, note = collected.rows, collected.note
-    columns = main_columns(rows)
+    columns, costs = main_columns(rows), any(row.cost for row in rows)
     whole = as_terminal(
-        model_table(
-            rows,
-            columns,
-            title=_title(columns, "", note),
-            costs=any(row.cost for row in rows),
-            seeds=False,
-        )
+        model_table(rows, columns, title=_title(columns, "", note), costs=costs, seeds=False)
     )
     unbounded = console.options.update(max_width=_UNBOUNDED)
     if console.measure(whole, options=unbounded).maximum <= console.width:
         console.print(whole)
     else:
         show_parts(rows, console, note)
-        if any(row.cost for row in rows):
+        if costs:
             title = _title({}, "cost", note)
             console.print(as_terminal(model_table(rows, {}, title=title, costs=True, seeds=False)))
     show_sections(rows, console)
