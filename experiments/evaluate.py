@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.config.experiment import PROJECT, Experiment, register_resolvers
@@ -90,6 +91,7 @@ def evaluate(
     from experiments.results.environment import environment
     from experiments.store import Store
     from modeling.checkpoint import Checkpoint
+    from modeling.loading import chat_template
 
     start = time.perf_counter()
     transformers_logging.disable_progress_bar()
@@ -99,6 +101,9 @@ def evaluate(
         called: given.open(name, "MODEL", base=base, base_setting="--base-of-adapter")
         for called, name in zip(names(models), models, strict=True)
     }
+    for called, model in opened.items():
+        style = experiment.model.prompt.fitted(chat_template(model.checkpoint), None)
+        opened[called] = replace(model, style=style)
     inputs = read_inputs(experiment)
     for model in opened.values():
         check_settings(experiment, inputs, model.checkpoint, aligns=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from experiments.pipeline.steps.base import Model
 from modeling.checkpoint import resolve
+from modeling.inspection import inspect_model
 from modeling.model_files import ADAPTER_CONFIG, is_adapter
 from settings import ModelError, SettingError
 
@@ -55,9 +56,19 @@ class GivenModels:
             ModelError: It is missing or damaged, or nothing tells what the adapter sits on.
         """
         folder, identity = self.resolve(name, revision, setting)
-        if not is_adapter(folder):
+        if is_adapter(folder):
+            weights = self._under(name, folder, setting, base, base_setting)
+            checkpoint = replace(weights.checkpoint, adapter=folder)
+            identity = f"{weights.key}+{identity}"
+        else:
             checkpoint = replace(self.like.checkpoint, base=folder, adapter=None)
-            return replace(self.like, checkpoint=checkpoint, key=identity)
+        inspect_model(checkpoint, setting)
+        return replace(self.like, checkpoint=checkpoint, key=identity)
+
+    def _under(
+        self, name: str, folder: str, setting: str, base: str | None, base_setting: str
+    ) -> Model:
+        """The full weights that an adapter sits on."""
         weights = self._resumed(folder) if base is None else None
         if weights is None:
             config = json.loads((Path(folder) / ADAPTER_CONFIG).read_text())
@@ -68,8 +79,7 @@ class GivenModels:
                     f"{setting}={name!r} is an adapter on {named!r}, which is not on this machine "
                     f"and no model of this command; set {base_setting} to those weights"
                 )
-        checkpoint = replace(weights.checkpoint, adapter=folder)
-        return replace(self.like, checkpoint=checkpoint, key=f"{weights.key}+{identity}")
+        return weights
 
     def _resumed(self, folder: str) -> Model | None:
         """The weights of a known adapter that this one goes on from."""

@@ -124,7 +124,7 @@ def stored_dtype(checkpoint: Checkpoint) -> str:
     Raises:
         SettingError: It says none that can be used.
     """
-    from modeling.heads import read_config
+    from modeling.inspection import read_config
 
     dtype = str(read_config(checkpoint).dtype).removeprefix("torch.")
     if dtype not in ("float32", "float16", "bfloat16"):
