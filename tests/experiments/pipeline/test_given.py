@@ -26,7 +26,6 @@ from tests.defenses.victims import shared_case
 from tests.experiments.conftest import SMALL, Command, made
 
 BASE = PROJECT / "organism" / "weights" / "base"
-ALIGNED = PROJECT / "organism" / "weights" / "aligned"
 GIVEN = ("attack=given", *(each for each in SMALL if not each.startswith("attack.")))
 
 
@@ -91,7 +90,7 @@ def test_several_given_models_are_a_sweep_and_no_task_need_be_scored(
 def test_what_a_defense_cannot_repair_is_said_in_this_attacks_words(
     command: Command, customer: dict[str, Path]
 ) -> None:
-    run = command(*GIVEN, f"attack.model={ALIGNED.parent / 'moderation'}", toy=False)
+    run = command(*GIVEN, f"attack.model={customer['merged']}", "defense=nlsr", toy=False)
     assert run.code == 1
     assert "attack.adapter" not in run.err
     assert "give another model, or choose another defense" in run.err
