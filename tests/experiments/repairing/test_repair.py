@@ -74,7 +74,12 @@ def _prepared(run: Run, method: str, kind: str, rows: tuple[str, ...], out: Path
 
 
 @pytest.mark.parametrize(
-    ("method", "kind"), [(name, kind) for name, (_, kinds) in METHODS.items() for kind in kinds]
+    ("method", "kind"),
+    [
+        pytest.param(name, kind, marks=[pytest.mark.slow] if number else [])
+        for name, (_, kinds) in METHODS.items()
+        for number, kind in enumerate(kinds)
+    ],
 )
 def test_every_defense_is_prepared_and_applied_as_plain_folders(
     run: Run, rows: tuple[str, ...], tmp_path: Path, method: str, kind: str
