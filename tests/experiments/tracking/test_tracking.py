@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import wandb
 
-from evaluation.metrics import summarise
+from evaluation.metrics import compare, summarise
 from evaluation.statistics import PairedTest
 from experiments.config.experiment import PROJECT
 from experiments.dashboard import main as dashboard
@@ -248,11 +248,16 @@ def test_without_a_network_the_run_is_tracked_offline_within_seconds(
     wandb.teardown()  # What an earlier test's settings were.
     write_run(tmp_path, {}, GOOD, ATTACKED)
     record, rows = Record.read(tmp_path), pd.read_parquet(tmp_path / "rows.parquet")
-    by_model = {str(model): summarise(part) for model, part in rows.groupby("model")}
+    parts = {str(model): part for model, part in rows.groupby("model")}
+    tests = compare(parts["defended"], parts["attacked"])
     record = replace(
         record,
         environment={"packages": {}, "commit": "", "python": ""},
-        metrics={name: {k: asdict(v) for k, v in part.items()} for name, part in by_model.items()},
+        metrics={
+            model: {name: asdict(value) for name, value in summarise(part).items()}
+            for model, part in parts.items()
+        },
+        paired={name: asdict(test) for name, test in tests.items()},
     )
     try:
         assert "wandb sync" in WandbTracker().track(record, rows, tmp_path, None)
