@@ -81,9 +81,10 @@ def evaluate(
     from transformers.utils import logging as transformers_logging
 
     from experiments.launch.progress.listener import listening
+    from experiments.pipeline.checks import check_settings
     from experiments.pipeline.given import GivenModels
     from experiments.pipeline.inputs import read_inputs
-    from experiments.pipeline.pipeline import Pipeline, check_settings
+    from experiments.pipeline.pipeline import Pipeline
     from experiments.pipeline.recording import measured_record
     from experiments.pipeline.runner import Runner
     from experiments.pipeline.steps.base import Model

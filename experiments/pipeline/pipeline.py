@@ -15,11 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from attacks.base import Attack, AttackData
 from attacks.given import Given
-from defenses.base import Defense, Models
+from defenses.base import Models
 from evaluation.base import Judge
 from evaluation.engines import closing
 from experiments.config.experiment import Experiment
 from experiments.config.model import ModelSettings
+from experiments.pipeline.checks import (
+    check_given,
+    check_models,
+    check_refine,
+    check_settings,
+)
 from experiments.pipeline.given import GivenModels, Resolve
 from experiments.pipeline.inputs import Inputs
 from experiments.pipeline.prompt_sets import HELD_OUT, PromptSet, telling_leaks
@@ -34,11 +40,11 @@ from experiments.pipeline.steps.measuring import (
 )
 from experiments.pipeline.steps.training import Align, Merge, RunAttack, TakeGiven
 from experiments.store import StageResult, Store
-from modeling.checkpoint import Checkpoint, check_target_modules, resolve
+from modeling.checkpoint import Checkpoint, resolve
 from modeling.inspection import inspect_model
 from modeling.loading import chat_template
 from modeling.model_files import is_adapter
-from settings import ModelError, SettingError
+from settings import ModelError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -248,7 +254,8 @@ class Pipeline:
             base_setting="attack.base",
         )
         called = f"attack.model={given.model!r}"
-        check_given(defense, Models(self.base.checkpoint, aligned.checkpoint), model, called)
+        models = Models(self.base.checkpoint, aligned.checkpoint)
+        check_given(defense, models, model.checkpoint, called)
         if self.experiment.refine is not None:
             check_refine(self.experiment.refine, model.checkpoint)
         return self._model(TakeGiven(aligned, model, called, defense.needs_descent))
@@ -344,79 +351,3 @@ def _rows_of(answers: StageResult, model: str, name: str) -> pd.DataFrame:
     rows.insert(0, "set", name)
     rows.insert(0, "model", model)
     return rows
-
-
-def check_settings(
-    experiment: Experiment, inputs: Inputs, base: Checkpoint, *, aligns: bool
-) -> None:
-    """Refuses what can be seen to fail before the first stage.
-
-    Raises:
-        RelockError: One sentence that says what to set instead.
-    """
-    evaluation = experiment.evaluation
-    if aligns:
-        modules = experiment.align.lora.target_modules
-        check_target_modules(modules, base, "align.lora.target_modules")
-    experiment.attack.check(base, inputs.attack, "attack")
-    if experiment.refine is not None and inputs.refine is not None:
-        experiment.refine.check(base, inputs.refine, "refine")
-    evaluation.backend.chosen(base).check(base)
-    evaluation.harm_judge.check("evaluation.harm_judge")
-    evaluation.refusal_judge.check("evaluation.refusal_judge")
-    for name, judge in evaluation.judges.items():
-        judge.check(f"judges.{name}")
-
-
-def check_models(experiment: Experiment, base: Model, aligned: Model) -> None:
-    """Refuses combinations of model, attack and defense that can't work.
-
-    Raises:
-        RelockError: One sentence that says what to set instead.
-    """
-    attack, defense = experiment.attack, experiment.defense
-    if aligned.checkpoint.adapter is None and not attack.needs_full_weights:
-        raise SettingError(
-            "attack.adapter=resume needs an aligned model that is an adapter, but "
-            "model.aligned is a full model; set attack.adapter=fresh, or model.alignment=own "
-            "to align the base by the align stage"
-        )
-    trained = not isinstance(attack, Given)
-    if trained and defense.needs_resumed_adapter and attack.needs_full_weights:
-        raise SettingError(
-            f"defense={experiment.labels['defense']} repairs the alignment adapter that "
-            "the attack went on training, and this attack trains other weights; "
-            "set attack.adapter=resume"
-        )
-    defense.check(Models(base.checkpoint, aligned.checkpoint), None)
-    if defense.output_form == "hooks":
-        hooked = replace(base.checkpoint, steering="hooks")
-        experiment.evaluation.backend.chosen(hooked).check(hooked)
-
-
-def check_given(defense: Defense, models: Models, given: Model, called: str) -> None:
-    """Refuses a given model that the defense can't run on.
-
-    Raises:
-        SettingError: One sentence; it advises nothing of attacks that train.
-    """
-    try:
-        defense.check(models, given.checkpoint)
-    except SettingError as error:
-        wrong = str(error).rpartition("; ")[0]
-        raise SettingError(
-            f"{called}: {wrong}; give another model, or choose another defense"
-        ) from error
-
-
-def check_refine(refine: Attack, defended: Checkpoint) -> None:
-    """Refuses to go on training an adapter that isn't there.
-
-    Raises:
-        SettingError: One sentence that says what to set instead.
-    """
-    if defended.adapter is None and not refine.needs_full_weights:
-        raise SettingError(
-            "refine.adapter=resume goes on training an adapter, and the defended model is "
-            "none; set refine.adapter=fresh"
-        )

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from defenses.base import Defense, Models
+from experiments.pipeline.checks import check_given
 from experiments.pipeline.given import GivenModels
-from experiments.pipeline.pipeline import check_given
 from experiments.pipeline.steps.base import MODEL, Model
 from experiments.pipeline.steps.defense import Apply
 from experiments.pipeline.steps.training import TakeGiven
@@ -54,7 +54,7 @@ class Repair:
         kind = dtype or stored_dtype(given.checkpoint)
         given = replace(given, checkpoint=replace(given.checkpoint, dtype=kind))
         if self.known:
-            check_given(self.defense, self._models, given, f"--model={name!r}")
+            check_given(self.defense, self._models, given.checkpoint, f"--model={name!r}")
         return given
 
     def write(self, given: Model, called: str, out: Path) -> dict[str, Any]:
