@@ -1,0 +1,98 @@
+"""What can be seen to fail before the first stage, and of models as soon as they are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from attacks.base import Attack
+from attacks.given import Given
+from defenses.base import Defense, Models
+from experiments.config.experiment import Experiment
+from experiments.pipeline.inputs import Inputs
+from experiments.pipeline.steps.base import Model
+from modeling.checkpoint import Checkpoint, check_target_modules
+from settings import SettingError
+
+# What a sentence advises that a given model can't follow.
+_OF_TRAINING = ("attack.", "alignment=own")
+
+
+def check_settings(
+    experiment: Experiment, inputs: Inputs, base: Checkpoint, *, aligns: bool
+) -> None:
+    """Refuses what can be seen to fail before the first stage.
+
+    Raises:
+        RelockError: One sentence that says what to set instead.
+    """
+    evaluation = experiment.evaluation
+    if aligns:
+        modules = experiment.align.lora.target_modules
+        check_target_modules(modules, base, "align.lora.target_modules")
+    experiment.attack.check(base, inputs.attack, "attack")
+    if experiment.refine is not None and inputs.refine is not None:
+        experiment.refine.check(base, inputs.refine, "refine")
+    evaluation.backend.chosen(base).check(base)
+    evaluation.harm_judge.check("evaluation.harm_judge")
+    evaluation.refusal_judge.check("evaluation.refusal_judge")
+    for name, judge in evaluation.judges.items():
+        judge.check(f"judges.{name}")
+
+
+def check_models(experiment: Experiment, base: Model, aligned: Model) -> None:
+    """Refuses combinations of model, attack and defense that can't work.
+
+    Raises:
+        RelockError: One sentence that says what to set instead.
+    """
+    attack, defense = experiment.attack, experiment.defense
+    if aligned.checkpoint.adapter is None and not attack.needs_full_weights:
+        raise SettingError(
+            "attack.adapter=resume needs an aligned model that is an adapter, but "
+            "model.aligned is a full model; set attack.adapter=fresh, or model.alignment=own "
+            "to align the base by the align stage"
+        )
+    models = Models(base.checkpoint, aligned.checkpoint)
+    if isinstance(attack, Given):
+        check_given(defense, models, None, f"attack.model={attack.model!r}")
+    elif defense.needs_resumed_adapter and attack.needs_full_weights:
+        raise SettingError(
+            f"defense={experiment.labels['defense']} repairs the alignment adapter that "
+            "the attack went on training, and this attack trains other weights; "
+            "set attack.adapter=resume"
+        )
+    else:
+        defense.check(models, None)
+    if defense.output_form == "hooks":
+        hooked = replace(base.checkpoint, steering="hooks")
+        experiment.evaluation.backend.chosen(hooked).check(hooked)
+
+
+def check_given(defense: Defense, models: Models, given: Checkpoint | None, called: str) -> None:
+    """Refuses a given model that the defense can't run on, or its base and aligned model.
+
+    Raises:
+        SettingError: One sentence; it advises nothing of attacks that train.
+    """
+    try:
+        defense.check(models, given)
+    except SettingError as error:
+        wrong, _, advice = str(error).rpartition("; ")
+        if not any(setting in advice for setting in _OF_TRAINING):
+            raise
+        raise SettingError(
+            f"{called}: {wrong}; give another model, or choose another defense"
+        ) from error
+
+
+def check_refine(refine: Attack, defended: Checkpoint) -> None:
+    """Refuses to go on training an adapter that isn't there.
+
+    Raises:
+        SettingError: One sentence that says what to set instead.
+    """
+    if defended.adapter is None and not refine.needs_full_weights:
+        raise SettingError(
+            "refine.adapter=resume goes on training an adapter, and the defended model is "
+            "none; set refine.adapter=fresh"
+        )
