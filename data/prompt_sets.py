@@ -50,6 +50,8 @@ class PublishedPrompts(PromptRows):
         expect: How many rows the whole set has; another number is refused. Several where several
             releases differ; None where any number will do.
         start: How many of the rows are skipped.
+        every: Of the rows from there on, every so many-th is taken: 2 takes half of them, and the
+            same with the next `start` the other half.
     """
 
     name: str
@@ -68,6 +70,7 @@ class PublishedPrompts(PromptRows):
     where: dict[str, str | int | bool] = Field(default_factory=dict)
     expect: int | tuple[int, ...] | None = None
     start: int = Field(0, ge=0)
+    every: int = Field(1, ge=1)
 
     @model_validator(mode="after")
     def _one_way_to_read(self) -> PublishedPrompts:
@@ -97,7 +100,7 @@ class PublishedPrompts(PromptRows):
     @cached_property
     def _selected(self) -> list[Prompt]:
         where = f"{self._where} after its first {self.start}" if self.start else self._where
-        return take(self._whole[self.start :], self.n, where)
+        return take(self._whole[self.start :: self.every], self.n, where)
 
     def provenance(self) -> dict[str, Any]:
         """Where the prompts come from, for a run's record: source, commit, counts, checksum."""

@@ -51,9 +51,7 @@ def build(
     cls = _locate(target, prefix, plugins)
     if kind is not None and not (isinstance(cls, type) and issubclass(cls, kind)):
         raise SettingError(f"{prefix}._target_={target!r} is not a {kind.__name__.lower()}")
-    for key, value in values.items():
-        if isinstance(value, dict) and "_target_" in value:
-            values[key] = build(value, f"{prefix}.{key}", plugins)
+    values = {key: _nested(value, f"{prefix}.{key}", plugins) for key, value in values.items()}
     if isinstance(cls, type) and issubclass(cls, Settings):
         return cls.validated(values, prefix)
     _check_names(cls, values, prefix)
@@ -63,6 +61,15 @@ def build(
         if isinstance(error, RelockError):
             raise
         raise SettingError(f"{prefix}: {error}") from error
+
+
+def _nested(value: Any, prefix: str, plugins: Sequence[str]) -> Any:
+    """A value with the nodes in it built, itself included."""
+    if not isinstance(value, dict):
+        return value
+    if "_target_" in value:
+        return build(value, prefix, plugins)
+    return {key: _nested(each, f"{prefix}.{key}", plugins) for key, each in value.items()}
 
 
 def target(built: Any) -> str:

@@ -103,7 +103,15 @@ class Experiment:
 
 
 def register_resolvers() -> None:
-    """`${project:PATH}` is PATH inside the project, wherever the command is run from."""
+    """`${project:PATH}` is PATH inside the project, wherever the command is run from.
+
+    `${local:PATH,NAME}` is the folder PATH inside the project where it is there, else NAME.
+    """
+
+    def local(path: str, name: str) -> str:
+        return str(PROJECT / path) if (PROJECT / path).is_dir() else name
+
+    OmegaConf.register_new_resolver("local", local, use_cache=False, replace=True)
     OmegaConf.register_new_resolver(
         "project", lambda path: str(PROJECT / path), use_cache=False, replace=True
     )

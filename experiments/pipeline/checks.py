@@ -29,14 +29,23 @@ def check_settings(
     if aligns:
         modules = experiment.align.lora.target_modules
         check_target_modules(modules, base, "align.lora.target_modules")
-    experiment.attack.check(base, inputs.attack, "attack")
-    if experiment.refine is not None and inputs.refine is not None:
-        experiment.refine.check(base, inputs.refine, "refine")
+    check_attacks(experiment, inputs, base)
     evaluation.backend.chosen(base).check(base)
     evaluation.harm_judge.check("evaluation.harm_judge")
     evaluation.refusal_judge.check("evaluation.refusal_judge")
     for name, judge in evaluation.judges.items():
         judge.check(f"judges.{name}")
+
+
+def check_attacks(experiment: Experiment, inputs: Inputs, base: Checkpoint) -> None:
+    """Refuses rows that the attacks can't be made of.
+
+    Raises:
+        RelockError: One sentence that says what to set instead.
+    """
+    experiment.attack.check(base, inputs.attack, "attack")
+    if experiment.refine is not None and inputs.refine is not None:
+        experiment.refine.check(base, inputs.refine, "refine")
 
 
 def check_models(experiment: Experiment, base: Model, aligned: Model) -> None:

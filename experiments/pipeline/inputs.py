@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from attacks.base import Attack, AttackData
 from data.local import hash_rows, take
+from data.own_answers import OwnRows, open_prompts, with_answers
 from data.rows import Example, PreferencePair, Prompt, TaskItem
 from experiments.config.experiment import Experiment
 from experiments.pipeline.prompt_sets import (
@@ -26,6 +27,9 @@ from experiments.pipeline.prompt_sets import (
 from settings import SettingError
 
 _HELD_OUT_LIMIT = f"evaluation.limits.{HELD_OUT}"
+
+# The rows of both attacks that are harmful; other groups are attributes of `Inputs`.
+POISON = "poison"
 
 # Of what a defense needs: how it is read from the source of its name, and what it is.
 _NEEDS = {
@@ -47,7 +51,7 @@ class Inputs:
 
     Rows that nothing needs aren't read: alignment's where the aligned model is given, those of the
     defense that it doesn't name. `provenance` has name, row count and fingerprint of every source,
-    and the leakage counts.
+    and the leakage counts. `own` are the sources with answers of the base's own, by name.
     """
 
     attack: AttackData
@@ -62,6 +66,25 @@ class Inputs:
     items: dict[str, tuple[TaskItem, ...]]
     held_out: tuple[Example, ...]
     provenance: dict[str, Any]
+    own: dict[str, OwnRows] = field(default_factory=dict)
+
+    def open_prompts(self, name: str) -> tuple[str, ...]:
+        """The prompts of a source's rows that the base is to answer."""
+        attacks = [attack for attack in (self.attack, self.refine) if attack is not None]
+        poison = [row for attack in attacks for row in attack.poison]
+        return open_prompts(poison if name == POISON else getattr(self, name))
+
+    def with_answers(self, name: str, answers: Mapping[str, str]) -> Inputs:
+        """These inputs with the base's answers in a source's rows; see `data.own_answers`."""
+
+        def answered(data: AttackData) -> AttackData:
+            return replace(data, poison=with_answers(data.poison, answers))
+
+        if name == POISON:
+            refine = self.refine and answered(self.refine)
+            return replace(self, attack=answered(self.attack), refine=refine)
+        rows: Any = {name: with_answers(getattr(self, name), answers)}
+        return replace(self, **rows)
 
 
 def read_inputs(experiment: Experiment) -> Inputs:
@@ -98,6 +121,9 @@ def read_inputs(experiment: Experiment) -> Inputs:
         with telling_leaks({"sources.pairs": leaks.dropped["pairs"]}):
             pairs = take(pairs, align.n_pairs, "sources.pairs", "align.n_pairs")
     rows = read_calibration(experiment, leaks)
+    poison = (*attack.poison, *(refine.poison if refine else ()))
+    trained = {POISON: poison, "sft": sft, "pairs": pairs, "safety_pairs": rows["safety_pairs"]}
+    sources = {name: getattr(experiment.sources, name) for name, some in trained.items() if some}
     return Inputs(
         attack=attack,
         refine=refine,
@@ -115,6 +141,7 @@ def read_inputs(experiment: Experiment) -> Inputs:
             "leaked_rows_dropped": leaks.dropped,
             **({"test_prompts_dropped": dropped} if asked is not test else {}),
         },
+        own={name: source for name, source in sources.items() if isinstance(source, OwnRows)},
     )
 
 

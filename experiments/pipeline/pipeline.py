@@ -1,5 +1,6 @@
 """The picture of the design, as code.
 
+base --answer--> rows of its own answers, where a source asks for them
 base --align--> aligned --attack--> attacked --+
   |                |                           +--apply--> defended --attack--> refined
   +------+---------+--prepare--> artefact -----+
@@ -21,6 +22,7 @@ from evaluation.engines import closing
 from experiments.config.experiment import Experiment
 from experiments.config.model import ModelSettings
 from experiments.pipeline.checks import (
+    check_attacks,
     check_given,
     check_models,
     check_refine,
@@ -29,6 +31,7 @@ from experiments.pipeline.checks import (
 from experiments.pipeline.given import GivenModels, Resolve
 from experiments.pipeline.inputs import Inputs
 from experiments.pipeline.prompt_sets import HELD_OUT, PromptSet, telling_leaks
+from experiments.pipeline.steps.answering import AskBase
 from experiments.pipeline.steps.base import Model, ModelStep, Step, read_rows
 from experiments.pipeline.steps.calibration import StoredCalibration
 from experiments.pipeline.steps.defense import Apply, Prepare
@@ -63,7 +66,7 @@ class TrainedModels:
             it, scalars edited; the last one's model is "defended".
         reports: Of the stages "prepare" (cost, diagnostics), "attack", "apply" (cost, what was
             edited, diagnostics); where it is our own alignment, "align", and where the defended
-            model is fine-tuned again, "refine".
+            model is fine-tuned again, "refine"; of "answer" by source.
     """
 
     models: dict[str, Model]
@@ -177,12 +180,11 @@ class Pipeline:
         Raises:
             RelockError: One sentence that says what can't work.
         """
-        experiment, inputs = self.experiment, self.inputs
-        aligns = self.published is None
-        with telling_leaks(inputs.provenance["leaked_rows_dropped"]):
-            check_settings(experiment, inputs, self.base.checkpoint, aligns=aligns)
-        aligned = self.published
-        reports: dict[str, dict[str, Any]] = {}
+        experiment, aligns = self.experiment, self.published is None
+        with telling_leaks(self.inputs.provenance["leaked_rows_dropped"]):
+            check_settings(experiment, self.inputs, self.base.checkpoint, aligns=aligns)
+        reports: dict[str, dict[str, Any]] = {"answer": self.answer()}
+        inputs, aligned = self.inputs, self.published
         if aligned is None:
             align = Align(self.base, experiment.align, inputs.sft, inputs.pairs)
             aligned, reports["align"] = self._model(align)
@@ -210,9 +212,29 @@ class Pipeline:
         experiment, inputs = self.experiment, self.inputs
         attacks = [attack for attack in (experiment.attack, experiment.refine) if attack]
         expected = sum(1 + attack.needs_full_weights for attack in attacks)
-        steps, models = self._made or ((self.published is None) + 2 + expected, 3 + len(attacks))
+        expected += (self.published is None) + len(inputs.own)
+        steps, models = self._made or (2 + expected, 3 + len(attacks))
         asked = [1 + len(self.judges(each)) + (each.task is not None) for each in inputs.sets]
         return steps + models * (sum(asked) + bool(inputs.held_out))
+
+    def answer(self) -> dict[str, dict[str, Any]]:
+        """Has the base answer what sources ask of it, and returns how many it did, by source.
+
+        Raises:
+            DataError: Too few of its answers can be trained on.
+        """
+        backend = self.experiment.evaluation.backend.chosen(self.base.checkpoint)
+        reports = {}
+        for name, source in self.inputs.own.items():
+            prompts = self.inputs.open_prompts(name)
+            step = AskBase(self.base, prompts, source.max_new_tokens, source.min_words, backend)
+            with closing():
+                result = self._run(step)
+            self.inputs = self.inputs.with_answers(name, step.answers(result))
+            reports[name] = result.report
+        if reports:
+            check_attacks(self.experiment, self.inputs, self.base.checkpoint)
+        return reports
 
     def prepare(self, aligned: Model) -> StageResult:
         """The defense's artefact, made once per aligned model."""

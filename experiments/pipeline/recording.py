@@ -46,8 +46,10 @@ def build_record(
         seconds,
     )
     apply, by_model = trained.reports["apply"], _by_model(outcome.rows)
+    answered = trained.reports["answer"]
     return replace(
         measured,
+        data=measured.data | ({"own_answers": answered} if answered else {}),
         labels=experiment.labels,
         paired=_paired(by_model, "defended", "attacked"),
         paired_refined=_paired(by_model, "refined", "defended"),

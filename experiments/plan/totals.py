@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 KINDS = (
-    "align", "merge", "attack", "prepare", "apply", "generate", "likelihood", "judge", "score",
+    "answer", "align", "merge", "attack", "prepare", "apply",
+    "generate", "likelihood", "judge", "score",
 )  # fmt: skip
 
 

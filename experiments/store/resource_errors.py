@@ -33,6 +33,7 @@ _BATCH = (
 )
 _METHOD = "defense.batch_size, where the method has one"
 _LOWER = {
+    "answer": _BATCH,
     "align": "align.sft.micro_batch_size and align.preference.train.micro_batch_size",
     "attack": "attack.train.micro_batch_size (refine.train.micro_batch_size for refine)",
     "prepare": _METHOD,
