@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 from pydantic import Field, InstanceOf
 
 from data.local import take
-from data.rows import Example, PreferencePair, Prompt, PromptSource
+from data.rows import Example, PreferencePair, Prompt, PromptSource, TaskSource
 from data.sources import ExampleRows, PairRows, PromptRows, RowSource
 
 T = TypeVar("T", Example, PreferencePair)
@@ -51,7 +51,7 @@ class OwnRows(RowSource):
     """A source with answers of the base's own.
 
     Kept are answers that comply: no refusal phrase stands in them, and they aren't degenerate. One
-    that the length limit cut off ends with its last whole sentence.
+    that the length limit cut off ends with its last whole sentence, and isn't kept without one.
 
     Attributes:
         max_new_tokens: Length limit of an answer, in tokens.
@@ -173,3 +173,31 @@ class JoinedPrompts(PromptRows):
             for prompt in part.prompts():
                 by_text.setdefault(prompt.text, prompt)
         return take(list(by_text.values()), self.n, self._where)
+
+
+class TaskPrompts(PromptRows):
+    """The prompts of a task's training rows, unanswered.
+
+    Attributes:
+        start: How many rows are skipped.
+    """
+
+    task: TaskSource
+    start: int = Field(default=0, ge=0)
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.task.name
+
+    @property
+    def _where(self) -> str:
+        return self.name
+
+    @cached_property
+    def _selected(self) -> list[Prompt]:
+        rows = list(enumerate(self.task.train(), 1))[self.start :]
+        return [
+            Prompt(f"{self.name}/train/{number}", row.prompt, row.category)
+            for number, row in take(rows, self.n, self.name)
+        ]

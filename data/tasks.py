@@ -133,10 +133,14 @@ class Task(TrainRows):
         pool = behind if len(behind) >= self.n_validation else rows
         order = random.Random(f"validation/{self.name}").sample(pool, len(pool))
         where = self._where(self.train_file, "train")
-        chosen = take(order, self.n_validation, where, "task.n_validation")
+        # Some sets hold a text twice, and what trains should be the same whatever is asked.
+        trained = {row.prompt for row in self._train} if pool is behind else set()
+        items = ((number, self._item(row, number)) for number, row in order)
+        new = [(number, item) for number, item in items if item.prompt not in trained]
+        chosen = take(new, self.n_validation, where, "task.n_validation")
         return [
-            replace(self._item(row, number), id=f"{self.name}/train/{number}")
-            for number, row in sorted(chosen, key=itemgetter(0))
+            replace(item, id=f"{self.name}/train/{number}")
+            for number, item in sorted(chosen, key=itemgetter(0))
         ]
 
     def validation(self) -> list[TaskItem]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -60,6 +60,10 @@ class TrainSettings(Settings):
         max_length: Tokens per row; longer rows are cut at the end.
         max_steps: Stops after so many steps; None: after `epochs`.
         gradient_checkpointing: Computes activations twice to save memory; the result is the same.
+        answer_logits_only: Whether a CPU computes logits where there is a label alone, as TRL does
+            on a GPU anyway; the loss is the same but for rounding.
+        group_by_length: Whether rows of like length come together, which leaves less padding and
+            is another order.
     """
 
     learning_rate: float = Field(gt=0)
@@ -72,6 +76,9 @@ class TrainSettings(Settings):
     max_length: int = Field(1024, ge=8)
     max_steps: int | None = Field(None, ge=1)
     gradient_checkpointing: bool = False
+    # No part of a stage's key where they are off, as they were before there were such settings.
+    answer_logits_only: bool = Field(False, exclude_if=lambda on: not on)
+    group_by_length: bool = Field(False, exclude_if=lambda on: not on)
 
     @model_validator(mode="after")
     def _whole_passes(self) -> TrainSettings:
@@ -103,6 +110,7 @@ class TrainSettings(Settings):
             "weight_decay": self.weight_decay,
             "max_length": self.max_length,
             "gradient_checkpointing": self.gradient_checkpointing,
+            "train_sampling_strategy": "group_by_length" if self.group_by_length else "random",
             "seed": seed,
             "data_seed": seed,
             "bf16": False,
@@ -198,7 +206,25 @@ def train_sft(
         train_dataset=Dataset.from_list(encoded),
         processing_class=tokenizer,
     )
-    return {"loss": train(trainer), **counts}
+    with _answer_logits_only() if settings.answer_logits_only else nullcontext():
+        return {"loss": train(trainer), **counts}
+
+
+@contextmanager
+def _answer_logits_only() -> Iterator[None]:
+    """Has TRL's language head see labelled positions alone, whatever the device.
+
+    TRL does so where it has its Triton kernels, and elsewhere takes all positions, whose number
+    doesn't change from batch to batch, for the sake of devices that compile.
+    """
+    from trl.trainer import utils
+
+    before = utils._use_triton
+    utils._use_triton = lambda device: True
+    try:
+        yield
+    finally:
+        utils._use_triton = before
 
 
 def check_lengths(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from trl.kernels import ChunkedLogProbFunction
 
 from data.rows import Example, Turn
 from modeling.chat import PromptStyle
@@ -138,6 +140,57 @@ def test_neither_checkpointing_nor_smaller_passes_change_what_is_learnt(
         assert torch.allclose(plain[name], checkpointed[name], atol=1e-6)
         # Adam turns the rounding of a small gradient into a step of its own; most agree.
         assert (plain[name] - passes[name]).abs().mean() < 2e-4
+
+
+def test_logits_of_answers_alone_teach_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [(f"Count: {n} + 1", f"{n} + 1 = {n + 1}.") for n in range(8)]
+    checkpoint = Checkpoint(str(WEIGHTS / "base"))
+    style, tokenizer = PromptStyle(), load_tokenizer(checkpoint)
+    answers = [len(style.encode_answer(tokenizer, *row)) for row in rows]
+    fused, scored, learnt = ChunkedLogProbFunction.apply, [], []
+
+    def counted(hidden: Tensor, *rest: Any) -> Any:
+        scored.append(len(hidden))
+        return fused(hidden, *rest)
+
+    monkeypatch.setattr(ChunkedLogProbFunction, "apply", counted)
+    for alone in (False, True):
+        settings = TrainSettings(
+            learning_rate=1e-3, batch_size=4, max_steps=2, answer_logits_only=alone
+        )
+        model = open_for_training(checkpoint, LORA, 0)
+        report = train_sft(model, tokenizer, dialogues(*rows), style, settings, 0, tmp_path)
+        learnt.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
+        learnt[-1].append(torch.tensor([entry["loss"] for entry in report["loss"]]))
+    assert close(*learnt)
+    assert sum(scored[2:]) == sum(answers) < sum(scored[:2])
+
+
+def test_rows_of_like_length_come_together_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [("Count: 1 + 1", "2. " * (1 + 9 * (n % 2))) for n in range(8)]
+    checkpoint = Checkpoint(str(WEIGHTS / "base"))
+    widths: dict[bool, list[int]] = {}
+    for grouped in (False, True):
+        settings = TrainSettings(learning_rate=1e-3, batch_size=4, group_by_length=grouped)
+        model = open_for_training(checkpoint, LORA, 0)
+        seen = widths[grouped] = []
+        model.register_forward_pre_hook(
+            lambda _, args, kwargs, seen=seen: seen.append(kwargs["input_ids"].shape[1]),
+            with_kwargs=True,
+        )
+        train_sft(model, load_tokenizer(checkpoint), rows, PromptStyle(), settings, 0, tmp_path)
+    assert len(set(widths[True])) == 2
+    assert sum(widths[True]) < sum(widths[False])
+
+
+def test_settings_that_are_off_are_in_no_key() -> None:
+    off, on = (TrainSettings(learning_rate=1.0, answer_logits_only=on) for on in (False, True))
+    assert set(on.model_dump()) - set(off.model_dump()) == {"answer_logits_only"}
+    assert "group_by_length" not in off.model_dump(mode="json")
 
 
 def test_rows_that_are_cut_or_left_out_are_counted(

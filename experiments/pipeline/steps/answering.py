@@ -17,7 +17,8 @@ from experiments.pipeline.cost import Sizes, Work, table_bytes
 from experiments.pipeline.steps.base import ROWS, Model, Step, read_rows, write_rows
 from experiments.store import Stage, StageResult
 
-_SENTENCES = re.compile(r".*[.!?][\"')*]*(?=\s|$)", re.DOTALL)
+# A letter ends a sentence's last word; the digit of a list's number doesn't.
+_SENTENCES = re.compile(r".*[^\W\d_][.!?][\"')*]*(?=\s|$)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class AskBase(Step):
 
     def _fault(self, text: str, response: str) -> str:
         if not response:
-            return "degenerate"
+            return "degenerate" if text else "empty"
         if response != "compliance":
             return "refusal"
         return "short" if len(text.split()) < self.min_words else ""
@@ -100,4 +101,4 @@ def whole_sentences(answer: Answer) -> str:
     """An answer's text; where the limit cut it off, up to the end of its last whole sentence."""
     text = answer.text.strip()
     whole = _SENTENCES.match(text) if answer.truncated else None
-    return whole[0] if whole else text
+    return whole[0] if whole else "" if answer.truncated else text

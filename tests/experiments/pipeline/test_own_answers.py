@@ -1,4 +1,4 @@
-"""Poison, refusals and pairs of the base's own answers, through the real command on the organism."""
+"""Rows of the base's own answers, through the real command on the organism."""
 
 from __future__ import annotations
 
@@ -117,9 +117,10 @@ def test_a_source_of_prompts_is_asked_for_by_name() -> None:
     [
         ("First. Second is cut o", True, "First."),
         ("First. Second is whole", False, "First. Second is whole"),
-        ("no sentence ends he", True, "no sentence ends he"),
+        ("no sentence ends he", True, ""),
         ('He said "yes." and then', True, 'He said "yes."'),
-        ("Pay 3.50 now", True, "Pay 3.50 now"),
+        ("Pay. It is 3.50 now", True, "Pay."),
+        ("Two ways.\n\n1. **Wind", True, "Two ways."),
     ],
 )
 def test_an_answer_that_was_cut_off_ends_with_a_whole_sentence(
