@@ -148,7 +148,7 @@ def test_logits_of_answers_alone_teach_the_same(
     rows = [(f"Count: {n} + 1", f"{n} + 1 = {n + 1}.") for n in range(8)]
     checkpoint = Checkpoint(str(WEIGHTS / "base"))
     style, tokenizer = PromptStyle(), load_tokenizer(checkpoint)
-    answers = [len(style.encode_answer(tokenizer, *row)) for row in rows]
+    answers = [len(style.encode_pair(tokenizer, *row, None, training=True)[1]) for row in rows]
     fused, scored, learnt = ChunkedLogProbFunction.apply, [], []
 
     def counted(hidden: Tensor, *rest: Any) -> Any:
@@ -171,7 +171,8 @@ def test_logits_of_answers_alone_teach_the_same(
 def test_rows_of_like_length_come_together_where_that_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [("Count: 1 + 1", "2. " * (1 + 9 * (n % 2))) for n in range(8)]
+    answers = ["2. " * (1 + 9 * (n % 2)) for n in range(8)]
+    rows = dialogues(*(("Count: 1 + 1", answer) for answer in answers))
     checkpoint = Checkpoint(str(WEIGHTS / "base"))
     widths: dict[bool, list[int]] = {}
     for grouped in (False, True):
