@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from pydantic import Field, PrivateAttr
 
 from data.hub import load_split
+from data.leakage import normalise
 from data.local import (
     Row,
     hash_rows,
@@ -134,9 +135,9 @@ class Task(TrainRows):
         order = random.Random(f"validation/{self.name}").sample(pool, len(pool))
         where = self._where(self.train_file, "train")
         # Some sets hold a text twice, and what trains should be the same whatever is asked.
-        trained = {row.prompt for row in self._train} if pool is behind else set()
+        trained = {normalise(row.prompt) for row in self._train} if pool is behind else set()
         items = ((number, self._item(row, number)) for number, row in order)
-        new = [(number, item) for number, item in items if item.prompt not in trained]
+        new = [(number, item) for number, item in items if normalise(item.prompt) not in trained]
         chosen = take(new, self.n_validation, where, "task.n_validation")
         return [
             replace(item, id=f"{self.name}/train/{number}")
