@@ -34,21 +34,21 @@ class Batch:
 
 
 def batches(
-    rows: Sequence[TokenRow], size: int, device: str, *, by_length: bool = False
+    rows: Sequence[TokenRow], size: int, device: str, *, by_length: bool = False, pad_id: int = 0
 ) -> list[Batch]:
     """Pads rows of (prompt ids, answer ids) into batches.
 
     `by_length` puts rows of similar length together, which saves padding; only for statistics in
-    which the order of rows doesn't count.
+    which the order of rows doesn't count.  `pad_id` matters only where padding is counted.
     """
     if by_length:
         rows = sorted(rows, key=lambda row: len(row[0]) + len(row[1]))
-    return [_pad(rows[at : at + size], device) for at in range(0, len(rows), size)]
+    return [_pad(rows[at : at + size], device, pad_id) for at in range(0, len(rows), size)]
 
 
-def _pad(rows: Sequence[TokenRow], device: str) -> Batch:
+def _pad(rows: Sequence[TokenRow], device: str, pad_id: int) -> Batch:
     length = max(len(prompt) + len(answer) for prompt, answer in rows)
-    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    ids = torch.full((len(rows), length), pad_id)
     attention, answers = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
     for row, (prompt, answer) in enumerate(rows):
         end = len(prompt) + len(answer)
@@ -135,11 +135,31 @@ def run_block(
     batch: Batch,
     hidden: Tensor | None,
 ) -> Tensor:
-    """The output (rows, length, d) of one decoder block.
+    """The output (rows, length, d) of one decoder block; the pass ends behind it.
+
+    `hidden` is what enters it, as for `entered`.
+    """
+
+    def stop(_: nn.Module, __: Any, output: Any) -> None:
+        raise _BlockDone(output[0] if isinstance(output, tuple) else output)
+
+    handle = blocks[index].register_forward_hook(stop)
+    try:
+        with entered(blocks, index, hidden):
+            model(**batch.inputs, use_cache=False)
+    except _BlockDone as stopped:
+        return stopped.output
+    finally:
+        handle.remove()
+    raise RuntimeError(f"block {index} was not run by the model's forward pass")
+
+
+@contextmanager
+def entered(blocks: Sequence[nn.Module], index: int, hidden: Tensor | None) -> Iterator[None]:
+    """Lets forward passes of a model begin at one of its decoder blocks.
 
     The model itself is called, with every earlier block passing its input through, so that the
-    block gets the masks and position embeddings that its architecture gives it; the pass ends
-    behind the block.
+    block gets the masks and position embeddings that its architecture gives it.
 
     `hidden` is the block's input (rows, length, d); None: what the model gives it, which is the
     embeddings for the first of its `blocks`.
@@ -154,22 +174,12 @@ def run_block(
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
 
-    def stop(_: nn.Module, __: Any, output: Any) -> None:
-        raise _BlockDone(output[0] if isinstance(output, tuple) else output)
-
-    handles = [
-        blocks[index].register_forward_pre_hook(replace_input, with_kwargs=True),
-        blocks[index].register_forward_hook(stop),
-    ]
+    handle = blocks[index].register_forward_pre_hook(replace_input, with_kwargs=True)
     try:
         with _passing_through(blocks[:index]):
-            model(**batch.inputs, use_cache=False)
-    except _BlockDone as stopped:
-        return stopped.output
+            yield
     finally:
-        for handle in handles:
-            handle.remove()
-    raise RuntimeError(f"block {index} was not run by the model's forward pass")
+        handle.remove()
 
 
 @contextmanager

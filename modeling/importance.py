@@ -14,11 +14,12 @@ from torch import Tensor
 from modeling.architectures import LLAMA_LIKE
 from modeling.capture import Batch, SquareSums, TokenRow, batches, consume_inputs
 from modeling.checkpoint import Checkpoint
-from modeling.loading import load_model
+from modeling.loading import load_model, load_tokenizer
 from modeling.projections import open_projections
 from settings import DataError, ModelError
 
-TokenPositions = Literal["prompt", "answer", "all"]
+# "padded": all, and the padding up to the longest row of a batch.
+TokenPositions = Literal["prompt", "answer", "all", "padded"]
 
 # Tokens whose inputs are held in float64 at a time.
 _TOKENS = 1024
@@ -42,7 +43,7 @@ def input_norms(
         checkpoint: The model, loaded as it runs, with its adapter and its steering.
         rows: (prompt ids, answer ids); an answer may be empty.
         batch_size: Rows per forward pass.
-        positions: Which tokens count.
+        positions: Which tokens count; with "padded" the batches decide too.
         names: Module paths of the projections; None: all of the blocks.
 
     Returns:
@@ -54,7 +55,7 @@ def input_norms(
     """
     source = open_projections(checkpoint)
     source.check(names or ())
-    counted = {"prompt": slice(0, 1), "answer": slice(1, 2), "all": slice(2)}[positions]
+    counted = {"prompt": slice(0, 1), "answer": slice(1, 2)}.get(positions, slice(2))
     if not any(any(row[counted]) for row in rows):
         raise DataError(
             f"no row has a token at positions={positions}; give rows that do, or positions=all"
@@ -75,14 +76,30 @@ def input_norms(
         for part in x.split(_TOKENS):
             squares.add(name, part)
 
-    data = batches(rows, batch_size, str(model.device), by_length=True)
+    data = counted_batches(checkpoint, rows, batch_size, str(model.device), positions)
     at = partial(counted_tokens, positions=positions)
     consume_inputs(core.base_model, modules, data, at, consume)
     return {name: squares.sums[name].sqrt().cpu() for name in wanted}
 
 
+def counted_batches(
+    checkpoint: Checkpoint,
+    rows: Sequence[TokenRow],
+    size: int,
+    device: str,
+    positions: TokenPositions,
+) -> list[Batch]:
+    """Batches by length; where padding counts, in the rows' order, padded as the tokenizer does."""
+    if positions != "padded":
+        return batches(rows, size, device, by_length=True)
+    pad_id: Any = load_tokenizer(checkpoint).pad_token_id
+    return batches(rows, size, device, pad_id=pad_id)
+
+
 def counted_tokens(batch: Batch, positions: TokenPositions) -> Tensor:
     """(rows, length) bool: the tokens that count."""
+    if positions == "padded":
+        return torch.ones_like(batch.answers)
     if positions == "answer":
         return batch.answers
     tokens = batch.attention_mask.bool()
@@ -97,14 +114,13 @@ def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
     return weight.abs().mul_(norms.to(weight))
 
 
-def top_share(scores: Tensor, share: float, scope: Literal["tensor", "row"]) -> Tensor:
-    """The round(share n) largest scores, of the whole tensor or of each row; ties: first index.
+Scope = Literal["tensor", "row"]
 
-    A threshold is found by selection, not by sorting.  n counts all scores (...,), or those of a
-    row, which is the last dimension.
 
-    Returns:
-        Bool mask of the scores' shape.
+def top_share(scores: Tensor, share: float, scope: Scope) -> Tensor:
+    """The round(share n) largest scores, of the whole tensor or of each row; see `largest`.
+
+    n counts all scores (...,), or those of a row, which is the last dimension.
 
     Raises:
         ModelError: A score is NaN.
@@ -112,13 +128,31 @@ def top_share(scores: Tensor, share: float, scope: Literal["tensor", "row"]) -> 
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share={share} is not between 0 and 1")
+    return largest(scores, round(share * count_scores(scores, scope)), scope)
+
+
+def count_scores(scores: Tensor, scope: Scope) -> int:
+    """How many scores the whole tensor has, or each of its rows (the last dimension)."""
+    return scores.numel() if scope == "tensor" else scores.shape[-1]
+
+
+def largest(scores: Tensor, k: int, scope: Scope) -> Tensor:
+    """The k largest scores of the whole tensor or of each row; of equal ones the first indices.
+
+    A threshold is found by selection, not by sorting.
+
+    Returns:
+        Bool mask of the scores' shape.
+
+    Raises:
+        ModelError: A score is NaN.
+    """
     if bool(scores.isnan().any()):
         raise ModelError("a score is NaN; use weights and rows that give finite activations")
-    flat = scores.reshape(1, -1) if scope == "tensor" else scores.reshape(-1, scores.shape[-1])
-    n = flat.shape[1]
-    k = round(share * n)
+    n = count_scores(scores, scope)
     if k in (0, n):
         return torch.full_like(scores, k > 0, dtype=torch.bool)
+    flat = scores.reshape(-1, n)
     threshold = _kth_largest(flat, k)
     mask = flat > threshold
     ties = flat == threshold

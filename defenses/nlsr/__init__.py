@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from defenses.artefacts import require_files
 from defenses.base import Calibration, CalibrationAnswers, Defense, Edit, Models, OutputForm
@@ -31,19 +31,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "amplification": "delta",
         "rank_rule": "kept",
         "topk": "row",
+        "rounding": "nearest",
+        "sequential": False,
         "accumulate_gradients": False,
         "selection_order": "least_similar",
         "probability_rule": "linear",
+        "draw_order": "name",
+        "draw_precision": "float64",
     },
     "official": {
         "amplification": "factors",
         "rank_rule": "dropped",
         "topk": "tensor",
+        "rounding": "down",
+        "sequential": True,
         "accumulate_gradients": True,
         "selection_order": "most_similar",
         "probability_rule": "min_max",
+        "draw_order": "model",
+        "draw_precision": "float32",
     },
 }
+# Settings that stage keys hold only where they change a result: the first keys were without them.
+LATER = ("rounding", "draw_order", "draw_precision")
 
 REFERENCE, MASKS, RECORD = "reference", "masks.safetensors", "nlsr.json"
 
@@ -66,8 +76,11 @@ class NLSR(Defense):
             int(min(W.shape) P_SR).
         topk: Cut per "row" or once per "tensor"; None: per tensor only for the official
             low-rank score.
-        sequential: Whether the low-rank score goes block by block, later blocks seeing the
-            projected earlier ones.
+        rounding: Of "row": "nearest" keeps round(columns (1 - P_SR)), "down" all but
+            int(columns P_SR).
+        sequential: Whether scores go block by block, later blocks seeing the earlier ones
+            projected, or masked where the score isn't the low-rank one; None: the low-rank score
+            in both variants, the others in the official one alone.
         accumulate_gradients: Whether SNIP sums |running sum of gradients|, the official code's
             quirk.
         dpo_beta: Of preference-SNIP's loss.
@@ -83,6 +96,8 @@ class NLSR(Defense):
         selection_order: Of "adaptive": which modules are the likeliest to be patched.
         probability_rule: Of "adaptive": "linear" is P_L + delta rank / N, "min_max" the official
             clip.
+        draw_order: Of "adaptive": modules are drawn by "name", or as they stand in the "model".
+        draw_precision: Of "adaptive": of the probabilities and of the random numbers.
         selection_seed: Of the draw.
         tau: Of "threshold".
     """
@@ -100,7 +115,8 @@ class NLSR(Defense):
     sparsity: float = Field(0.8, ge=0, le=1)
     rank_rule: Literal["kept", "dropped"] | None = None
     topk: Literal["row", "tensor"] | None = None
-    sequential: bool = True
+    rounding: Literal["nearest", "down"] | None = None
+    sequential: bool | None = None
     accumulate_gradients: bool | None = None
     dpo_beta: float = Field(0.1, gt=0)
     mask_seed: int = Field(42, ge=0)
@@ -115,6 +131,8 @@ class NLSR(Defense):
     delta: float = Field(0.4, ge=0, le=1)
     selection_order: Literal["least_similar", "most_similar"] | None = None
     probability_rule: Literal["linear", "min_max"] | None = None
+    draw_order: Literal["name", "model"] | None = None
+    draw_precision: Literal["float64", "float32"] | None = None
     selection_seed: int = Field(42, ge=0)
     tau: float = Field(0.6, ge=-1, le=1)
 
@@ -122,10 +140,23 @@ class NLSR(Defense):
     def resolved(self) -> dict[str, Any]:
         """The effective value of each setting that follows `variant` when it is None."""
         values = dict(VARIANTS[self.variant])
-        if self.method != "low_rank":
+        if self.method == "low_rank":
+            values["sequential"] = True
+        else:
             values["topk"] = "row"
         own = {name: getattr(self, name) for name in values}
         return values | {name: value for name, value in own.items() if value is not None}
+
+    @model_serializer(mode="wrap")
+    def _in_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The settings as stage keys hold them."""
+        values: dict[str, Any] = dump(self)
+        values["sequential"] = self.sequential is not False
+        for name in LATER:
+            del values[name]
+            if self.resolved[name] != VARIANTS["paper"][name]:
+                values[name] = self.resolved[name]
+        return values
 
     @property
     def scales(self) -> tuple[float, float]:
@@ -154,12 +185,17 @@ class NLSR(Defense):
             "topk": self.resolved["topk"],
             "mask_seed": self.mask_seed,
         }
+        if settings["topk"] == "row" and self.resolved["rounding"] == "down":
+            settings["rounding"] = "down"
         if self.method == "random":
             return settings
         names = ["calibration_rows", "take_available", "calibration_seed", "batch_size"]
         settings |= {name: getattr(self, name) for name in names}
+        sequential = self.resolved["sequential"]
         if self.method == "low_rank":
-            settings |= {"rank_rule": self.resolved["rank_rule"], "sequential": self.sequential}
+            settings |= {"rank_rule": self.resolved["rank_rule"], "sequential": sequential}
+        elif sequential:
+            settings["sequential"] = sequential
         if self.method in ("snip", "preference_snip"):
             settings["accumulate_gradients"] = self.resolved["accumulate_gradients"]
         if self.method == "preference_snip":
@@ -225,11 +261,16 @@ class NLSR(Defense):
         from defenses.nlsr.patch import similarities, splice
         from defenses.nlsr.reference import check_coordinates
         from modeling.checkpoint import count_parameters
+        from modeling.inspection import inspect_model
 
         reference, masks = _open_artefact(artefact), artefact / MASKS
         victim = _attacked_adapter(attacked)
         cosines = check_coordinates(reference, victim)
         similar = similarities(reference, victim, masks, device_name())
+        if self.resolved["draw_order"] == "model":
+            model = inspect_model(replace(attacked, adapter=None)).model
+            order = [name for name, _ in model.named_modules()]
+            similar = {name: similar[name] for name in sorted(similar, key=order.index)}
         probabilities, patched = self._select(list(similar.values()))
         modules = tuple(name for name, take in zip(similar, patched, strict=True) if take)
         count = splice(reference, victim, masks, modules, out)
@@ -277,9 +318,10 @@ class NLSR(Defense):
         from defenses.nlsr.patch import below, draw, patch_probabilities
 
         if self.selection == "adaptive":
-            order, rule = self.resolved["selection_order"], self.resolved["probability_rule"]
-            chances = patch_probabilities(similar, self.prune_rate, self.delta, order, rule)
-            return chances, draw(chances, self.selection_seed)
+            names = ("selection_order", "probability_rule", "draw_precision")
+            how = (self.resolved[name] for name in names)
+            chances = patch_probabilities(similar, self.prune_rate, self.delta, *how)
+            return chances.tolist(), draw(chances, self.selection_seed)
         if self.selection == "threshold":
             patched = below(similar, self.tau)
         else:

@@ -6,7 +6,7 @@ a whole batch at a time, so that a batch costs one backward pass and not one per
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,64 +47,42 @@ class GradientSums:
         self.sums[name] = self.sums[name].add_(total) if name in self.sums else total
 
 
-def snip(
-    model: Any, linears: Mapping[str, nn.Module], data: Sequence[Batch], *, accumulate: bool
-) -> dict[str, Tensor]:
-    """Sums |g| over samples, g the gradient of the answer's mean negative log-likelihood.
-
-    Of each of the `linears` it is (out, in); the SNIP score is |W| times this.
-    """
-
-    def loss(batch: Batch) -> Tensor:
-        return -(_log_likelihoods(model, batch) / batch.answers.sum(1)).sum()
-
-    return _summed(model, linears, data, loss, GradientSums(accumulate))
-
-
-def preference_snip(
-    model: Any,
-    linears: Mapping[str, nn.Module],
-    data: Sequence[Batch],
-    *,
-    beta: float,
-    accumulate: bool,
-) -> dict[str, Tensor]:
-    """`snip` with the DPO loss -log sigmoid(beta (chosen's - rejected's log-ratio)).
-
-    Log-ratios are those of the model to itself with its adapter off (the DPO reference); the rows
-    of `data` alternate between chosen and rejected.
-    """
-
-    def loss(batch: Batch) -> Tensor:
-        with torch.no_grad(), model.disable_adapter():
-            reference = _log_likelihoods(model, batch)
-        ratios = (_log_likelihoods(model, batch) - reference).reshape(-1, 2)
-        return -logsigmoid(beta * (ratios[:, 0] - ratios[:, 1])).sum()
-
-    return _summed(model, linears, data, loss, GradientSums(accumulate, rows_per_sample=2))
-
-
-def _log_likelihoods(model: Any, batch: Batch) -> Tensor:
+def log_likelihoods(model: Any, batch: Batch) -> Tensor:
     """The log-likelihood of each row's answer given its prompt, (rows,)."""
     logits = model(**batch.inputs, use_cache=False).logits[:, :-1].float()
     token = logits.log_softmax(-1).gather(-1, batch.input_ids[:, 1:, None]).squeeze(-1)
     return (token * batch.answers[:, 1:]).sum(1)
 
 
-def _summed(
-    model: Any,
-    linears: Mapping[str, nn.Module],
-    data: Sequence[Batch],
-    loss: Callable[[Batch], Tensor],
-    sums: GradientSums,
+def snip_loss(likelihoods: Tensor, batch: Batch) -> Tensor:
+    """The sum over rows of their answers' mean negative log-likelihoods."""
+    return -(likelihoods / batch.answers.sum(1)).sum()
+
+
+def preference_loss(likelihoods: Tensor, reference: Tensor, beta: float) -> Tensor:
+    """The sum over pairs of DPO's -log sigmoid(beta (chosen's - rejected's log-ratio)).
+
+    Rows alternate between chosen and rejected; `reference` are those of the DPO reference.
+    """
+    ratios = (likelihoods - reference).reshape(-1, 2)
+    return -logsigmoid(beta * (ratios[:, 0] - ratios[:, 1])).sum()
+
+
+def sum_gradients(
+    model: Any, linears: Mapping[str, nn.Module], losses: Iterable[Tensor], sums: GradientSums
 ) -> dict[str, Tensor]:
+    """Sums |g| over samples, g the gradient of a sample's loss by each of the `linears`.
+
+    Of each it is (out, in); the SNIP score is |W| times this.  The losses are of one batch each,
+    summed over its samples, and are computed while this asks for them.
+    """
     with (
         torch.enable_grad(),
         _differentiable_inputs(model),
         _captured_gradients(linears, sums.add),
     ):
-        for batch in data:
-            loss(batch).backward()
+        for loss in losses:
+            loss.backward()
     return sums.sums
 
 

@@ -11,28 +11,36 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from modeling.importance import pack_bits, unpack_bits
+from modeling.importance import largest, pack_bits, unpack_bits
 from modeling.lora import LoraAdapter
 
 TopK = Literal["row", "tensor"]
+Rounding = Literal["nearest", "down"]
 MaskPair = tuple[Tensor, Tensor]
 
 
-def cut(scores: Tensor, sparsity: float, topk: TopK, generator: torch.Generator) -> Tensor:
+def cut(
+    scores: Tensor, sparsity: float, topk: TopK, rounding: Rounding, generator: torch.Generator
+) -> Tensor:
     """The mask of the top 1 - P_SR of scores (m, rows, columns), at least 0 (README, "Masks").
 
     "row" is the paper's, "tensor" the official code's of the low-rank score.
     """
     if topk == "row":
-        return top_per_row(scores, sparsity)
+        return top_per_row(scores, sparsity, rounding)
     return torch.stack([above_threshold(each, sparsity, generator) for each in scores])
 
 
-def top_per_row(scores: Tensor, sparsity: float) -> Tensor:
-    """The top round(columns * (1 - P_SR)) of each row; of equal scores the leftmost come first."""
-    count = round(scores.shape[-1] * (1 - sparsity))
-    order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)
+def top_per_row(scores: Tensor, sparsity: float, rounding: Rounding) -> Tensor:
+    """The top 1 - P_SR of each row; of equal scores the leftmost come first.
+
+    "nearest" keeps round(columns (1 - P_SR)) of them, "down" all but the official code's
+    int(columns P_SR).
+    """
+    columns = scores.shape[-1]
+    dropped = int(columns * sparsity)
+    kept = round(columns * (1 - sparsity)) if rounding == "nearest" else columns - dropped
+    return largest(scores, kept, "row")
 
 
 def above_threshold(scores: Tensor, sparsity: float, generator: torch.Generator) -> Tensor:

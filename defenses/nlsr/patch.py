@@ -19,6 +19,7 @@ from modeling.lora import LoraAdapter, LoraPair, product_cosine, rewrite_adapter
 
 Order = Literal["least_similar", "most_similar"]
 Rule = Literal["linear", "min_max"]
+Precision = Literal["float64", "float32"]
 Pair = tuple[Tensor, Tensor]
 
 
@@ -34,9 +35,14 @@ def masked_similarity(reference: Pair, attacked: Pair, masks: Pair) -> Tensor:
 
 
 def patch_probabilities(
-    similarities: Sequence[float], prune_rate: float, delta: float, order: Order, rule: Rule
-) -> list[float]:
-    """The probability of each module to be patched.
+    similarities: Sequence[float],
+    prune_rate: float,
+    delta: float,
+    order: Order,
+    rule: Rule,
+    precision: Precision = "float64",
+) -> Tensor:
+    """The probability of each module to be patched, (N,) in that precision.
 
     "linear" is the paper's P_j = P_L + delta * rank_j / N, the probability of gamma_j = 1 that
     module j is left alone, with P_L = 1 - prune_rate - delta / 2; it is patched with 1 - P_j.
@@ -46,23 +52,23 @@ def patch_probabilities(
     n = len(similarities)
     sign = 1 if order == "least_similar" else -1
     likeliest_first = sorted(range(n), key=lambda j: (sign * similarities[j], j))
-    probabilities = [0.0] * n
-    for position, j in enumerate(likeliest_first):
-        if rule == "linear":
-            keep = (1 - prune_rate - delta / 2) + delta * (position + 1) / n
-            raw = 1 - keep
-        else:
-            norm = 1 - position / (n - 1) if n > 1 else 0.5
-            raw = (prune_rate - delta / 2) + delta * norm
-        probabilities[j] = min(max(raw, 0.0), 1.0)
-    return probabilities
+    position = torch.empty(n, dtype=getattr(torch, precision))
+    position[likeliest_first] = torch.arange(n, dtype=position.dtype)
+    if rule == "linear":
+        raw = 1 - ((1 - prune_rate - delta / 2) + delta * (position + 1) / n)
+    else:
+        norm = (n - 1 - position) / (n - 1) if n > 1 else position + 0.5
+        raw = (prune_rate - delta / 2) + delta * norm
+    return raw.clamp(0, 1)
 
 
-def draw(probabilities: Sequence[float], seed: int) -> list[bool]:
-    """One Bernoulli draw per module, in order; the same seed gives the same draw."""
+def draw(probabilities: Tensor, seed: int) -> list[bool]:
+    """One Bernoulli draw per module, in order; the same seed gives the same draw.
+
+    Random numbers are drawn in the probabilities' precision.
+    """
     generator = torch.Generator().manual_seed(seed)
-    chances = torch.tensor(probabilities, dtype=torch.float64)
-    return torch.bernoulli(chances, generator=generator).bool().tolist()
+    return torch.bernoulli(probabilities, generator=generator).bool().tolist()
 
 
 def below(similarities: Sequence[float], tau: float) -> list[bool]:

@@ -17,7 +17,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from defenses.base import Edit, Models
-from defenses.nlsr import MASKS, NLSR, RECORD, REFERENCE
+from defenses.nlsr import LATER, MASKS, NLSR, RECORD, REFERENCE
 from defenses.nlsr.masks import load_masks
 from defenses.none import NoDefense
 from modeling.checkpoint import Checkpoint, count_parameters
@@ -201,22 +201,47 @@ DIFFERENCES = {
     "amplification": "factors",
     "rank_rule": "dropped",
     "topk": "tensor",
+    "rounding": "down",
+    "sequential": True,
     "accumulate_gradients": True,
     "selection_order": "most_similar",
     "probability_rule": "min_max",
+    "draw_order": "model",
+    "draw_precision": "float32",
 }
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)
 def test_each_difference_can_be_ablated_alone(name: str) -> None:
-    ablated = _nlsr(**{name: DIFFERENCES[name]}).resolved
-    paper, official = (_nlsr(variant=variant).resolved for variant in ("paper", "official"))
+    # The low-rank score goes block by block in both variants.
+    method = "snip" if name == "sequential" else "low_rank"
+    ablated = _nlsr(method=method, **{name: DIFFERENCES[name]}).resolved
+    paper, official = (
+        _nlsr(method=method, variant=variant).resolved for variant in ("paper", "official")
+    )
     assert ablated == {**paper, name: DIFFERENCES[name]}
     assert paper[name] != official[name]
     assert set(paper) == set(DIFFERENCES)
     everything = _nlsr(**DIFFERENCES)
-    assert everything.resolved == official
+    assert everything.resolved == _nlsr(variant="official").resolved
     assert everything.prepare_settings() == _nlsr(variant="official").prepare_settings()
+
+
+@pytest.mark.parametrize("method", ["low_rank", "wanda", "snip", "random"])
+@pytest.mark.parametrize("name", ["rounding", "sequential", "draw_order", "draw_precision"])
+def test_keys_hold_later_settings_only_where_they_change_a_result(name: str, method: str) -> None:
+    plain = _nlsr(method=method)
+    changed = plain.model_copy(update={name: DIFFERENCES[name]})
+    prepared = plain.prepare_settings() != changed.prepare_settings()
+    applied = plain.model_dump() != changed.model_dump()
+    assert set(plain.model_dump()) == set(NLSR.model_fields) - {*LATER}
+    assert plain.model_dump()["sequential"] is True
+    if name == "rounding":
+        assert (prepared, applied) == (True, True)
+    elif name == "sequential":
+        assert (prepared, applied) == (method in ("wanda", "snip"), False)
+    else:
+        assert (prepared, applied) == (False, True)
 
 
 def test_other_scores_are_cut_per_row_in_both_variants() -> None:

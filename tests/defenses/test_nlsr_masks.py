@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defenses.nlsr.masks import above_threshold, cut, load_masks, save_masks, top_per_row
+from defenses.nlsr.masks import Rounding, above_threshold, cut, load_masks, save_masks, top_per_row
 from modeling.checkpoint import Checkpoint
 from modeling.importance import pack_bits, unpack_bits
 from modeling.lora import open_adapter
@@ -21,11 +21,14 @@ def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@given(sparsities, st.integers(1, 9), st.integers(1, 40))
-def test_every_row_has_the_given_density(sparsity: float, rows: int, columns: int) -> None:
+@given(sparsities, st.integers(1, 9), st.integers(1, 40), st.sampled_from(["nearest", "down"]))
+def test_every_row_has_the_given_density(
+    sparsity: float, rows: int, columns: int, rounding: Rounding
+) -> None:
     scores = torch.rand(2, rows, columns, generator=_generator())
-    mask = top_per_row(scores, sparsity)
-    assert (mask.sum(-1) == round(columns * (1 - sparsity))).all()
+    mask = top_per_row(scores, sparsity, rounding)
+    kept = {"nearest": round(columns * (1 - sparsity)), "down": columns - int(columns * sparsity)}
+    assert (mask.sum(-1) == kept[rounding]).all()
     kept, left = scores.where(mask, torch.inf), scores.where(~mask, -torch.inf)
     assert (kept.amin(-1) >= left.amax(-1)).all()
 
@@ -43,8 +46,8 @@ def test_the_tensor_has_the_given_density_up_to_its_threshold(
 
 def test_rows_are_cut_alone_and_the_tensor_as_a_whole() -> None:
     scores = torch.tensor([[1.0, 2, 3, 4], [10, 20, 30, 40]])[None]
-    by_row = cut(scores, 0.5, "row", _generator())
-    by_tensor = cut(scores, 0.5, "tensor", _generator())
+    by_row = cut(scores, 0.5, "row", "nearest", _generator())
+    by_tensor = cut(scores, 0.5, "tensor", "nearest", _generator())
     assert by_row[0].tolist() == [[False, False, True, True]] * 2
     assert by_tensor[0].tolist() == [[False] * 4, [False, True, True, True]]
 
@@ -56,7 +59,7 @@ def test_ties_with_the_threshold_drop_out() -> None:
 
 def test_of_equal_scores_the_leftmost_win_per_row() -> None:
     scores = torch.ones(1, 2, 5)
-    assert top_per_row(scores, 0.6).tolist() == [[[True, True, False, False, False]] * 2]
+    assert top_per_row(scores, 0.6, "nearest").tolist() == [[[True, True, False, False, False]] * 2]
 
 
 def test_a_zero_threshold_draws_among_zeros() -> None:
@@ -72,8 +75,8 @@ def test_a_zero_threshold_draws_among_zeros() -> None:
 @pytest.mark.parametrize("topk", ["row", "tensor"])
 def test_the_ends_are_everything_and_nothing(topk: str) -> None:
     scores = torch.rand(2, 3, 8, generator=_generator())
-    assert cut(scores, 0.0, topk, _generator()).all()
-    assert not cut(scores, 1.0, topk, _generator()).any()
+    assert cut(scores, 0.0, topk, "nearest", _generator()).all()
+    assert not cut(scores, 1.0, topk, "down", _generator()).any()
 
 
 def test_masks_come_back_from_disk(aligned: Checkpoint, tmp_path: Path) -> None:

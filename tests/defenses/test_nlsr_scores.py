@@ -43,7 +43,9 @@ def _score(
     generator = torch.Generator().manual_seed(plan.mask_seed)
     found = {}
     with torch.no_grad():
-        for scored in _scored(load_model(aligned, device="cpu"), adapter, rows, plan, generator):
+        model = load_model(aligned, device="cpu")
+        linears = adapter_linears(model, adapter.names)
+        for scored in _scored(model, linears, adapter, rows, plan, generator):
             found.update(scored)
     return found
 

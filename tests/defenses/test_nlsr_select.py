@@ -14,13 +14,13 @@ shares = st.floats(0, 1)
 
 
 def test_linear_probabilities_are_the_papers() -> None:
-    got = patch_probabilities([0.9, 0.1, 0.5, 0.7], 0.5, 0.4, "least_similar", "linear")
+    got = patch_probabilities([0.9, 0.1, 0.5, 0.7], 0.5, 0.4, "least_similar", "linear").tolist()
     keep = [0.3 + 0.4 * rank / 4 for rank in (4, 1, 2, 3)]
     assert got == pytest.approx([1 - p for p in keep])
 
 
 def test_official_probabilities_favour_the_most_similar() -> None:
-    got = patch_probabilities([0.9, 0.1, 0.5], 0.5, 0.4, "most_similar", "min_max")
+    got = patch_probabilities([0.9, 0.1, 0.5], 0.5, 0.4, "most_similar", "min_max").tolist()
     assert got == pytest.approx([0.7, 0.3, 0.5])
 
 
@@ -29,7 +29,7 @@ def test_orders_are_each_others_opposite(
     values: list[float], prune_rate: float, delta: float, rule: str
 ) -> None:
     least, most = (
-        patch_probabilities(values, prune_rate, delta, order, rule)
+        patch_probabilities(values, prune_rate, delta, order, rule).tolist()
         for order in ("least_similar", "most_similar")
     )
     assert all(0 <= p <= 1 for p in least + most)
@@ -43,7 +43,7 @@ def test_orders_are_each_others_opposite(
 
 @given(st.floats(-1, 1), shares)
 def test_a_single_module_has_a_probability(similarity: float, prune_rate: float) -> None:
-    got = patch_probabilities([similarity], prune_rate, 0.4, "least_similar", "min_max")
+    got = patch_probabilities([similarity], prune_rate, 0.4, "least_similar", "min_max").tolist()
     assert got == pytest.approx([prune_rate])
 
 
@@ -72,10 +72,10 @@ def test_frequencies_by_decile_follow_the_order(
 
 
 def test_draws_are_determined_by_their_seed() -> None:
-    chances = [0.5] * 64
+    chances = torch.full((64,), 0.5)
     assert draw(chances, 42) == draw(chances, 42)
     assert draw(chances, 42) != draw(chances, 43)
-    assert draw([0.0, 1.0], 1) == [False, True]
+    assert draw(torch.tensor([0.0, 1.0]), 1) == [False, True]
 
 
 def test_the_threshold_takes_what_lies_below() -> None:
