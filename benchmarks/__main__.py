@@ -6,7 +6,7 @@ import argparse
 import subprocess
 import sys
 
-NAMES = ("fgsn", "nlsr", "probes", "reuse", "safetylock", "serving")
+NAMES = ("fgsn", "nlsr", "reuse", "safetylock", "serving")
 
 
 def main() -> int:

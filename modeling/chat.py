@@ -42,8 +42,9 @@ class PromptStyle(Settings):
     """How a prompt is rendered.
 
     Methods take the model's tokenizer, the user's turn (`prompt`), and a system line for the call
-    (`system`; the style's own where it is None).  They raise a ModelError where the tokenizer has
-    no chat template, or its template refuses the dialogue or doesn't continue the prompt's tokens.
+    (`system`; the style's own where it is None, and "" for a system turn without content).  They
+    raise a ModelError where the tokenizer has no chat template, or its template refuses the
+    dialogue or doesn't continue the prompt's tokens.
 
     Attributes:
         style: "chat" for the tokenizer's own chat template, "alpaca" for the no-input Alpaca
@@ -259,9 +260,9 @@ class PromptStyle(Settings):
     ) -> list[dict[str, str]]:
         """The dialogue as role/content messages, under `system` or the style's own line."""
         system = self.system if system is None else system
-        if system and not self.system_role:
-            prompt, system = f"{system}\n\n{prompt}", None
-        turns = [{"role": "system", "content": system}] if system else []
+        if system is not None and not self.system_role:
+            prompt, system = f"{system}\n\n{prompt}" if system else prompt, None
+        turns = [] if system is None else [{"role": "system", "content": system}]
         turns.append({"role": "user", "content": prompt})
         if answer is not None:
             turns.append({"role": "assistant", "content": answer})

@@ -34,12 +34,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "split": "pairs",
         "score": "validation",
         "precision": "float32",
+        "empty_system": False,
     },
     "official": {
         "answer_end": "legacy_slice",
         "split": "tokens",
         "score": "train_validation_mean",
         "precision": "float16",
+        "empty_system": True,
     },
 }
 
@@ -60,14 +62,16 @@ class SafetyLock(Defense):
         last_tokens: r, how many tokens of each answer.
         answer_end: Where an answer ends: its last "content" token, or five ids before the end of
             the rendered dialogue ("legacy_slice").
-        system: A system line for the pairs, or None for the prompt style's own.
+        system: A system line for the pairs, or None for the prompt style's own; "" is an empty
+            system turn.
+        empty_system: Whether a missing system line is an empty system turn.
         seed: Draws the pairs and splits them.
         split: What the probes' validation split draws: "pairs" or single "tokens".
         validation_share: Of the pairs or tokens that validate.
         score: What chooses the heads: "validation" accuracy, "train_validation_mean" of both
             accuracies, or validation "log_loss".
         probe_c: Inverse strength of the probes' L2 penalty.
-        precision: Of means and standard deviations.
+        precision: Of head outputs, means, standard deviations and alpha sigma u.
         stability_seeds: Further splits, which tell how stable the choice of heads is.
         batch_size: Rows per forward pass.
         k: K, how many heads.
@@ -83,6 +87,7 @@ class SafetyLock(Defense):
             published; of a published one all heads count, whatever `k` is. None: one is made.
     """
 
+    prepare_version: ClassVar[int] = 2
     apply_version: ClassVar[int] = 2
 
     variant: Literal["default", "official"] = "default"
@@ -91,6 +96,7 @@ class SafetyLock(Defense):
     last_tokens: int = Field(5, ge=1)
     answer_end: Literal["content", "legacy_slice"] | None = None
     system: str | None = None
+    empty_system: bool | None = None
     seed: int = Field(42, ge=0)
 
     split: Literal["pairs", "tokens"] | None = None
@@ -234,10 +240,12 @@ class SafetyLock(Defense):
         from defenses.safetylock.lock import Lock
         from modeling.checkpoint import identify
         from modeling.heads import head_layout
-        from modeling.loading import device_name, load_model, load_tokenizer
+        from modeling.loading import load_model, load_tokenizer
 
         resolved, layout = self.resolved, head_layout(aligned)
-        tokenizer = load_tokenizer(aligned)
+        tokenizer, system = load_tokenizer(aligned), self.system
+        if system is None and style.system is None and resolved["empty_system"]:
+            system = ""
         encoded = encode_pairs(
             pairs,
             tokenizer,
@@ -245,21 +253,19 @@ class SafetyLock(Defense):
             count=self.n_pairs,
             last_tokens=self.last_tokens,
             answer_end=resolved["answer_end"],
-            system=self.system,
+            system=system,
             seed=self.seed,
         )
         model = load_model(aligned)
         start = time.perf_counter()
         outputs = head_outputs(model, layout, encoded.rows, self.last_tokens, self.batch_size)
+        outputs = outputs.to(getattr(torch, resolved["precision"]))
         captured = time.perf_counter()
         del model
         seeds = [self.seed + step for step in range(1 + self.stability_seeds)]
         shape, share = (len(encoded.rows), self.last_tokens), self.validation_share
         splits = [split(*shape, share, resolved["split"], seed) for seed in seeds]
-        scored = [
-            scores(outputs, held_out, resolved["score"], self.probe_c, device_name())
-            for held_out in splits
-        ]
+        scored = [scores(outputs, held_out, resolved["score"], self.probe_c) for held_out in splits]
         probed = time.perf_counter()
         lock = Lock(
             directions=mass_mean(outputs, resolved["precision"]),

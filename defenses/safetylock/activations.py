@@ -19,6 +19,7 @@ from settings import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+AnswerEnd = Literal["content", "legacy_slice"]
 # How many token ids the official code cuts off a rendered dialogue.
 LEGACY_SLICE = 5
 
@@ -46,7 +47,7 @@ def encode_pairs(
     *,
     count: int,
     last_tokens: int,
-    answer_end: Literal["content", "legacy_slice"],
+    answer_end: AnswerEnd,
     system: str | None,
     seed: int,
 ) -> EncodedPairs:
@@ -74,19 +75,17 @@ def encode_pairs(
     for pair in shuffled:
         if len(usable) == count:
             break
-        prompt = style.encode_prompt(tokenizer, pair.prompt, system)
-        answers = []
-        for text in (pair.chosen, pair.rejected):
-            if answer_end == "content":
-                answers.append(style.encode_content(tokenizer, pair.prompt, text, system))
-            else:
-                whole = style.encode_answer(tokenizer, pair.prompt, text, system)
-                answers.append(whole[:-LEGACY_SLICE])
-        if min(map(len, answers)) < last_tokens:
+        both = [
+            _row(style, tokenizer, pair.prompt, text, answer_end, system)
+            for text in (pair.chosen, pair.rejected)
+        ]
+        # What is sliced off as the official code does may reach into the prompt.
+        taken = [answer if answer_end == "content" else prompt + answer for prompt, answer in both]
+        if min(map(len, taken)) < last_tokens:
             too_short += 1
             continue
         usable.append(pair)
-        rows += [(prompt, answer) for answer in answers]
+        rows += both
     if len(usable) < count:
         raise DataError(
             f"defense.n_pairs={count}, but sources.safety_pairs has only {len(usable)} pairs whose "
@@ -94,6 +93,21 @@ def encode_pairs(
             f"{len(pairs)}); give more pairs or lower defense.n_pairs"
         )
     return EncodedPairs(rows, usable, too_short)
+
+
+def _row(
+    style: PromptStyle,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    answer: str,
+    answer_end: AnswerEnd,
+    system: str | None,
+) -> TokenRow:
+    head = style.encode_prompt(tokenizer, prompt, system)
+    if answer_end == "content":
+        return head, style.encode_content(tokenizer, prompt, answer, system)
+    whole = head + style.encode_answer(tokenizer, prompt, answer, system)
+    return whole[:-LEGACY_SLICE][: len(head)], whole[len(head) : -LEGACY_SLICE]
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,20 +35,22 @@ class Directions:
 def mass_mean(outputs: Tensor, precision: Precision) -> Directions:
     """u = (mean safe - mean unsafe) / its norm; sigma = population std of a.u, classes pooled.
 
-    `outputs` are (layers, heads, 2 N, r, head_dim), safe and unsafe rows in turn; "float16" is the
-    official code's arithmetic.
+    `outputs` are (layers, heads, 2 N, r, head_dim), safe and unsafe rows in turn.  The arithmetic
+    is numpy's in that precision: in "float16", the official code's, all but its means round on
+    the way.
     """
-    layers = [_mass_mean(layer.to(getattr(torch, precision))) for layer in outputs]
-    return Directions(torch.stack([u for u, _ in layers]), torch.stack([s for _, s in layers]))
-
-
-def _mass_mean(a: Tensor) -> tuple[Tensor, Tensor]:
-    """Of one layer, (heads, 2 N, r, head_dim)."""
-    difference = a[:, 0::2].mean((1, 2)) - a[:, 1::2].mean((1, 2))
-    norms = difference.norm(dim=-1, keepdim=True)
-    u = torch.where(norms > 0, difference / norms, torch.zeros_like(difference))
-    along = torch.einsum("hnrd,hd->hnr", a, u)
-    return u.float(), along.flatten(1).std(-1, correction=0).float()
+    u = torch.zeros(*outputs.shape[:2], outputs.shape[-1])
+    sigma = torch.zeros(outputs.shape[:2])
+    for layer, of_layer in enumerate(outputs.to(getattr(torch, precision)).numpy()):
+        for head, a in enumerate(of_layer):
+            safe, unsafe = (a[at::2].reshape(-1, a.shape[-1]) for at in (0, 1))
+            difference = safe.mean(0) - unsafe.mean(0)
+            norm = np.linalg.norm(difference)
+            if norm > 0:
+                direction = difference / norm
+                u[layer, head] = torch.from_numpy(direction)
+                sigma[layer, head] = float((a @ direction).std())
+    return Directions(u, sigma)
 
 
 def split(rows: int, last_tokens: int, share: float, rule: SplitRule, seed: int) -> Tensor:
@@ -69,7 +72,6 @@ def scores(
     held_out: Tensor,
     rule: ScoreRule,
     c: float,
-    device: str,
 ) -> tuple[Tensor, Tensor]:
     """How well each head's linear probe tells safe from unsafe, all heads at once.
 
@@ -79,7 +81,6 @@ def scores(
         rule: "validation" accuracy; "train_validation_mean" of the two accuracies (official);
             "log_loss" is minus the validation loss, which tells apart heads that are all right.
         c: Inverse strength of the probes' L2 penalty.
-        device: Where they are fitted.
 
     Returns:
         Score and validation accuracy, both (layers, heads) float32, the higher the better.
@@ -88,8 +89,8 @@ def scores(
     x = outputs.reshape(layers * heads, rows * last_tokens, width)
     safe = (torch.arange(rows) % 2 == 0)[:, None].expand(rows, last_tokens).flatten()
     held_out = held_out.flatten()
-    train, validation = (x[:, tokens].to(device) for tokens in (~held_out, held_out))
-    y_train, y_validation = safe[~held_out].to(device), safe[held_out].to(device)
+    train, validation = (x[:, tokens] for tokens in (~held_out, held_out))
+    y_train, y_validation = safe[~held_out], safe[held_out]
     probes = fit_probes(train, y_train, c)
     right = accuracy(probes, validation, y_validation)
     if rule == "validation":
@@ -98,7 +99,7 @@ def scores(
         score = -log_loss(probes, validation, y_validation)
     else:
         score = (accuracy(probes, train, y_train) + right) / 2
-    return score.float().cpu().view(layers, heads), right.float().cpu().view(layers, heads)
+    return score.float().view(layers, heads), right.float().view(layers, heads)
 
 
 def top(score: Tensor, k: int) -> list[tuple[int, int]]:

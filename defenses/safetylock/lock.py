@@ -29,6 +29,8 @@ from settings import ModelError, SettingError
 TENSORS, METADATA = "lock.safetensors", "lock.json"
 FORMAT = 1
 PROVENANCE = "safetylock.json"
+# How far apart scores are that another solver of the same probes gives.
+NOISE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +67,13 @@ class Lock:
         """How the set of K heads depends on the seed of the probes' split.
 
         "jaccard" is the mean over all pairs of seeds, "seeds" their number, "frequency" per chosen
-        head the share of seeds that choose it.
+        head the share of seeds that choose it.  "as_good" are the heads left out whose score lies
+        within `NOISE` of the last chosen one's, so that the order is noise.
         """
         sets = [top(score, k) for score in self.scores]
+        near = self.scores[0] >= self.scores[0][sets[0][-1]] - NOISE
         return {
+            "as_good": [head for head in near.nonzero().tolist() if tuple(head) not in sets[0]],
             "seeds": len(sets),
             "jaccard": overlap(sets),
             "frequency": [
@@ -79,14 +84,16 @@ class Lock:
     def deltas(self, heads: Sequence[tuple[int, int]], alpha: float) -> dict[int, Tensor]:
         """delta_l = concat_h(1[h in S_l] alpha sigma u), added to o_proj's input.
 
-        Layers without a chosen head are left out; the others' are (heads * head_dim,) float32.
+        Layers without a chosen head are left out; the others' are (heads * head_dim,) float32,
+        products of the lock's `precision`.
         """
         width = self.layout.heads * self.layout.head_dim
+        precision = getattr(torch, self.settings.get("precision", "float32"))
+        u, sigma = (t.to(precision) for t in (self.directions.u, self.directions.sigma))
         deltas: dict[int, Tensor] = {}
         for layer, head in sorted(heads):
             delta = deltas.setdefault(layer, torch.zeros(width))
-            step = alpha * self.directions.sigma[layer, head] * self.directions.u[layer, head]
-            delta[self.layout.columns(head)] = step
+            delta[self.layout.columns(head)] = alpha * sigma[layer, head] * u[layer, head]
         return deltas
 
     def check_fits(self, layout: HeadLayout, setting: str) -> None:

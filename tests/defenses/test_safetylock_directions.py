@@ -76,7 +76,7 @@ def test_the_official_split_draws_tokens() -> None:
 def test_the_head_that_separates_is_chosen(
     rule: Literal["validation", "train_validation_mean", "log_loss"],
 ) -> None:
-    score, accuracy = scores(_outputs(), split(10, 4, 0.4, "pairs", 0), rule, 1.0, "cpu")
+    score, accuracy = scores(_outputs(), split(10, 4, 0.4, "pairs", 0), rule, 1.0)
     assert top(score, 1) == [(0, 1)]
     assert float(accuracy[0, 1]) == 1.0
 
