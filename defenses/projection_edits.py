@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from defenses.base import Calibration, Defense, Edit, Models
 from modeling.checkpoint import Checkpoint
@@ -12,6 +14,18 @@ from settings import SettingError
 
 if TYPE_CHECKING:
     from modeling.rewrite import EditCount
+
+Variant = Literal["default", "official"]
+Rounding = Literal["nearest", "down"]
+# Fields of the defenses whose official codes round otherwise.  Stage keys hold them only where they
+# are given: the first keys were without them.
+VARIANT: Any = Field("default", exclude_if=lambda value: value == "default")
+LATER: Any = Field(None, exclude_if=lambda value: value is None)
+
+
+def resolve_rounding(variant: Variant, rounding: Rounding | None) -> Rounding:
+    """The rounding given, or the variant's."""
+    return rounding or ("nearest" if variant == "default" else "down")
 
 
 class ProjectionDefense(Defense):

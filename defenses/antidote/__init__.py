@@ -13,7 +13,15 @@ from pydantic import Field
 
 from defenses.artefacts import ROWS, read_rows, require_files, write_rows
 from defenses.base import Calibration, Edit, Models, OutputForm
-from defenses.projection_edits import ProjectionDefense, describe_edit
+from defenses.projection_edits import (
+    LATER,
+    VARIANT,
+    ProjectionDefense,
+    Rounding,
+    Variant,
+    describe_edit,
+    resolve_rounding,
+)
 from modeling.checkpoint import Checkpoint
 from settings import DataError, SettingError
 
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from modeling.capture import TokenRow
+    from modeling.importance import TokenPositions
 
 
 class Antidote(ProjectionDefense):
@@ -33,6 +42,11 @@ class Antidote(ProjectionDefense):
         positions: Whose inputs count: the tokens of each "prompt", of each harmful "answer", or
             "all".
         batch_size: Rows per forward pass.
+        variant: Whether it counts as this project does or as the official code.
+        rounding: "nearest" zeroes round(d_in dense_ratio) of a row, "down" all but
+            int(d_in (1 - dense_ratio)); None follows `variant`.
+        count_padding: Whether with positions=all the padding of batches counts as tokens; None
+            follows `variant`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"safety_pairs"})
@@ -42,11 +56,21 @@ class Antidote(ProjectionDefense):
     prune: Literal["merged", "factors"] = "merged"
     positions: Literal["prompt", "answer", "all"] = "all"
     batch_size: int = Field(8, ge=1)
+    variant: Variant = VARIANT
+    rounding: Rounding | None = LATER
+    count_padding: bool | None = LATER
 
     @property
     def output_form(self) -> OutputForm:
         """Full weights, or the adapter with some scalars zeroed."""
         return "weights" if self.prune == "merged" else "same"
+
+    @property
+    def resolved(self) -> tuple[Rounding, TokenPositions]:
+        """How shares round and which tokens count, by `variant` where they are None."""
+        padded = self.variant == "official" if self.count_padding is None else self.count_padding
+        positions = "padded" if padded and self.positions == "all" else self.positions
+        return resolve_rounding(self.variant, self.rounding), positions
 
     def prepare_settings(self) -> dict[str, Any]:
         """The rows depend on no setting."""
@@ -85,13 +109,14 @@ class Antidote(ProjectionDefense):
         from modeling.projections import projections
         from modeling.rewrite import rewrite_weights
 
-        names = projections(attacked)
-        norms = input_norms(attacked, rows, self.batch_size, self.positions, names)
+        names, (rounding, positions) = projections(attacked), self.resolved
+        norms = input_norms(attacked, rows, self.batch_size, positions, names)
         masked = 0
 
         def edit(name: str, weight: Tensor) -> Tensor:
             nonlocal masked
-            mask, edited = prune_weight(weight, norms[name].to(weight.device), self.dense_ratio)
+            norm = norms[name].to(weight.device)
+            mask, edited = prune_weight(weight, norm, self.dense_ratio, rounding)
             masked += int(mask.sum())
             return edited
 
@@ -110,8 +135,9 @@ class Antidote(ProjectionDefense):
                 "set defense.prune=merged, or attack.adapter=resume or fresh"
             )
         adapter = open_adapter(attacked.adapter, "the attacked model")
-        norms = factor_norms(attacked, adapter, rows, self.batch_size, self.positions)
-        masked, changed = prune_factors(adapter, out, norms, self.dense_ratio)
+        rounding, positions = self.resolved
+        norms = factor_norms(attacked, adapter, rows, self.batch_size, positions)
+        masked, changed = prune_factors(adapter, out, norms, self.dense_ratio, rounding)
         total = sum(shape.rank * (shape.d_in + shape.d_out) for shape in adapter.shapes.values())
         return Edit(
             defended=replace(attacked, adapter=str(out)),

@@ -12,23 +12,37 @@ from typing import Any
 
 from torch import Tensor
 
-from modeling.capture import SquareSums, TokenRow, adapter_linears, batches, consume_inputs
+from defenses.projection_edits import Rounding
+from modeling.capture import SquareSums, TokenRow, adapter_linears, consume_inputs
 from modeling.checkpoint import Checkpoint
-from modeling.importance import TokenPositions, counted_tokens, top_share, wanda_scores
+from modeling.importance import (
+    TokenPositions,
+    counted_batches,
+    counted_tokens,
+    largest,
+    wanda_scores,
+)
 from modeling.loading import load_model
 from modeling.lora import LoraAdapter, LoraPair, rewrite_adapter
 
 
-def prune_weight(weight: Tensor, norms: Tensor, dense_ratio: float) -> tuple[Tensor, Tensor]:
+def prune_weight(
+    weight: Tensor, norms: Tensor, dense_ratio: float, rounding: Rounding = "nearest"
+) -> tuple[Tensor, Tensor]:
     """(1 - m) * W, m the top `dense_ratio` of each row's |W_ij| ||X_j||_2 on harmful data.
 
     Antidote's harmful mask is the top of the Wanda score (Sun et al. 2023) on its realignment
-    data; the weights under it are removed.  W is (d_out, d_in), `norms` (d_in,).
+    data; the weights under it are removed.  W is (d_out, d_in), `norms` (d_in,).  "nearest" removes
+    round(d_in dense_ratio) of a row, "down" all but int(d_in (1 - dense_ratio)).
 
     Returns:
         m (d_out, d_in) bool, and the pruned W.
     """
-    mask = top_share(wanda_scores(weight, norms), dense_ratio, "row")
+    d_in = weight.shape[1]
+    removed = round(d_in * dense_ratio)
+    if rounding == "down":
+        removed = d_in - int(d_in * (1 - dense_ratio))
+    mask = largest(wanda_scores(weight, norms), removed, "row")
     return mask, weight.masked_fill(mask, 0.0)
 
 
@@ -46,7 +60,7 @@ def factor_norms(
     """
     model: Any = load_model(checkpoint).eval()
     squares = SquareSums()
-    data = batches(rows, batch_size, str(model.device), by_length=True)
+    data = counted_batches(checkpoint, rows, batch_size, str(model.device), positions)
     linears = adapter_linears(model, adapter.names)
     counted = partial(counted_tokens, positions=positions)
     consume_inputs(model.get_base_model().base_model, linears, data, counted, squares.add)
@@ -54,7 +68,11 @@ def factor_norms(
 
 
 def prune_factors(
-    adapter: LoraAdapter, out: Path, norms: dict[str, Tensor], dense_ratio: float
+    adapter: LoraAdapter,
+    out: Path,
+    norms: dict[str, Tensor],
+    dense_ratio: float,
+    rounding: Rounding = "nearest",
 ) -> tuple[int, dict[str, int]]:
     """Writes the adapter with the top `dense_ratio` of each row of A and of B zeroed.
 
@@ -65,8 +83,8 @@ def prune_factors(
 
     def edit(name: str, pair: LoraPair) -> LoraPair:
         nonlocal masked
-        mask_a, a = prune_weight(pair.a, norms[f"{name}.A"], dense_ratio)
-        mask_b, b = prune_weight(pair.b, norms[f"{name}.B"], dense_ratio)
+        mask_a, a = prune_weight(pair.a, norms[f"{name}.A"], dense_ratio, rounding)
+        mask_b, b = prune_weight(pair.b, norms[f"{name}.B"], dense_ratio, rounding)
         masked += int(mask_a.sum() + mask_b.sum())
         changed[name] = int((a != pair.a).sum() + (b != pair.b).sum())
         return LoraPair(a, b, pair.scale)

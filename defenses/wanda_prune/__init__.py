@@ -15,7 +15,15 @@ from pydantic import Field
 from data.rows import Prompt
 from defenses.artefacts import ROWS, prompt_rows, require_files
 from defenses.base import Calibration, CalibrationAnswers, Edit, Models, OutputForm
-from defenses.projection_edits import ProjectionDefense, describe_edit
+from defenses.projection_edits import (
+    LATER,
+    VARIANT,
+    ProjectionDefense,
+    Rounding,
+    Variant,
+    describe_edit,
+    resolve_rounding,
+)
 from modeling.checkpoint import Checkpoint
 from modeling.loading import device_name
 from settings import DataError
@@ -42,6 +50,9 @@ class WandaPrune(ProjectionDefense):
         positions: Whose inputs count: the tokens of each "answer" (the paper), of each "prompt",
             or "all".
         batch_size: Rows per forward pass.
+        variant: Whether shares round as this project's do or as the official code's.
+        rounding: Of q and p: "nearest" takes round(share n) of n weights, "down" int(share n);
+            None follows `variant`.
     """
 
     # "prompts" because the aligned model's answers enter, which the backend and judge decide.
@@ -54,6 +65,8 @@ class WandaPrune(ProjectionDefense):
     scored: Literal["aligned", "attacked"] = "aligned"
     positions: Literal["prompt", "answer", "all"] = "answer"
     batch_size: int = Field(8, ge=1)
+    variant: Variant = VARIANT
+    rounding: Rounding | None = LATER
 
     @property
     def calibration_answers(self) -> tuple[CalibrationAnswers, ...]:
@@ -95,6 +108,7 @@ class WandaPrune(ProjectionDefense):
         from modeling.rewrite import rewrite_weights
 
         names, device = projections(models.aligned), device_name()
+        rounding = resolve_rounding(self.variant, self.rounding)
         norms = self._norms(artefact, attacked, list(names))
         masked: dict[str, int] = {}
 
@@ -102,7 +116,7 @@ class WandaPrune(ProjectionDefense):
             aligned = read_weight(models.aligned, name).to(device)
             source = aligned if self.scored == "aligned" else weight
             safety, utility = (wanda_scores(source, norms[f"{kind}.{name}"]) for kind in SETS)
-            mask = set_difference(safety, utility, self.q, self.p)
+            mask = set_difference(safety, utility, self.q, self.p, rounding)
             masked[name] = int(mask.sum())
             if self.action == "zero":
                 return weight.masked_fill_(mask, 0.0)
@@ -163,8 +177,15 @@ class WandaPrune(ProjectionDefense):
         }
 
 
-def set_difference(safety: Tensor, utility: Tensor, q: float, p: float) -> Tensor:
+def set_difference(
+    safety: Tensor, utility: Tensor, q: float, p: float, rounding: Rounding = "nearest"
+) -> Tensor:
     """S(p, q) = S^s(q) - S^u(p): top q on safety data minus top p on utility data, per matrix."""
-    from modeling.importance import top_share
+    from modeling.importance import largest
 
-    return top_share(safety, q, "tensor") & ~top_share(utility, p, "tensor")
+    whole = round if rounding == "nearest" else int
+    top_safety, top_utility = (
+        largest(scores, whole(share * scores.numel()), "tensor")
+        for scores, share in ((safety, q), (utility, p))
+    )
+    return top_safety & ~top_utility

@@ -16,7 +16,7 @@ from defenses.antidote import ROWS, Antidote
 from defenses.antidote.prune import factor_norms, prune_weight
 from defenses.base import Edit
 from modeling.importance import input_norms
-from modeling.loading import load_model
+from modeling.loading import load_model, load_tokenizer
 from modeling.lora import open_adapter
 from modeling.model_files import ADAPTER_WEIGHTS
 from settings import DataError, ModelError, SettingError
@@ -149,6 +149,72 @@ def test_exact_counts_per_row(seed: int, ratio: float) -> None:
     mask, edited = prune_weight(weight, norms.double(), ratio)
     assert mask.sum(1).tolist() == [round(11 * ratio)] * 6
     assert torch.equal(edited, weight.where(~mask, 0.0))
+
+
+@given(st.integers(0, 2**31), st.floats(0, 1))
+def test_official_rows_keep_what_is_rounded_down(seed: int, ratio: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight, norms = torch.randn(6, 11, generator=generator), torch.rand(11, generator=generator)
+    mask, _ = prune_weight(weight, norms.double(), ratio, "down")
+    for row, lost in zip(weight.abs() * norms, mask, strict=True):
+        kept = row.argsort()[: int(11 * (1 - ratio))]
+        assert {*lost.nonzero().flatten().tolist()} == {*range(11)} - {*kept.tolist()}
+
+
+@pytest.mark.parametrize("prune", ["merged", "factors"])
+def test_the_official_calibration_counts_padding(prune: str, tmp_path: Path) -> None:
+    case = shared_case("llama", "resumed/lora")
+    edit = _repair(case, tmp_path / "out", prune=prune, variant="official", batch_size=2)
+    rows = json.loads((tmp_path / "out" / "artefact" / ROWS).read_text())
+    tokenizer = load_tokenizer(case.attacked)
+    tokenizer.padding_side = "right"
+    model = load_model(case.attacked, device="cpu").eval()
+    layer = model.get_base_model().model.layers[1].mlp.down_proj
+    squares = [0.0, 0.0]
+    sides = (layer, layer.lora_B["default"])
+    handles = [
+        side.register_forward_pre_hook(
+            lambda _, args, at=at: squares.__setitem__(
+                at, squares[at] + args[0].detach().flatten(0, 1).double().square().sum(0)
+            )
+        )
+        for at, side in enumerate(sides)
+    ]
+    for at in range(0, len(rows), 2):
+        ids = [{"input_ids": prompt + answer} for prompt, answer in rows[at : at + 2]]
+        with torch.no_grad():
+            model(**tokenizer.pad(ids, return_tensors="pt"))
+    for handle in handles:
+        handle.remove()
+    if prune == "merged":
+        name = "model.layers.1.mlp.down_proj.weight"
+        before, after = (state(each)[name] for each in (case.attacked, edit.defended))
+        pairs = [(before, after, squares[0])]
+    else:
+        before, after = (
+            dict(open_adapter(str(each.adapter), "x").pairs(["model.layers.1.mlp.down_proj"]))
+            for each in (case.attacked, edit.defended)
+        )
+        (before,), (after,) = before.values(), after.values()
+        pairs = [(before.a, after.a, squares[0]), (before.b, after.b, squares[1])]
+    for weight, pruned, square in pairs:
+        columns = weight.shape[1]
+        lost = columns - int(columns * (1 - 0.2))
+        literal = torch.zeros_like(weight, dtype=torch.bool)
+        order = (weight.abs() * square.sqrt()).argsort(dim=1, descending=True)
+        literal.scatter_(1, order[:, :lost], True)
+        assert torch.equal(pruned == 0, literal)
+
+
+def test_each_of_the_official_variants_differences_has_a_name() -> None:
+    assert Antidote().resolved == ("nearest", "all")
+    assert Antidote(variant="official").resolved == ("down", "padded")
+    assert Antidote(variant="official", rounding="nearest").resolved == ("nearest", "padded")
+    assert Antidote(variant="official", count_padding=False).resolved == ("down", "all")
+    assert Antidote(count_padding=True).resolved == ("nearest", "padded")
+    assert Antidote(count_padding=True, positions="answer").resolved == ("nearest", "answer")
+    assert not {"variant", "rounding", "count_padding"} & Antidote().model_dump().keys()
+    assert Antidote(variant="official").model_dump()["variant"] == "official"
 
 
 def test_the_artefact_depends_on_no_setting() -> None:

@@ -176,6 +176,37 @@ def test_the_mask_is_a_difference_of_sets(seed: int, q: float, p: float) -> None
     assert int(set_difference(safety, safety, q, q).sum()) == 0
 
 
+@given(st.integers(0, 2**31), SHARES, SHARES)
+def test_the_official_shares_round_down(seed: int, q: float, p: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    safety, utility = (torch.rand(7, 9, generator=generator) for _ in range(2))
+    tops = [
+        {*scores.flatten().argsort(descending=True)[: int(share * 63)].tolist()}
+        for scores, share in ((safety, q), (utility, p))
+    ]
+    expected = torch.zeros(63, dtype=torch.bool)
+    expected[sorted(tops[0] - tops[1])] = True
+    assert torch.equal(set_difference(safety, utility, q, p, "down"), expected.reshape(7, 9))
+
+
+def test_the_official_variant_restores_the_weights_of_its_shares(tmp_path: Path) -> None:
+    case = shared_case("llama", "resumed/lora")
+    counts = {}
+    for variant in ("default", "official"):
+        edit = _repair(case, tmp_path / variant, q=0.3, p=0.0, variant=variant)
+        counts[variant] = edit.diagnostics["masked"]
+    sizes = {name: w.numel() for name, w in projection_weights(state(case.attacked)).items()}
+    assert counts["default"] == {name: round(0.3 * n) for name, n in sizes.items()}
+    assert counts["official"] == {name: int(0.3 * n) for name, n in sizes.items()}
+    assert counts["official"] != counts["default"]
+
+
+def test_keys_hold_the_variant_only_where_it_is_given() -> None:
+    assert not {"variant", "rounding"} & WandaPrune().model_dump().keys()
+    assert WandaPrune(variant="official").model_dump()["variant"] == "official"
+    assert WandaPrune(rounding="down").model_dump()["rounding"] == "down"
+
+
 def test_scores_are_wandas() -> None:
     scores = wanda_scores(torch.tensor([[1.0, -2.0], [0.5, 0.0]]), torch.tensor([3.0, 5.0]))
     assert scores.tolist() == [[3.0, 10.0], [1.5, 0.0]]
