@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from data.own_answers import open_prompts
 from defenses.base import Models
 from experiments.config.experiment import Experiment
 from experiments.pipeline.inputs import read_calibration
@@ -18,6 +19,7 @@ from experiments.repairing.artefact import REPAIR
 from experiments.store import Store
 from experiments.store.manifest import write_manifest
 from modeling.shards import new_folder
+from settings import SettingError
 
 
 def prepare(experiment: Experiment, out: Path) -> dict[str, Any]:
@@ -34,6 +36,11 @@ def prepare(experiment: Experiment, out: Path) -> dict[str, Any]:
     assert aligned is not None
     defense.check(Models(base.checkpoint, aligned.checkpoint), None)
     rows = read_calibration(experiment, LeakFilter([]))
+    if open_prompts(rows["safety_pairs"]):
+        raise SettingError(
+            "sources.safety_pairs leaves answers to the base model, which an experiment alone asks "
+            "for them; give pairs that are there (--calibration, or another sources=...)"
+        )
     if defense.calibration_answers:
         experiment.evaluation.backend.chosen(base.checkpoint).check(base.checkpoint)
         experiment.evaluation.harm_judge.check("evaluation.harm_judge")
