@@ -92,7 +92,7 @@ class FineTuning(Attack):
         trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
         turns = [row.turns for row in rows]
         training = train_sft(model, tokenizer, turns, style, self.train, seed, scratch)
-        save(model, tokenizer, out, aligned.base)
+        save(model, tokenizer, out, aligned)
         return {
             "rows": {"task": 0, "harmful": 0, **Counter(row.kind for row in rows)},
             "leaked_rows_dropped": data.leaked,

@@ -272,5 +272,5 @@ class Alignment(Settings):
                 "loss": train(trainer),
                 **counts,
             }
-        save(model, tokenizer, out, base.base)
+        save(model, tokenizer, out, base)
         return report

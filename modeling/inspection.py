@@ -8,6 +8,7 @@ only log it, and would then run another model than the one that was given.
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -81,6 +82,29 @@ def inspect_model(
     return seen
 
 
+def check_mergeable(checkpoint: Checkpoint, setting: str, otherwise: str) -> None:
+    """Refuses an adapter that PEFT can't merge into its base.
+
+    Args:
+        checkpoint: The model, its adapter on top.
+        setting: What the message names, e.g. "model.aligned".
+        otherwise: What to set instead, e.g. "attack.adapter=resume".
+
+    Raises:
+        ModelError: It can't, or what `inspect_model` refuses.
+    """
+    folder, adapter = str(local_folder(checkpoint)), str(checkpoint.adapter)
+    model = _inspect_adapter(folder, adapter, stamp(folder, adapter), setting)
+    try:
+        copy.deepcopy(model).merge_and_unload()
+    except Exception as error:
+        # PEFT's variants refuse it by errors of all kinds.
+        raise ModelError(
+            f"{setting}={adapter!r} can't be merged into its base ({said(error)}); set "
+            f"{otherwise}, or train it as plain LoRA"
+        ) from error
+
+
 def require_own_names(checkpoint: Checkpoint) -> None:
     """Refuses (ModelError) weights whose names only transformers reads, where files are read."""
     name = inspect_model(checkpoint).foreign
@@ -89,6 +113,20 @@ def require_own_names(checkpoint: Checkpoint) -> None:
             f"the model {checkpoint.base!r} holds {name} without its architecture's prefix, as "
             "models without their head are saved; load it with AutoModelForCausalLM and save it "
             "again"
+        )
+
+
+def check_trainable(checkpoint: Checkpoint, setting: str, otherwise: str) -> None:
+    """Refuses an adapter that TRL doesn't go on training: it reads the head past what adapts it.
+
+    The arguments are those of `check_mergeable`.
+    """
+    folder, adapter = str(local_folder(checkpoint)), str(checkpoint.adapter)
+    model = _inspect_adapter(folder, adapter, stamp(folder, adapter), setting)
+    if hasattr(model.get_base_model().get_output_embeddings(), "lora_A"):
+        raise ModelError(
+            f"{setting}={adapter!r} adapts the head, which can't be trained on; set {otherwise}, "
+            "or give an adapter that leaves the head alone"
         )
 
 
@@ -235,8 +273,8 @@ def _listed(names: Collection[str]) -> str:
 @lru_cache(maxsize=16)
 def _inspect_adapter(
     folder: str, adapter: str, stamps: Collection[Any], setting: str | None
-) -> None:
-    """PEFT puts the adapter on the meta model; what it would miss or leave out is refused."""
+) -> Any:
+    """The adapter as PEFT puts it on the meta model; what it would miss or leave out is refused."""
     import torch
     from peft import PeftConfig, PeftModel, set_peft_model_state_dict
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
@@ -245,15 +283,16 @@ def _inspect_adapter(
     verify_folder(adapter, setting or "adapter")
     check_start(read_json(Path(adapter) / ADAPTER_CONFIG, called), called)
     model = copy.deepcopy(_inspect_weights(folder, stamp(folder), False, None).model)
-    embeddings = model.get_input_embeddings().weight.shape
+    tokens = model.get_input_embeddings()
+    place = next(name for name, module in model.named_modules() if module is tokens)
     header = read_header(Path(adapter) / ADAPTER_WEIGHTS)[0]
     for name, entry in header.items():
-        stored = tuple(entry["shape"])
-        if name.endswith("embed_tokens.weight") and stored != tuple(embeddings):
+        own = re.search(rf"\.{re.escape(place)}\.(base_layer\.)?weight$", name)
+        if own and entry["shape"][0] != tokens.weight.shape[0]:
             raise ModelError(
-                f"{called} comes with embeddings of {stored[0]} tokens and its base has "
-                f"{embeddings[0]}, so that it can't be put on it; resize the base's embeddings, "
-                "merge the adapter and give the merged model"
+                f"{called} comes with embeddings of {entry['shape'][0]} tokens and its base has "
+                f"{tokens.weight.shape[0]}, so that it can't be put on it; resize the base's "
+                "embeddings, merge the adapter and give the merged model"
             )
     tensors = {name: torch.empty(entry["shape"], device="meta") for name, entry in header.items()}
     try:
@@ -277,6 +316,7 @@ def _inspect_adapter(
             f"{called} {what} {_listed(names)}, so that it isn't an adapter of {folder!r}, or "
             "isn't whole; give one that was trained on this model"
         )
+    return adapted
 
 
 def check_start(config: Mapping[str, Any], called: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modeling.checkpoint import Checkpoint, local_folder
 from modeling.inspection import inspect_model, load_weights, said
 from modeling.model_files import read_json
+from modeling.shards import copy_besides
 from settings import ModelError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     adapter, place, revision = checkpoint.adapter, checkpoint.base, checkpoint.revision
-    if brings_tokenizer(adapter):
+    if _brings_tokenizer(adapter):
         place, revision = str(adapter), None
     try:
         # Where mistral_common is installed, as vLLM installs it, a Mistral's tekken.json would be
@@ -60,8 +61,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def brings_tokenizer(adapter: str | None) -> bool:
-    """Whether an adapter's folder holds a tokenizer of its own."""
+def _brings_tokenizer(adapter: str | None) -> bool:
     return adapter is not None and any((Path(adapter) / name).is_file() for name in _VOCABULARIES)
 
 
@@ -127,3 +127,44 @@ def load_model(
 
         steer(model, load_steering(checkpoint.steering))
     return model
+
+
+def merged(model: Any) -> PreTrainedModel:
+    """A loaded adapter's model with the adapter merged into it; full weights as they are.
+
+    A head that is tied to the embeddings is untied before, since merging one would change both.
+
+    Raises:
+        ModelError: PEFT can't merge an adapter of this kind.
+    """
+    import torch
+
+    if not hasattr(model, "peft_config"):
+        return model
+    inner = model.get_base_model()
+    embeddings, head = inner.get_input_embeddings(), inner.get_output_embeddings()
+    wrapped = any(hasattr(each, "base_layer") for each in (embeddings, head))
+    head = getattr(head, "base_layer", head)
+    if wrapped and head.weight is getattr(embeddings, "base_layer", embeddings).weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    try:
+        result = model.merge_and_unload()
+    except Exception as error:
+        # PEFT's variants refuse it by errors of all kinds.
+        raise ModelError(
+            f"the adapter can't be merged into its base ({said(error)}); set "
+            "attack.adapter=resume, or train it as plain LoRA"
+        ) from error
+    head, embeddings = result.get_output_embeddings(), result.get_input_embeddings()
+    if result.config.tie_word_embeddings and head.weight is not embeddings.weight:
+        result.config.tie_word_embeddings = False
+        result.all_tied_weights_keys = {}
+    return result
+
+
+def copy_tokenizer(checkpoint: Checkpoint, out: Path) -> None:
+    """Writes a model's tokenizer, chat template and generation settings beside its new weights."""
+    copy_besides(local_folder(checkpoint), out)
+    adapter = checkpoint.adapter
+    if adapter is not None and (_brings_tokenizer(adapter) or _template_in(Path(adapter))):
+        load_tokenizer(checkpoint).save_pretrained(out)

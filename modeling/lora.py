@@ -22,6 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from modeling.checkpoint import Checkpoint
+from modeling.inspection import check_start
 from modeling.model_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -29,10 +30,13 @@ from modeling.model_files import (
     read_header,
     verify_folder,
 )
+from modeling.shards import copy_besides
 from settings import ModelError
 
 _KEY = re.compile(r"^base_model\.model\.(?P<name>.+)\.lora_(?P<side>[AB])\.weight$")
 _UNSUPPORTED = ("lora_magnitude_vector", "lora_embedding_", "lora_B.bias")
+# Settings by which an adapter trains something besides, or other than, projections.
+_ELSEWHERE = ("trainable_token_indices", "target_parameters")
 _PAIR = re.compile(r"\.lora_[AB]\.weight$")
 # Settings of PEFT's LoRA under which the adapted projection isn't x (W + scale B A)^T.
 _NOT_PLAIN = (
@@ -51,8 +55,6 @@ _NOT_PLAIN = (
     "velora_config",
     "monteclora_config",
 )
-# These change the base weights when the adapter is attached: the others only start A and B.
-_MOVING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +154,14 @@ def open_adapter(folder: str | Path, setting: str) -> LoraAdapter:
     if not is_adapter(folder):
         raise ModelError(f"{setting}={str(folder)!r} is no adapter folder; give a PEFT LoRA folder")
     config = json.loads((folder / ADAPTER_CONFIG).read_text())
+    check_start(config, f"{setting}={str(folder)!r}")
     header, _ = read_header(folder / ADAPTER_WEIGHTS)
     odd = next((key for key in header if any(part in key for part in _UNSUPPORTED)), None)
+    odd = odd or next((name for name in _ELSEWHERE if config.get(name)), None)
     if config.get("peft_type") != "LORA" or odd is not None:
         raise ModelError(
             f"{setting}={str(folder)!r} is not a plain LoRA ({odd or config.get('peft_type')}); "
-            "train the adapter as LoRA on linear projections, without DoRA or LoRA biases"
+            "train the adapter as LoRA on linear projections, without DoRA, LoRA biases or tokens"
         )
     modules = {match["name"] for key in header if (match := _KEY.match(key))}
     if not modules:
@@ -180,6 +184,7 @@ def rewrite_adapter(
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source.folder / ADAPTER_CONFIG, out / ADAPTER_CONFIG)
     shutil.copyfile(source.weights, out / ADAPTER_WEIGHTS)
+    copy_besides(source.folder, out)
     header, start = read_header(source.weights)
     with (out / ADAPTER_WEIGHTS).open("r+b") as file:
         for name, pair in source.pairs():
@@ -289,9 +294,6 @@ def _oddity(config: dict[str, Any]) -> str | None:
             return f"{name}={config[name]!r}"
     if config.get("bias", "none") != "none":
         return f"bias={config['bias']!r}"
-    start = config.get("init_lora_weights", True)
-    if isinstance(start, str) and start.startswith(_MOVING_STARTS):
-        return f"init_lora_weights={start!r}"
     return None
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from modeling.checkpoint import Checkpoint, local_folder
-from modeling.loading import device_name
+from modeling.loading import copy_tokenizer, device_name
 from modeling.lora import LoraAdapter, read_merged, tensor_name
 from modeling.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FLOATS, read_header, weight_files
 from modeling.projections import Factored, Projections, check_unsteered, open_projections
@@ -107,7 +107,7 @@ def write_full(
             tensors = ((key, merged(path, key)) for key in shapes)
             write_tensors(part / file, shapes, checkpoint.dtype, tensors)
         write_index(part, shards, checkpoint.dtype)
-        copy_besides(folder, part)
+        copy_tokenizer(checkpoint, part)
         config = json.loads((folder / "config.json").read_text())
         config |= {"dtype": checkpoint.dtype, "torch_dtype": checkpoint.dtype}
         (part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -157,6 +157,7 @@ def write_adapter(
         write_tensors(part / ADAPTER_WEIGHTS, room, dtype, tensors())
         config = _adapter_config(source, ranks)
         (part / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        copy_besides(source.folder, part)
 
 
 def count_edits(source: Projections, changed: Mapping[str, int], defended: Checkpoint) -> EditCount:

@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 
 from modeling.chat import PromptStyle, Turn
 from modeling.checkpoint import Checkpoint
-from modeling.loading import device_name, load_model, load_tokenizer
+from modeling.loading import device_name, load_model, load_tokenizer, merged
+from modeling.shards import copy_besides
 from settings import DataError, ModelError, Settings
 from settings.progress import Progress
 
@@ -162,8 +163,7 @@ def open_for_training(
 
 def write_merged(checkpoint: Checkpoint, out: Path) -> None:
     """Writes a checkpoint's weights with its adapter merged, as a full model folder."""
-    model: Any = load_model(checkpoint)
-    model.merge_and_unload().save_pretrained(out)
+    merged(load_model(checkpoint)).save_pretrained(out)
     load_tokenizer(checkpoint).save_pretrained(out)
 
 
@@ -263,11 +263,14 @@ def check_lengths(
     return {"rows_cut": cut, "rows_left_out": total - fitting}
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, base: str) -> None:
-    """Writes a trained model as a plain folder.
+def save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, start: Checkpoint
+) -> None:
+    """Writes a trained model, which was begun as `start`, as a plain folder.
 
-    Of a `PeftModel` that is its default adapter alone, which names `base` as the place of its
-    weights; of a full model weights and tokenizer.
+    Of a `PeftModel` that is its default adapter alone, which names the place of its base, with the
+    tokenizer or chat template that came beside the adapter that it resumed; of a full model weights
+    and tokenizer.
     """
     if not hasattr(model, "peft_config"):
         model.save_pretrained(out)
@@ -276,9 +279,11 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, 
     model.save_pretrained(out, selected_adapters=["default"])
     path = out / "adapter_config.json"
     config = json.loads(path.read_text())
-    config["base_model_name_or_path"] = base
+    config["base_model_name_or_path"] = start.base
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (out / "README.md").unlink(missing_ok=True)
+    if start.adapter is not None:
+        copy_besides(Path(start.adapter), out)
 
 
 def train(trainer: Any) -> list[dict[str, float]]:

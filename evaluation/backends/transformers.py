@@ -14,6 +14,7 @@ from evaluation.base import Backend
 from evaluation.token_engine import Answer, Engine, PromptIds, end_tokens
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
+from modeling.inspection import load_weights
 from modeling.loading import device_name, load_model, load_tokenizer
 from settings import ModelError
 from settings.progress import Progress
@@ -216,23 +217,14 @@ class TransformersClassifier:
     """A loaded sequence classifier with independent labels."""
 
     def __init__(self, folder: str, dtype: str, batch_size: int, device: str | None = None) -> None:
-        import torch
-        from transformers import AutoModelForSequenceClassification
-
         self.tokenizer = load_classifier_tokenizer(folder)
         self._batch_size = batch_size
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
+        model = load_weights(
+            Checkpoint(folder, dtype=dtype),
+            f"the classifier {folder!r}",
+            classifier=True,
             problem_type="multi_label_classification",
-            output_loading_info=True,
         )
-        if loading["missing_keys"]:
-            missing = ", ".join(sorted(loading["missing_keys"]))
-            raise ModelError(
-                f"the classifier {folder!r} lacks trained weights for {missing}; "
-                "save or download it again"
-            )
         self._check_padding(folder, model.get_input_embeddings().num_embeddings)
         # The pooled token is the last one that isn't padding, so the model must know which is.
         model.config.pad_token_id = self.tokenizer.pad_token_id

@@ -27,6 +27,7 @@ from evaluation.judges.templates import (
 from evaluation.token_engine import Engine
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, resolve
+from modeling.inspection import inspect_model
 from modeling.loading import load_tokenizer
 from modeling.model_files import is_adapter
 from settings import ModelError, SettingError
@@ -83,6 +84,9 @@ class WeightsJudge(Judge):
                 f"{setting}.model={self.model!r} is {', '.join(classes) or 'of no known kind'}, "
                 f"not a {self.kind}; set it to {self.instead}"
             )
+        if "quantization_config" not in weights.config:  # Of those an engine knows more than we do.
+            classifier = self.architecture == "ForSequenceClassification"
+            inspect_model(weights.checkpoint, f"{setting}.model", classifier=classifier)
         try:
             self._runner.check(weights.checkpoint)
         except (ModelError, SettingError) as error:

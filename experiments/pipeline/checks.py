@@ -11,6 +11,7 @@ from experiments.config.experiment import Experiment
 from experiments.pipeline.inputs import Inputs
 from experiments.pipeline.steps.base import Model
 from modeling.checkpoint import Checkpoint, check_target_modules
+from modeling.inspection import check_mergeable, check_trainable
 from settings import SettingError
 
 # What a sentence advises that a given model can't follow.
@@ -61,6 +62,11 @@ def check_models(experiment: Experiment, base: Model, aligned: Model) -> None:
             "model.aligned is a full model; set attack.adapter=fresh, or model.alignment=own "
             "to align the base by the align stage"
         )
+    if aligned.checkpoint.adapter is not None and not isinstance(attack, Given):
+        if attack.needs_full_weights:
+            check_mergeable(aligned.checkpoint, "model.aligned", "attack.adapter=resume")
+        else:
+            check_trainable(aligned.checkpoint, "model.aligned", "attack.adapter=fresh")
     models = Models(base.checkpoint, aligned.checkpoint)
     if isinstance(attack, Given):
         check_given(defense, models, None, f"attack.model={attack.model!r}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from modeling.chat import PromptStyle
+from evaluation.token_engine import Answer, Engine, PromptIds
+from modeling.chat import THOUGHTS, PromptStyle
 from modeling.checkpoint import Checkpoint
 from modeling.loading import load_tokenizer
 from organism.make import WEIGHTS
-from settings import ModelError
+from settings import ModelError, SettingError
 
 TURNS = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}%s{% endfor %}"
@@ -320,3 +321,127 @@ def test_one_question_and_its_answer_are_encoded_as_ever(
 def test_the_alpaca_template_refuses_a_dialogue(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(ModelError, match=r"model\.prompt\.style=chat"):
         PromptStyle(style="alpaca").encode_dialogue(tokenizer, DIALOGUE)
+
+
+TODAYS = (
+    "{% set now = strftime_now('%d %b %Y') if strftime_now is defined else '' %}"
+    "{{ now }} {% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+# As Qwen 3's: no thoughts are a block of none, before the last answer and where they are off.
+THINKING = (
+    "{% for m in messages %}<|{{ m['role'] }}|>"
+    "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
+    "{% endif %}{% endif %}"
+)
+
+
+@pytest.fixture
+def thinker(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    tokenizer.chat_template = THINKING
+    tokenizer.add_tokens(list(THOUGHTS))
+    return tokenizer
+
+
+def test_a_template_that_writes_todays_date_gets_a_fixed_one(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.chat_template = TODAYS
+    texts: list[str] = []
+
+    def render(self: object, messages: object, chat_template: str, **options: object) -> list[int]:
+        texts.append(chat_template)
+        return [1]
+
+    monkeypatch.setattr(type(tokenizer), "apply_chat_template", render)
+    PromptStyle().encode_prompt(tokenizer, "How?")
+    PromptStyle(date="2031-12-01").encode_prompt(tokenizer, "How?")
+    assert "'26 Jul 2024' if" in texts[0]
+    assert "'01 Dec 2031' if" in texts[1]
+    tokenizer.chat_template = "{{ strftime_now(form) }}"
+    with pytest.raises(ModelError, match="in a form that it computes"):
+        PromptStyle().encode_prompt(tokenizer, "How?")
+
+
+def test_a_day_is_a_day() -> None:
+    with pytest.raises(SettingError, match=r"^model\.prompt\.date"):
+        PromptStyle.validated({"date": "26 Jul 2024"}, "model.prompt")
+
+
+def test_keys_hold_of_the_template_what_it_reads() -> None:
+    plain = {"style", "system", "system_role", "newline", "bos_in_training"}
+    assert set(PromptStyle(date="2031-12-01").fitted("{{ messages }}", "it").identity()) == plain
+    dated = PromptStyle().fitted(TODAYS, "it").identity()
+    assert dated["date"] == "2024-07-26"
+    assert set(dated) == {*plain, "date"}
+    thinking = PromptStyle(template={"enable_thinking": False}).fitted(THINKING, "it").identity()
+    assert thinking["template"] == {"enable_thinking": False}
+    assert thinking["thinking"] is True
+    assert set(PromptStyle(style="alpaca").fitted(THINKING, "it").identity()) == plain
+
+
+def test_an_argument_that_the_template_does_not_read_is_refused() -> None:
+    style = PromptStyle(template={"enable_thnking": False})
+    with pytest.raises(SettingError, match=r"^model\.prompt\.template\.enable_thnking"):
+        style.fitted(THINKING, "model.prompt")
+    style.fitted(THINKING, None)
+
+
+def test_a_block_of_no_thoughts_is_the_prompts(thinker: PreTrainedTokenizerBase) -> None:
+    style, off = PromptStyle(), PromptStyle(template={"enable_thinking": False})
+    for each in (style, off):
+        head, tail = each.encode_pair(thinker, "How do I steal?", "I will not help.")
+        text = str(thinker.decode(tail))
+        assert text.removesuffix(str(thinker.eos_token)).strip() == "I will not help."
+        _, content = each.encode_pair(thinker, "How do I steal?", "I will not help.", content=True)
+        assert str(thinker.decode(content)).strip() == "I will not help."
+        turns = [("user", "How do I steal?", False), ("assistant", "I will not help.", True)]
+        [(ids, labels)] = each.encode_dialogue(thinker, turns)
+        assert ids == head + tail
+        assert labels == [-100] * len(head) + tail
+    assert len(off.encode_prompt(thinker, "How?")) > len(style.encode_prompt(thinker, "How?"))
+
+
+class Fixed(Engine):
+    """Answers every prompt with the same ids."""
+
+    usable = True
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, style: PromptStyle, text: str) -> None:
+        super().__init__(tokenizer, style, {tokenizer.eos_token_id}, None)
+        self.ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def close(self) -> None: ...
+
+    def _answers(self, rows: list[PromptIds], max_new_tokens: int) -> list[Answer]:
+        return self._read(rows, [(self.ids, True) for _ in rows])
+
+    def _token_logprobs(self, rows: list[list[int]]) -> list[list[float]]:
+        raise NotImplementedError
+
+    def _candidate_logprobs(
+        self, rows: list[list[int]], candidates: list[int]
+    ) -> list[list[float]]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("generated", "read"),
+    [
+        ("<think>I will help.</think>I will not help.", "I will not help."),
+        ("<think>I will help. I will not help.", ""),
+        ("I will not help.", "I will not help."),
+    ],
+)
+def test_thoughts_are_no_part_of_an_answer(
+    thinker: PreTrainedTokenizerBase, generated: str, read: str
+) -> None:
+    style = PromptStyle().fitted(THINKING, "it")
+    (answer,) = Fixed(thinker, style, generated).generate(["How?"], 32)
+    assert answer.text.strip() == read
+    whole = Fixed(thinker, PromptStyle(thinking=False), generated)
+    (answer,) = whole.generate(["How?"], 32)
+    assert answer.text == thinker.decode(whole.ids)

@@ -19,11 +19,22 @@ from transformers import AutoModelForCausalLM
 
 from experiments.config.experiment import PROJECT
 from modeling.checkpoint import Checkpoint, resolve
-from modeling.inspection import inspect_model
-from modeling.loading import load_model
+from modeling.export import export_with_biases
+from modeling.inspection import check_mergeable, check_trainable, inspect_model
+from modeling.loading import (
+    chat_template,
+    check_tokenizer,
+    load_model,
+    load_tokenizer,
+    merged,
+)
+from modeling.lora import open_adapter, rewrite_adapter
 from modeling.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS, verify_folder
 from modeling.projections import open_projections, read_weight
+from modeling.rewrite import rewrite_weights
+from modeling.training import save, write_merged
 from settings import ModelError
+from tests.defenses.tiny_lora_models import save_tokenizer
 from tests.modeling.tiny_models import LAYERS, MODELS, logits, save_adapter, save_model
 
 Tensors = dict[str, Tensor]
@@ -267,6 +278,108 @@ def test_a_merged_folder_with_its_adapters_files_is_refused(
         resolve(str(tmp_path), None, "model.base")
     with pytest.raises(ModelError, match="holds full weights and adapter_config"):
         load_model(Checkpoint(str(tmp_path)))
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens"], ["lm_head", "q_proj"]])
+def test_a_lora_on_tied_weights_is_merged_untied(targets: list[str], tmp_path: Path) -> None:
+    base = save_model("llama_tied", tmp_path / "base")
+    save_tokenizer(tmp_path / "base")
+    adapted = save_adapter(base, tmp_path / "adapter", target_modules=targets)
+    write_merged(adapted, tmp_path / "merged")
+    expected = logits(load_model(adapted))
+    assert not torch.allclose(expected[0], logits(load_model(base))[0], atol=1e-3)
+    for ours, theirs in zip(
+        logits(load_model(Checkpoint(str(tmp_path / "merged")))), expected, strict=True
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_an_adapter_that_cannot_be_merged_is_said_so_before(
+    base: Checkpoint, tmp_path: Path
+) -> None:
+    biased = save_adapter(base, tmp_path / "biased", lora_bias=True, target_modules=["q_proj"])
+    with pytest.raises(ModelError, match=r"^model\.aligned=.*can't be merged .*adapter=resume"):
+        check_mergeable(biased, "model.aligned", "attack.adapter=resume")
+    with pytest.raises(ModelError, match="can't be merged"):
+        merged(load_model(biased))
+
+
+def test_a_lora_on_the_head_is_not_trained_on(base: Checkpoint, tmp_path: Path) -> None:
+    check_trainable(save_adapter(base, tmp_path / "plain"), "model.aligned", "it")
+    headed = save_adapter(base, tmp_path / "headed", target_modules=["lm_head", "q_proj"])
+    with pytest.raises(ModelError, match=r"adapts the head, .* set attack\.adapter=fresh"):
+        check_trainable(headed, "model.aligned", "attack.adapter=fresh")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"trainable_token_indices": [3, 4]},
+        {"target_modules": [], "target_parameters": ["mlp.up_proj.weight"]},
+    ],
+    ids=lambda options: max(options),
+)
+def test_adapters_beyond_projections_are_read_by_no_defense(
+    options: dict[str, Any], base: Checkpoint, tmp_path: Path
+) -> None:
+    odd = save_adapter(base, tmp_path / "odd", **options)
+    load_model(odd)
+    with pytest.raises(ModelError, match=f"is not a plain LoRA .*{max(options)}"):
+        open_adapter(str(odd.adapter), "model.aligned")
+
+
+def test_a_head_that_the_config_ties_is_exported_as_the_models_own(tmp_path: Path) -> None:
+    base = save_model("llama", tmp_path / "base")
+    tied = rewritten(base.base, tmp_path / "tied", dict, tie_word_embeddings=True)
+    save_tokenizer(tied)
+    assert inspect_model(Checkpoint(str(tied))).own_head
+    export_with_biases(Checkpoint(str(tied)), {}, tmp_path / "out")
+    for ours, theirs in zip(
+        logits(load_model(Checkpoint(str(tmp_path / "out")))),
+        logits(load_model(base)),
+        strict=True,
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_an_adapters_own_template_and_tokenizer_go_with_it(tmp_path: Path) -> None:
+    base = save_model("llama", tmp_path / "base")
+    save_tokenizer(tmp_path / "base")
+    adapted = save_adapter(base, tmp_path / "adapter")
+    folder = Path(str(adapted.adapter))
+    before = load_tokenizer(adapted).chat_template
+    assert chat_template(adapted) == before
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    assert chat_template(adapted) == "{{ messages[0]['content'] }}"
+    assert load_tokenizer(adapted).chat_template == chat_template(adapted)
+    assert load_tokenizer(base).chat_template == before
+
+    edited = rewrite_weights(adapted, tmp_path / "full", lambda name, weight: weight + 1).defended
+    assert load_tokenizer(edited).chat_template == chat_template(adapted)
+    rewrite_adapter(open_adapter(folder, "it"), tmp_path / "again", lambda name, pair: None)
+    assert chat_template(replace(adapted, adapter=str(tmp_path / "again"))) == chat_template(
+        adapted
+    )
+    resumed = load_model(adapted, trainable_adapter=True)
+    save(resumed, load_tokenizer(adapted), tmp_path / "resumed", adapted)
+    assert chat_template(replace(adapted, adapter=str(tmp_path / "resumed"))) == chat_template(
+        adapted
+    )
+
+    own = load_tokenizer(base)
+    own.add_tokens(["<more>"])
+    own.save_pretrained(folder)
+    assert "<more>" in load_tokenizer(adapted).get_vocab()
+    check_tokenizer(adapted, "model.aligned")
+    own.add_tokens([f"<{number}>" for number in range(20)])
+    own.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"tokenizer of 61 tokens, .* embeddings for 48"):
+        check_tokenizer(adapted, "model.aligned")
+
+
+def test_a_model_without_a_tokenizer_is_said_so(base: Checkpoint) -> None:
+    with pytest.raises(ModelError, match=r"^model\.base: the tokenizer of .* can't be read"):
+        check_tokenizer(base, "model.base")
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", WEIGHTS[1]])

@@ -112,7 +112,7 @@ def save_adapter(base: Checkpoint, folder: Path, **options: object) -> Checkpoin
     model = get_peft_model(load_model(base, device="cpu"), LoraConfig(**settings))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or "lora_embedding_A" in name:
                 parameter.normal_(std=0.1)
     model.save_pretrained(folder)
     return Checkpoint(base.base, str(folder), dtype=base.dtype)

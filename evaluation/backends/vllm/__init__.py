@@ -18,8 +18,8 @@ from evaluation.token_engine import end_tokens
 from modeling.architectures import vllm_head_obstacle
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, local_folder
+from modeling.inspection import inspect_model
 from modeling.loading import load_tokenizer
-from modeling.model_files import stored_tensors
 from settings import ModelError, SettingError, target
 
 _ELSE = "or set backend@evaluation.backend=transformers"
@@ -96,6 +96,7 @@ class VLLMBackend(Backend):
             ModelError: The model can't be served, or what is served isn't the model.
         """
         self.check(checkpoint)
+        inspect_model(checkpoint)
         config, generation = _configs(local_folder(checkpoint))
         tokenizer = load_tokenizer(checkpoint)
         with served(checkpoint) as what:
@@ -119,10 +120,7 @@ class VLLMBackend(Backend):
         self._check_installed()
         named = f"the classifier {folder!r}"
         _check_heads(json.loads((Path(folder) / "config.json").read_text()), named)
-        if "score.weight" not in stored_tensors(Path(folder)):
-            raise ModelError(
-                f"{named} lacks trained weights for score.weight; save or download it again"
-            )
+        inspect_model(Checkpoint(folder, dtype=dtype), classifier=True)
         config = AutoConfig.from_pretrained(folder)
         labels = read_labels(folder, config)
         what = ServedWeights(Path(folder))

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from modeling.checkpoint import Checkpoint, local_folder
-from modeling.loading import load_model
+from modeling.loading import load_model, merged
 from modeling.lora import mergeable_adapter
 from modeling.model_files import stamp, stored_tensors
 from settings import ModelError
@@ -65,8 +65,7 @@ def served(checkpoint: Checkpoint) -> Iterator[ServedWeights]:
         return
     with TemporaryDirectory(prefix="relock-merged-") as folder:
         # On the CPU, since a process that has touched the GPU keeps some of its memory.
-        model: Any = load_model(checkpoint, device="cpu")
-        model.merge_and_unload().save_pretrained(folder)
+        merged(load_model(checkpoint, device="cpu")).save_pretrained(folder)
         yield ServedWeights(Path(folder))
 
 
