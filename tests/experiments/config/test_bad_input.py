@@ -85,6 +85,17 @@ from tests.experiments.conftest import TOY, Command
         ("poison@sources.poison=jsonl", "sources.poison.path is missing; set it"),
         ("model=local", "sources.calibration.harmful is not a setting of the options"),
         ("model.base=/no/such/folder", "model.base='/no/such/folder' is not a folder"),
+        ("model.base=me/base@main", "set model.base to 'me/base' and its revision to 'main'"),
+        (
+            f"model.base={PROJECT}/organism/weights/aligned",
+            "is an adapter; set model.base",
+        ),
+        ("model.aligned=/not/there", "model.aligned='/not/there' is not a folder"),
+        ("model.aligned=", "model.aligned='' is empty"),
+        (f"model.aligned={PROJECT}/organism/weights", "model folder, such as"),
+        (f"model.aligned={PROJECT}/organism", "model.aligned="),
+        ("+model.prompt.template.thnking=1", "model.prompt.template.thnking is nothing that"),
+        ("model.prompt.date=today", "model.prompt.date: Invalid isoformat string"),
         ("attack.task=sst2", "data.root"),
     ],
 )

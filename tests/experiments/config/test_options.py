@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from hydra.errors import HydraException
 
-from experiments.config.experiment import CONF
+from experiments.config.experiment import CONF, PROJECT
 from experiments.config.explain import explain
 from experiments.config.options import read_option
 from experiments.pipeline.prompt_sets import attack_prompts
+from modeling.checkpoint import holds_adapter
+from modeling.model_files import ADAPTER_CONFIG
 from organism.task_sources import Sentiment
 from settings import SettingError
 from tests.experiments.composing import composed
@@ -55,6 +57,29 @@ def test_attack_prompts_by_name_and_from_a_file(tmp_path) -> None:
     prefill, published = composed(named).evaluation.attack_prompts
     assert prefill.name == "prefill"
     assert published.name == "suffixes"
+
+
+@pytest.mark.parametrize(("file", "alignment"), [(ADAPTER_CONFIG, "published"), ("x.json", "own")])
+def test_a_hub_id_may_be_an_adapters(
+    file: str, alignment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models--me--lora"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("c0ffee")
+    (repository / "snapshots" / "c0ffee").mkdir(parents=True)
+    (repository / "snapshots" / "c0ffee" / file).write_text("{}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    holds_adapter.cache_clear()
+    assert composed("model.aligned=me/lora").model.alignment == alignment
+    holds_adapter.cache_clear()
+
+
+def test_full_weights_that_are_not_used_are_said_so(caplog: pytest.LogCaptureFixture) -> None:
+    base = f"{PROJECT}/organism/weights/base"
+    assert composed(f"model.aligned={base}").model.alignment == "own"
+    assert f"model.aligned='{base}' isn't used" in caplog.text
+    assert composed(f"model.aligned={base}", "attack.adapter=full").model.alignment == "published"
 
 
 @pytest.mark.parametrize(
