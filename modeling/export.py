@@ -23,10 +23,10 @@ from torch import Tensor
 from modeling.architectures import LLAMA, has_o_bias, has_qkv_bias, is_llama, llama_obstacle
 from modeling.checkpoint import Checkpoint, local_folder
 from modeling.heads import head_layout
-from modeling.inspection import inspect_model, read_config, require_own_names
+from modeling.inspection import read_config, require_own_names
 from modeling.loading import copy_tokenizer, load_tokenizer
 from modeling.lora import LoraAdapter, mergeable_adapter, read_merged
-from modeling.model_files import FLOATS, read_header, weight_files
+from modeling.model_files import FLOATS, read_header, stored_tensors, weight_files
 from modeling.shards import new_folder, write_index, write_tensors
 from settings import ModelError
 
@@ -58,9 +58,9 @@ def check_exportable(checkpoint: Checkpoint, setting: str) -> None:
     Raises:
         ModelError: One sentence that says why, and what to set instead.
     """
-    require_own_names(checkpoint)
     config = llama_config(checkpoint, setting)
     _check_adapter(mergeable_adapter(checkpoint, setting), config)
+    require_own_names(checkpoint)
 
 
 def export_with_biases(checkpoint: Checkpoint, biases: Mapping[int, Tensor], out: Path) -> None:
@@ -106,7 +106,6 @@ def llama_config(checkpoint: Checkpoint, setting: str) -> dict[str, Any]:
     import transformers
 
     config = read_config(checkpoint)
-    seen = inspect_model(checkpoint, setting)
     layout = head_layout(checkpoint) if is_llama(config) else None
     reason = llama_obstacle(config)
     if checkpoint.dtype not in FLOATS.values():
@@ -127,7 +126,8 @@ def llama_config(checkpoint: Checkpoint, setting: str) -> dict[str, Any]:
         "num_hidden_layers": layout.layers,
         **{name: getattr(config, name) for name in _COPIED},
         # A head in the files is the model's own, whatever the config says, where it differs.
-        "tie_word_embeddings": config.tie_word_embeddings and not seen.own_head,
+        "tie_word_embeddings": config.tie_word_embeddings
+        and _HEAD not in stored_tensors(local_folder(checkpoint)),
         **_rope(config),
         "dtype": checkpoint.dtype,
         "torch_dtype": checkpoint.dtype,
