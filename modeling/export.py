@@ -126,8 +126,7 @@ def llama_config(checkpoint: Checkpoint, setting: str) -> dict[str, Any]:
         "num_hidden_layers": layout.layers,
         **{name: getattr(config, name) for name in _COPIED},
         # A head in the files is the model's own, whatever the config says, where it differs.
-        "tie_word_embeddings": config.tie_word_embeddings
-        and _HEAD not in stored_tensors(local_folder(checkpoint)),
+        "tie_word_embeddings": config.tie_word_embeddings and not _has_own_head(checkpoint),
         **_rope(config),
         "dtype": checkpoint.dtype,
         "torch_dtype": checkpoint.dtype,
@@ -165,6 +164,15 @@ def _keep_tokenizer(checkpoint: Checkpoint, out: Path) -> None:
     # The name that transformers 4 knows, and 5 reads as the same.
     config["tokenizer_class"] = "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _has_own_head(checkpoint: Checkpoint) -> bool:
+    """Whether the files hold a head that isn't the embeddings again."""
+    files = {name: each.path for name, each in stored_tensors(local_folder(checkpoint)).items()}
+    if _HEAD not in files:
+        return False
+    head, embeddings = (read_merged(files[name], name, None) for name in (_HEAD, _EMBEDDING))
+    return not torch.equal(head, embeddings)
 
 
 def _check_adapter(adapter: LoraAdapter | None, config: dict[str, Any]) -> None:
