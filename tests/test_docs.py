@@ -44,7 +44,7 @@ _GROUP = re.compile(r"^\| `(?P<group>[\w/.@]+)`[^|]* \| (?P<options>[^|]+) \|", 
 _EXTRA = re.compile(r"(?:\.|\brelock)\[(?P<names>[\w,-]+)\]")
 _EXTERNAL = re.compile(r"^[a-z]+:")
 _HYDRA = ("experiments.run", "experiments.plan")
-# Rows of the README's table that name every option of their folder in conf/.
+# Rows of the table of settings that name every option of their folder in conf/.
 _WHOLE = {
     "model": "model", "attack": "attack", "defense": "defense", "attack.task": "task",
     "protocol": "protocol", "align": "align", "sources": "sources", "tracker": "tracker",
@@ -283,11 +283,11 @@ def _validate(overrides: tuple[str, ...]) -> None:
     validate(config, choices, folders)
 
 
-def test_the_readme_names_every_option_of_the_main_groups() -> None:
+def test_the_page_of_settings_names_every_option_of_the_main_groups() -> None:
     """The table of groups: no option that isn't there, and none left out where a list is whole."""
-    readme = _read(Path("README.md"))
+    page = _read(Path("docs/options.md"))
     named = {
-        row["group"]: set(re.findall(r"`(\w+)`", row["options"])) for row in _GROUP.finditer(readme)
+        row["group"]: set(re.findall(r"`(\w+)`", row["options"])) for row in _GROUP.finditer(page)
     }
     assert named.keys() >= _WHOLE.keys() | _PART.keys()
     for group, folder in _WHOLE.items():
@@ -348,10 +348,10 @@ def test_what_the_page_adds_runs(
     assert {"hs@mine", "hs:named_words", "accuracy_strict"} <= set(record.metrics["defended"])
 
 
-def test_the_pages_own_test_passes(extras: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["test_clip", "test_restore"])
+def test_the_pages_own_tests_pass(extras: Path, tmp_path: Path, name: str) -> None:
     """In this process: another one would import torch once more."""
-    module = _test_clip(extras)
-    tests = [test for name, test in vars(module).items() if name.startswith("test_")]
+    tests = [test for key, test in vars(_module(extras, name)).items() if key.startswith("test_")]
     assert tests
     for test in tests:
         test(**dict.fromkeys(inspect.signature(test).parameters, tmp_path))
@@ -364,7 +364,7 @@ def test_the_pages_defense_clips_full_weights_too(extras: Path, tmp_path: Path) 
     from modeling.loading import load_model
     from modeling.projections import projections
 
-    page = _test_clip(extras)
+    page = _module(extras, "test_clip")
     # The base has lost all that alignment added: Delta = -D.
     load_model(page.BASE, device="cpu").save_pretrained(tmp_path / "attacked")
     attacked = Checkpoint(str(tmp_path / "attacked"))
@@ -384,8 +384,8 @@ def test_the_pages_judge_tells_its_words(extras: Path) -> None:
     assert [verdict.label for verdict in verdicts] == ["unsafe", "safe", "degenerate"]
 
 
-def _test_clip(extras: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("test_clip", extras / "test_clip.py")
+def _module(extras: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, extras / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,21 +1,19 @@
 """Scores from gradients: SNIP and preference-SNIP (paper: Table 5).
 
-Gradients of single rows come from the forward inputs and backward outputs of lora_A and lora_B,
-a whole batch at a time, so that a batch costs one backward pass and not one per row.
+Of single samples, from what `modeling.gradients` captures of lora_A and lora_B.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from modeling.capture import Batch
+from modeling.gradients import backward
 
 
 @dataclass(slots=True)
@@ -47,13 +45,6 @@ class GradientSums:
         self.sums[name] = self.sums[name].add_(total) if name in self.sums else total
 
 
-def log_likelihoods(model: Any, batch: Batch) -> Tensor:
-    """The log-likelihood of each row's answer given its prompt, (rows,)."""
-    logits = model(**batch.inputs, use_cache=False).logits[:, :-1].float()
-    token = logits.log_softmax(-1).gather(-1, batch.input_ids[:, 1:, None]).squeeze(-1)
-    return (token * batch.answers[:, 1:]).sum(1)
-
-
 def snip_loss(likelihoods: Tensor, batch: Batch) -> Tensor:
     """The sum over rows of their answers' mean negative log-likelihoods."""
     return -(likelihoods / batch.answers.sum(1)).sum()
@@ -76,43 +67,5 @@ def sum_gradients(
     Of each it is (out, in); the SNIP score is |W| times this.  The losses are of one batch each,
     summed over its samples, and are computed while this asks for them.
     """
-    with (
-        torch.enable_grad(),
-        _differentiable_inputs(model),
-        _captured_gradients(linears, sums.add),
-    ):
-        for loss in losses:
-            loss.backward()
+    backward(model, linears, losses, sums.add)
     return sums.sums
-
-
-@contextmanager
-def _differentiable_inputs(model: Any) -> Iterator[None]:
-    """Lets gradients flow from the embeddings on, while no weight gets one of its own."""
-    model.requires_grad_(False)
-    embeddings = model.get_input_embeddings()
-    handle = embeddings.register_forward_hook(lambda _, __, output: output.requires_grad_())
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _captured_gradients(
-    linears: Mapping[str, nn.Module], consume: Callable[[str, Tensor, Tensor], None]
-) -> Iterator[None]:
-    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        def watch(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            x = args[0].detach()
-            if output.requires_grad:
-                output.register_hook(lambda grad: consume(name, x, grad))
-
-        return watch
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in linears.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -26,6 +26,7 @@ from modeling.capture import (
     entered,
     run_block,
 )
+from modeling.gradients import log_likelihoods
 from modeling.lora import LoraAdapter, grouped
 from settings import SettingError
 
@@ -110,7 +111,7 @@ def _scorer(
     if plan.method == "snip":
         return partial(_by_gradient, run, linears, plan, None)
     with run.model.disable_adapter():
-        reference = [gradients.log_likelihoods(run.model, batch) for batch in run.data]
+        reference = [log_likelihoods(run.model, batch) for batch in run.data]
     return partial(_by_gradient, run, linears, plan, reference)
 
 
@@ -154,11 +155,11 @@ class _Pass:
     def likelihoods(self, at: int) -> Tensor:
         """The log-likelihoods of a batch's answers, with gradients from the next block on."""
         if not self.blocks:
-            return gradients.log_likelihoods(self.model, self.data[at])
+            return log_likelihoods(self.model, self.data[at])
         hidden = self._entering(at)
         hidden = None if hidden is None else hidden.detach().requires_grad_()
         with entered(self.blocks, self.index, hidden):
-            return gradients.log_likelihoods(self.model, self.data[at])
+            return log_likelihoods(self.model, self.data[at])
 
     def advance(self) -> None:
         """Runs the next block; what comes out of it waits on the CPU."""
