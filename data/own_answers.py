@@ -153,9 +153,11 @@ class JoinedPrompts(PromptRows):
 
     Attributes:
         parts: The sources by any name; one that is None is left out.
+        max_characters: Longer prompts are left out; None: none is.
     """
 
     parts: dict[str, InstanceOf[PromptSource] | None]
+    max_characters: int | None = Field(default=None, ge=1)
 
     @property
     def name(self) -> str:
@@ -171,7 +173,8 @@ class JoinedPrompts(PromptRows):
         by_text: dict[str, Prompt] = {}
         for part in filter(None, self.parts.values()):
             for prompt in part.prompts():
-                by_text.setdefault(prompt.text, prompt)
+                if self.max_characters is None or len(prompt.text) <= self.max_characters:
+                    by_text.setdefault(prompt.text, prompt)
         return take(list(by_text.values()), self.n, self._where)
 
 
