@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from data.own_answers import OwnAnswers, RefusalPairs
+from data.own_answers import JoinedPrompts, OwnAnswers, RefusalPairs
+from data.sources import FilePrompts
 from evaluation.token_engine import Answer
 from experiments.pipeline.steps.answering import whole_sentences
 from experiments.plan.__main__ import main as plan
@@ -104,6 +105,15 @@ def test_pairs_prefer_refusals_of_harm_alone() -> None:
     )
     other = RefusalPairs(harmful=harmful, benign=benign, refusals=(REFUSAL,), seed=1)
     assert source.fingerprint() != other.fingerprint()
+
+
+def test_joined_prompts_are_each_text_once_and_none_too_long(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "short"}\n{"prompt": "somewhat longer"}\n')
+    one = FilePrompts(path=str(tmp_path / "a.jsonl"))
+    joined = JoinedPrompts(parts={"one": one, "two": one, "none": None})
+    assert [prompt.text for prompt in joined.prompts()] == ["short", "somewhat longer"]
+    cut = JoinedPrompts(parts={"one": one}, max_characters=5)
+    assert [prompt.text for prompt in cut.prompts()] == ["short"]
 
 
 def test_a_source_of_prompts_is_asked_for_by_name() -> None:
