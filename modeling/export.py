@@ -60,7 +60,8 @@ def check_exportable(checkpoint: Checkpoint, setting: str) -> None:
     """
     config = llama_config(checkpoint, setting)
     _check_adapter(mergeable_adapter(checkpoint, setting), config)
-    require_own_names(checkpoint)
+    if _has_weights(checkpoint):
+        require_own_names(checkpoint)
 
 
 def export_with_biases(checkpoint: Checkpoint, biases: Mapping[int, Tensor], out: Path) -> None:
@@ -166,8 +167,15 @@ def _keep_tokenizer(checkpoint: Checkpoint, out: Path) -> None:
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
+def _has_weights(checkpoint: Checkpoint) -> bool:
+    """Whether there are weights to look at; a plan may know the config alone."""
+    return any(local_folder(checkpoint).glob("*.safetensors"))
+
+
 def _has_own_head(checkpoint: Checkpoint) -> bool:
     """Whether the files hold a head that isn't the embeddings again."""
+    if not _has_weights(checkpoint):
+        return False
     files = {name: each.path for name, each in stored_tensors(local_folder(checkpoint)).items()}
     if _HEAD not in files:
         return False

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from modeling.checkpoint import Checkpoint, local_folder
 from modeling.inspection import inspect_model, load_weights, said
 from modeling.model_files import read_json
-from modeling.shards import copy_besides
 from settings import ModelError
 
 if TYPE_CHECKING:
@@ -164,6 +163,8 @@ def merged(model: Any) -> PreTrainedModel:
 
 def copy_tokenizer(checkpoint: Checkpoint, out: Path) -> None:
     """Writes a model's tokenizer, chat template and generation settings beside its new weights."""
+    from modeling.shards import copy_besides
+
     copy_besides(local_folder(checkpoint), out)
     adapter = checkpoint.adapter
     if adapter is not None and (_brings_tokenizer(adapter) or _template_in(Path(adapter))):

@@ -15,7 +15,6 @@ from pydantic import Field, model_validator
 from modeling.chat import PromptStyle, Turn
 from modeling.checkpoint import Checkpoint
 from modeling.loading import device_name, load_model, load_tokenizer, merged
-from modeling.shards import copy_besides
 from settings import DataError, ModelError, Settings
 from settings.progress import Progress
 
@@ -111,7 +110,7 @@ class TrainSettings(Settings):
             "weight_decay": self.weight_decay,
             "max_length": self.max_length,
             "gradient_checkpointing": self.gradient_checkpointing,
-            "train_sampling_strategy": "group_by_length" if self.group_by_length else "random",
+            **({"train_sampling_strategy": "group_by_length"} if self.group_by_length else {}),
             "seed": seed,
             "data_seed": seed,
             "bf16": False,
@@ -283,6 +282,8 @@ def save(
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (out / "README.md").unlink(missing_ok=True)
     if start.adapter is not None:
+        from modeling.shards import copy_besides
+
         copy_besides(Path(start.adapter), out)
 
 

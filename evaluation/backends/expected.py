@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from evaluation.backends.transformers import TransformersClassifier
 from evaluation.token_engine import end_tokens
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, local_folder
+from modeling.checkpoint import Checkpoint
 from modeling.loading import device_name, load_model, load_tokenizer
-from modeling.model_files import stamp, stored_tensors
+from modeling.model_files import stamp
 from settings import ModelError
 
 if TYPE_CHECKING:
@@ -139,12 +139,11 @@ def expected_scores(checkpoint: Checkpoint, canaries: Canaries) -> Expected:
     free again on return.
 
     Raises:
-        ModelError: The weights can't be read, or hold biases that no engine gives the model.
+        ModelError: The weights can't be read, or aren't the model's.
     """
     import torch
 
     model: Any = load_model(checkpoint, device="cpu").eval()
-    _check_biases(checkpoint, model)
     ends = end_tokens(model.generation_config, model.config, load_tokenizer(checkpoint))
     with torch.inference_mode():
         scored = [_score(model, row, canaries.candidates) for row in canaries.ids]
@@ -156,20 +155,6 @@ def expected_scores(checkpoint: Checkpoint, canaries: Canaries) -> Expected:
     size = math.sqrt(sum(squares) / len(squares))
     noise = eps(checkpoint.dtype) * math.sqrt(layers) * size
     return Expected(logprobs, following, greedy, noise)
-
-
-def _check_biases(checkpoint: Checkpoint, model: Any) -> None:
-    """A bias in the files, but not in the model, is dropped by transformers as by other engines."""
-    inner = getattr(model, "get_base_model", lambda: model)()
-    modules = dict(inner.named_modules())
-    for name in stored_tensors(local_folder(checkpoint)):
-        module = modules.get(name.removesuffix(".bias")) if name.endswith(".bias") else None
-        if module is not None and getattr(module, "bias", None) is None:
-            raise refused(
-                checkpoint,
-                f"its files hold {name}, which its config.json doesn't provide for, so that "
-                "engines drop it",
-            )
 
 
 def _score(

@@ -25,8 +25,9 @@ from settings import ModelError, plain
 from tests.defenses.tiny_lora_models import save_tokenizer
 from tests.modeling.tiny_models import FAMILIES, save_model
 
-# Those of the hub; `local` names none.
-HUB = sorted({path.stem for path in CONF.glob("model/*.yaml")} - {"organism", "local"})
+# Published chat models; of the small ones, as of the organism, only the base is read.
+SMALL = {"organism", "smollm2", "gemma3"}
+HUB = sorted({path.stem for path in CONF.glob("model/*.yaml")} - {*SMALL, "local"})
 # What stands in the aligned models' config.json on the hub, in transformers 4's words.
 _LLAMA = {"hidden_act": "silu", "num_attention_heads": 32, "tie_word_embeddings": False}
 _LLAMA_3 = {

@@ -141,9 +141,7 @@ def test_biases_are_what_the_projection_makes_of_the_deltas(tmp_path: Path) -> N
         ({"init_lora_weights": "olora"}, "save it as plain LoRA"),
     ],
 )
-def test_more_than_lora_is_refused(
-    options: dict[str, object], said: str, tmp_path: Path
-) -> None:
+def test_more_than_lora_is_refused(options: dict[str, object], said: str, tmp_path: Path) -> None:
     base = save_model("llama_biased", tmp_path / "base")
     checkpoint = save_adapter(base, tmp_path / "adapter", **options)
     with pytest.raises(ModelError, match=said):
@@ -159,5 +157,7 @@ def test_quantised_and_missing_weights_are_refused(tmp_path: Path) -> None:
         next(read_output_columns(checkpoint, head_layout(checkpoint), HEADS))
     del weights[f"{name}.weight"]
     save_file(weights, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match=r"lacks trained weights for model\.layers\.1\.self_attn\.o_proj"):
+    with pytest.raises(
+        ModelError, match=r"lacks trained weights for model\.layers\.1\.self_attn\.o_proj"
+    ):
         next(read_output_columns(checkpoint, head_layout(checkpoint), HEADS))

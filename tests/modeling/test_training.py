@@ -71,7 +71,7 @@ def test_the_adapters_own_path_is_steered_in_training_as_after_loading(
             if "lora_B" in name:
                 parameter.normal_(std=0.3)
     seen = logits(model)
-    save(model, None, tmp_path / "out", base.base)
+    save(model, None, tmp_path / "out", base)
     written = Checkpoint(base.base, str(tmp_path / "out"), steering=steered.steering)
     assert close(logits(load_model(written)), seen)
     assert not close(logits(load_model(replace(written, steering=None))), seen)

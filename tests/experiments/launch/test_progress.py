@@ -200,8 +200,8 @@ def test_a_single_run_names_its_stages_on_a_terminal_and_there_alone(
     with on_a_terminal(line) as (process, leader):
         raw = written(leader).decode()
         assert process.wait(60) == 0
-    assert re.search(r"stage \d+: attack", raw)
-    assert re.search(r"stage \d+: generate", raw)
+    assert re.search(r"stage \d+ of \d+: attack", raw)
+    assert re.search(r"stage \d+ of \d+: generate", raw)
     again = command(*SMALL, "defense=none", "seed=7", toy=False)
     assert "stage 1" not in again.out
     assert "\x1b" not in again.out
