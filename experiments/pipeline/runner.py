@@ -24,16 +24,17 @@ class Listener:
 
     Attributes:
         count: How many have ended.
-        total: Says how many there will be, as far as that is known.
+        total: Says how many there will be; 0 where that isn't known.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self.total: Callable[[], int] = lambda: self.count + 1
+        self.total: Callable[[], int] = lambda: 0
 
     def place(self, stage: Stage) -> str:
         """Which stage of how many it is."""
-        return f"stage {self.count + 1} of {max(self.total(), self.count + 1)}: {stage.name}"
+        of = f" of {max(self.total(), self.count + 1)}" if self.total() else ""
+        return f"stage {self.count + 1}{of}: {stage.name}"
 
     def waiting(self, stage: Stage) -> None:
         """Another process is making the stage."""

@@ -271,5 +271,5 @@ def _apply(job: JobState, event: Mapping[str, Any]) -> None:
             last = StageState(event["name"], event["key"], status, when)
             job.stages.append(last)
         last.status, last.since = status, when
-        if "number" in event:
+        if event.get("of"):
             last.place = f" ({event['number']} of {max(event['of'], event['number'])})"
