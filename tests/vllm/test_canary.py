@@ -84,22 +84,19 @@ def test_an_adapter_that_is_not_applied_is_seen() -> None:
     engine.close()
 
 
-def test_biases_that_the_config_does_not_name_are_dropped(
-    baked: Checkpoint, tmp_path: Path
-) -> None:
+def test_biases_that_vllm_would_drop_are_refused_before(baked: Checkpoint, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(baked.base, tmp_path / "dropped"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"attention_bias": False}))
-    assert "o_proj.bias, which its config.json doesn't provide for" in refusal(
-        Checkpoint(str(only_o_biases(folder)))
-    )
+    said = refusal(Checkpoint(str(only_o_biases(folder))))
+    assert re.search(r"o_proj\.bias.*, which its config\.json doesn't provide for", said)
 
 
-def test_missing_biases_are_read_as_noise(baked: Checkpoint, tmp_path: Path) -> None:
+def test_missing_biases_are_refused_before(baked: Checkpoint, tmp_path: Path) -> None:
+    """vLLM would take what lay in that memory before."""
     folder = Path(shutil.copytree(baked.base, tmp_path / "missing"))
     said = refusal(Checkpoint(str(only_o_biases(folder))))
-    # Which noise it is depends on what lay in that memory before.
-    assert re.search("are NaN|log-probabilities differ|generates is (empty|number 0)", said)
+    assert "lacks trained weights for" in said
 
 
 def test_a_prefix_cache_that_outlived_its_model_is_seen(tmp_path: Path) -> None:
