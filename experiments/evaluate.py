@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -12,9 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.config.experiment import PROJECT, Experiment, register_resolvers
-from experiments.config.explain import explain, is_users
 from experiments.config.jobs import expand
-from experiments.launch.job import quiet_libraries
+from experiments.launch.sweep import run_command
 from settings import SettingError
 
 EXAMPLES = """examples:
@@ -29,11 +27,6 @@ the models are local ones. The first MODEL is what the others are tested against
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures the models of the command line; returns the exit code."""
-    quiet_libraries()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("relock").setLevel(logging.INFO)
-    register_resolvers()
     parser = argparse.ArgumentParser(
         prog="python -m experiments.evaluate",
         description=__doc__,
@@ -44,18 +37,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--base-of-adapter", help="the weights under every MODEL's adapter")
     parser.add_argument("--out", type=Path, help="folder of the record (default: in outputs/)")
     options = parser.parse_intermixed_args(arguments)
+    return run_command(lambda: _start(options))
+
+
+def _start(options: argparse.Namespace) -> int:
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("relock").setLevel(logging.INFO)
+    register_resolvers()
     settings = [each for each in options.models if "=" in each and not Path(each).exists()]
     models = [each for each in options.models if each not in settings]
     day, now = time.strftime("%Y-%m-%d"), time.strftime("%H-%M-%S")
     folder = options.out or PROJECT / "outputs" / "evaluations" / day / now
-    try:
-        experiment = _composed(models, settings)
-        evaluate(experiment, models, options.base_of_adapter, settings, folder)
-    except Exception as error:
-        if not is_users(error):
-            raise
-        print(f"error: {explain(error)}", file=sys.stderr)
-        return 1
+    experiment = _composed(models, settings)
+    evaluate(experiment, models, options.base_of_adapter, settings, folder)
     return 0
 
 
@@ -106,8 +101,8 @@ def evaluate(
         style = experiment.model.prompt.fitted(chat_template(model.checkpoint), None)
         opened[called] = replace(model, style=style)
     inputs = read_inputs(experiment)
-    for model in opened.values():
-        check_settings(experiment, inputs, model.checkpoint, aligns=False)
+    checkpoints = [model.checkpoint for model in opened.values()]
+    check_settings(experiment, inputs, checkpoints, aligns=False)
     progress = experiment.runtime.progress
     with listening(folder, in_sweep=False, progress=progress) as listener:
         runner = Runner(Store(experiment.store), listener, isolate=experiment.runtime.isolate)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import warnings
 from pathlib import Path
 
 from experiments.config.experiment import register_resolvers
-from experiments.config.explain import explain, is_users
-from experiments.launch.job import quiet_libraries
+from experiments.launch.sweep import run_command
 from experiments.repairing.shown import cost, describe, edited, working
 from settings import SettingError
 
@@ -30,17 +28,14 @@ of a run can be given too, such as --set model=llama3 for that model's presets, 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parses the command line and does what it asks; returns the exit code."""
-    quiet_libraries()
+    options = _parser().parse_args(arguments)
+    return run_command(lambda: _start(options))
+
+
+def _start(options: argparse.Namespace) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)
     register_resolvers()
-    options = _parser().parse_args(arguments)
-    try:
-        options.run(options)
-    except Exception as error:
-        if not is_users(error):
-            raise
-        print(f"error: {explain(error)}", file=sys.stderr)
-        return 1
+    options.run(options)
     return 0
 
 

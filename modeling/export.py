@@ -23,7 +23,7 @@ from torch import Tensor
 from modeling.architectures import LLAMA, has_o_bias, has_qkv_bias, is_llama, llama_obstacle
 from modeling.checkpoint import Checkpoint, local_folder
 from modeling.heads import head_layout
-from modeling.inspection import read_config, require_own_names
+from modeling.inspection import inspect_model, read_config, require_own_names
 from modeling.loading import copy_tokenizer, load_tokenizer
 from modeling.lora import LoraAdapter, mergeable_adapter, read_merged
 from modeling.model_files import FLOATS, read_header, stored_tensors, weight_files
@@ -174,11 +174,9 @@ def _has_weights(checkpoint: Checkpoint) -> bool:
 
 def _has_own_head(checkpoint: Checkpoint) -> bool:
     """Whether the files hold a head that isn't the embeddings again."""
-    if not _has_weights(checkpoint):
+    if not _has_weights(checkpoint) or not inspect_model(checkpoint).own_head:
         return False
     files = {name: each.path for name, each in stored_tensors(local_folder(checkpoint)).items()}
-    if _HEAD not in files:
-        return False
     head, embeddings = (read_merged(files[name], name, None) for name in (_HEAD, _EMBEDDING))
     return not torch.equal(head, embeddings)
 

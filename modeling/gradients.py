@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from modeling.capture import Batch, TokenRow, batches
 from modeling.checkpoint import Checkpoint
+from modeling.importance import projection_modules
 from modeling.loading import load_model
 from modeling.projections import open_projections
 
@@ -50,15 +51,15 @@ def gradient_magnitudes(
     source.check(names or ())
     model: Any = load_model(checkpoint).eval()
     core = model if checkpoint.adapter is None else model.get_base_model()
-    wanted = [name for name in source.shapes if names is None or name in names]
-    sums = {name: torch.zeros(source.shapes[name]) for name in wanted}
+    modules = projection_modules(core, source, names)
+    sums = {name: torch.zeros(source.shapes[name]) for name in modules}
 
     def add(name: str, x: Tensor, grad: Tensor) -> None:
         sums[name] += (grad.float().mT @ x.float()).abs().sum(0).cpu()
 
     data = batches(rows, batch_size, str(model.device), by_length=True)
     losses = (-(log_likelihoods(model, each) / each.answers.sum(1)).sum() for each in data)
-    backward(model, {name: core.get_submodule(name) for name in wanted}, losses, add)
+    backward(model, modules, losses, add)
     return {name: total / len(rows) for name, total in sums.items()}
 
 

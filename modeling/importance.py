@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modeling.architectures import LLAMA_LIKE
 from modeling.capture import Batch, SquareSums, TokenRow, batches, consume_inputs
 from modeling.checkpoint import Checkpoint
 from modeling.loading import load_model, load_tokenizer
-from modeling.projections import open_projections
+from modeling.projections import Projections, open_projections
 from settings import DataError, ModelError
 
 # "padded": all, and the padding up to the longest row of a batch.
@@ -62,14 +62,7 @@ def input_norms(
         )
     model: Any = load_model(checkpoint).eval()
     core = model.get_base_model() if checkpoint.adapter is not None else model
-    wanted = [name for name in source.shapes if names is None or name in names]
-    try:
-        modules = {name: core.get_submodule(name) for name in wanted}
-    except AttributeError as error:
-        raise ModelError(
-            f"not all projections of the weights are modules of the model that runs ({error}); "
-            f"leave them out, or choose {LLAMA_LIKE}"
-        ) from None
+    modules = projection_modules(core, source, names)
     squares = SquareSums()
 
     def consume(name: str, x: Tensor) -> None:
@@ -79,7 +72,30 @@ def input_norms(
     data = counted_batches(checkpoint, rows, batch_size, str(model.device), positions)
     at = partial(counted_tokens, positions=positions)
     consume_inputs(core.base_model, modules, data, at, consume)
-    return {name: squares.sums[name].sqrt().cpu() for name in wanted}
+    return {name: squares.sums[name].sqrt().cpu() for name in modules}
+
+
+def projection_modules(
+    core: Any, source: Projections, names: Collection[str] | None
+) -> dict[str, nn.Module]:
+    """The modules of a model that projections of its weights are, in the order of the blocks.
+
+    Args:
+        core: The model, without what holds an adapter.
+        source: Its weights.
+        names: Module paths of projections; None: all of the blocks.
+
+    Raises:
+        ModelError: It has no such module.
+    """
+    wanted = [name for name in source.shapes if names is None or name in names]
+    try:
+        return {name: core.get_submodule(name) for name in wanted}
+    except AttributeError as error:
+        raise ModelError(
+            f"not all projections of the weights are modules of the model that runs ({error}); "
+            f"leave them out, or choose {LLAMA_LIKE}"
+        ) from None
 
 
 def counted_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from attacks.base import Attack
@@ -19,19 +20,20 @@ _OF_TRAINING = ("attack.", "alignment=own")
 
 
 def check_settings(
-    experiment: Experiment, inputs: Inputs, base: Checkpoint, *, aligns: bool
+    experiment: Experiment, inputs: Inputs, models: Sequence[Checkpoint], *, aligns: bool
 ) -> None:
-    """Refuses what can be seen to fail before the first stage.
+    """Refuses what can be seen to fail before the first stage, of the models that are there by now.
 
     Raises:
         RelockError: One sentence that says what to set instead.
     """
     evaluation = experiment.evaluation
-    if aligns:
-        modules = experiment.align.lora.target_modules
-        check_target_modules(modules, base, "align.lora.target_modules")
-    check_attacks(experiment, inputs, base)
-    evaluation.backend.chosen(base).check(base)
+    for model in models:
+        if aligns:
+            modules = experiment.align.lora.target_modules
+            check_target_modules(modules, model, "align.lora.target_modules")
+        check_attacks(experiment, inputs, model)
+        evaluation.backend.chosen(model).check(model)
     evaluation.harm_judge.check("evaluation.harm_judge")
     evaluation.refusal_judge.check("evaluation.refusal_judge")
     for name, judge in evaluation.judges.items():

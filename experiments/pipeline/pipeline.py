@@ -182,7 +182,7 @@ class Pipeline:
         """
         experiment, aligns = self.experiment, self.published is None
         with telling_leaks(self.inputs.provenance["leaked_rows_dropped"]):
-            check_settings(experiment, self.inputs, self.base.checkpoint, aligns=aligns)
+            check_settings(experiment, self.inputs, [self.base.checkpoint], aligns=aligns)
         reports: dict[str, dict[str, Any]] = {"answer": self.answer()}
         inputs, aligned = self.inputs, self.published
         if aligned is None:

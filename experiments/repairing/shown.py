@@ -11,8 +11,7 @@ from typing import Any
 from defenses.safetylock.lock import METADATA, Lock, find_lock, load_lock
 from experiments.repairing.artefact import Artefact
 from settings import SettingError
-
-_EVERY_SECONDS = 30.0
+from settings.progress import EVERY_SECONDS
 
 
 @contextmanager
@@ -21,7 +20,7 @@ def working(what: str) -> Iterator[None]:
     start, ended = time.monotonic(), threading.Event()
 
     def tell() -> None:
-        while not ended.wait(_EVERY_SECONDS):
+        while not ended.wait(EVERY_SECONDS):
             print(f"{what}: {time.monotonic() - start:.0f} s so far", flush=True)
 
     print(f"{what} ...", flush=True)
