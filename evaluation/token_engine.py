@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import dropwhile
+from itertools import dropwhile, islice
 from typing import TYPE_CHECKING
 
 from modeling.chat import THOUGHTS, PromptStyle
@@ -35,10 +35,32 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Questions:
+    """Prompts that are asked alike.
+
+    Attributes:
+        prompts: The users' turns, unrendered.
+        max_new_tokens: Length limit in tokens, the end token included and the start not.
+        system: A system line before every prompt; the style's own by default.
+        starts: How each answer begins, "" for none, which the model is made to go on from;
+            None for none at all.
+    """
+
+    prompts: Sequence[str]
+    max_new_tokens: int
+    system: str | None = None
+    starts: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PromptIds:
-    """What the model goes on from: all its ids, and the start of the answer with its own ids."""
+    """What the model goes on from: all its ids, and the start of the answer with its own ids.
+
+    `limit` is how many tokens the answer may have beyond its start.
+    """
 
     ids: list[int]
+    limit: int
     start: str = ""
     start_ids: list[int] = field(default_factory=list)
 
@@ -85,23 +107,18 @@ class Engine(ABC):
         system: str | None = None,
         starts: Sequence[str] | None = None,
     ) -> list[Answer]:
-        """Greedy answers, in the order of the prompts.
+        """Greedy answers, in the order of the prompts; the arguments are those of `Questions`."""
+        return self.generate_sets([Questions(prompts, max_new_tokens, system, starts)])[0]
 
-        Args:
-            prompts: The users' turns, unrendered.
-            max_new_tokens: Length limit in tokens, the end token included and the start not.
-            system: A system line before every prompt; the style's own by default.
-            starts: How each answer begins, "" for none, which the model is made to go on from;
-                None for none at all.
-        """
-        starts = [""] * len(prompts) if starts is None else starts
-        pairs = zip(prompts, starts, strict=True)
-        rows = [self._encoded(prompt, start, system) for prompt, start in pairs]
-        return self._checked_answers(rows, max_new_tokens)
+    def generate_sets(self, sets: Sequence[Questions]) -> list[list[Answer]]:
+        """Greedy answers to several sets of prompts in one pass, set by set."""
+        rows = [row for questions in sets for row in self._encoded(questions)]
+        answers = iter(self._checked_answers(rows))
+        return [list(islice(answers, len(questions.prompts))) for questions in sets]
 
     def complete(self, ids: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
         """Greedy continuations of token ids as they are given, in their order."""
-        return self._checked_answers([PromptIds(list(row)) for row in ids], max_new_tokens)
+        return self._checked_answers([PromptIds(list(row), max_new_tokens) for row in ids])
 
     def logprobs(self, ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """Natural log-probability of every token but the first, given those before it.
@@ -121,16 +138,18 @@ class Engine(ABC):
         check_context(ids, 1, self.context)
         return self._candidate_logprobs([list(row) for row in ids], list(candidates))
 
-    def _encoded(self, prompt: str, start: str, system: str | None) -> PromptIds:
-        ids = self._style.encode_start(self.tokenizer, prompt, start, system)
-        if not start:
-            return PromptIds(ids)
-        head = self._style.encode_prompt(self.tokenizer, prompt, system)
-        return PromptIds(ids, start, ids[len(head) :])
+    def _encoded(self, questions: Questions) -> Iterator[PromptIds]:
+        limit, system, prompts = questions.max_new_tokens, questions.system, questions.prompts
+        starts = [""] * len(prompts) if questions.starts is None else questions.starts
+        for prompt, start in zip(prompts, starts, strict=True):
+            ids = self._style.encode_start(self.tokenizer, prompt, start, system)
+            head = self._style.encode_prompt(self.tokenizer, prompt, system) if start else ids
+            yield PromptIds(ids, limit, start, ids[len(head) :])
 
-    def _checked_answers(self, rows: list[PromptIds], max_new_tokens: int) -> list[Answer]:
-        check_context([row.ids for row in rows], max_new_tokens, self.context)
-        return self._answers(rows, max_new_tokens)
+    def _checked_answers(self, rows: list[PromptIds]) -> list[Answer]:
+        for limit in {row.limit for row in rows}:
+            check_context([row.ids for row in rows if row.limit == limit], limit, self.context)
+        return self._answers(rows)
 
     def _read(self, rows: list[PromptIds], generated: list[tuple[list[int], bool]]) -> list[Answer]:
         """Answers of generated token ids, each with whether it came of finite logits."""
@@ -176,7 +195,7 @@ class Engine(ABC):
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     @abstractmethod
-    def _answers(self, rows: list[PromptIds], max_new_tokens: int) -> list[Answer]: ...
+    def _answers(self, rows: list[PromptIds]) -> list[Answer]: ...
 
     @abstractmethod
     def _token_logprobs(self, rows: list[list[int]]) -> list[list[float]]: ...

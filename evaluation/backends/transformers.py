@@ -95,9 +95,16 @@ class TransformersEngine(Engine):
     def usable(self) -> bool:
         return self._model is not None
 
-    def _answers(self, rows: list[PromptIds], max_new_tokens: int) -> list[Answer]:
-        read = partial(self._generate_batch, max_new_tokens=max_new_tokens)
-        return in_batches(rows, self._batch_size, "answers", read, lambda row: len(row.ids))
+    def _answers(self, rows: list[PromptIds]) -> list[Answer]:
+        # A batch goes on until its longest answer has ended, so one limit at a time.
+        answers: dict[int, Answer] = {}
+        for limit in sorted({row.limit for row in rows}, reverse=True):
+            at = [index for index, row in enumerate(rows) if row.limit == limit]
+            read = partial(self._generate_batch, max_new_tokens=limit)
+            alike = [rows[index] for index in at]
+            made = in_batches(alike, self._batch_size, "answers", read, lambda row: len(row.ids))
+            answers.update(zip(at, made, strict=True))
+        return [answers[index] for index in range(len(rows))]
 
     def _token_logprobs(self, rows: list[list[int]]) -> list[list[float]]:
         longest = max(map(len, rows), default=1)

@@ -153,7 +153,7 @@ class Pipeline:
         inputs: Inputs,
         base: Model,
         published: Model | None,
-        runner: Callable[[Step], StageResult],
+        runner: Callable[[Step, Sequence[Step]], StageResult],
         resolve: Resolve = resolve,
     ) -> None:
         self.experiment = experiment
@@ -287,12 +287,13 @@ class Pipeline:
         self._made = len(self.stages), len(models)
         with closing():
             steps, measurements = self._answers(models)
-            for role, (name, prompts) in product(self._roles(), product(models, self.inputs.sets)):
-                judge = self.judges(prompts).get(role)
-                if judge is not None:
-                    at = name, prompts.name
-                    step = JudgeAnswers(judge, steps[at], measurements[at])
-                    measurements[*at, role] = self._run(step)
+            for role in self._roles():
+                judging = {
+                    (*at, role): JudgeAnswers(judges[role], steps[at], measurements[at])
+                    for at in steps
+                    if role in (judges := self.judges(steps[at].prompts))
+                }
+                measurements |= self._run_together(judging)
         for name, prompts in product(models, self.inputs.sets):
             if prompts.task is not None:
                 task, items = self.experiment.tasks[prompts.task], self.inputs.items[prompts.task]
@@ -332,9 +333,12 @@ class Pipeline:
         evaluation, texts = self.experiment.evaluation, self.inputs.held_out
         for name, model in models.items():
             backend = evaluation.backend.chosen(model.checkpoint)
-            for prompts in self.inputs.sets:
-                step = steps[name, prompts.name] = Generate(model, prompts, backend)
-                measurements[name, prompts.name] = self._run(step)
+            asking = {
+                (name, prompts.name): Generate(model, prompts, backend)
+                for prompts in self.inputs.sets
+            }
+            measurements |= self._run_together(asking)
+            steps |= asking
             if texts:
                 likelihood = Likelihood(model, texts, evaluation.text_tokens, backend)
                 measurements[name, HELD_OUT] = self._run(likelihood)
@@ -362,8 +366,15 @@ class Pipeline:
         result = self._run(step)
         return step.output(result), result.report
 
-    def _run(self, step: Step) -> StageResult:
-        result = self._runner(step)
+    def _run_together(self, steps: Mapping[Any, Step]) -> Measurements:
+        """The results of steps that ask the same model or judge."""
+        return {
+            place: self._run(step, list(steps.values())[number:])
+            for number, (place, step) in enumerate(steps.items(), 1)
+        }
+
+    def _run(self, step: Step, following: Sequence[Step] = ()) -> StageResult:
+        result = self._runner(step, following)
         self.stages.append(result)
         return result
 

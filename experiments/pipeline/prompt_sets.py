@@ -11,6 +11,7 @@ from attacks.prompts import Asked, AttackPrompt
 from data.leakage import drop_leaked, normalise
 from data.rows import Example, Prompt, TaskItem
 from data.tasks import ValidatedTask
+from evaluation.token_engine import Questions
 from experiments.config.experiment import Experiment
 from experiments.config.sources import AskedSources, Split
 from settings import DataError, SettingError
@@ -61,6 +62,11 @@ class PromptSet:
     def starts(self) -> list[str] | None:
         """How its answers start; None where nothing is said of it."""
         return None if self.asked is None else [entry.start for entry in self.asked]
+
+    @property
+    def questions(self) -> Questions:
+        """All that a model's engine is told of it."""
+        return Questions(self.texts, self.max_new_tokens, self.system, self.starts)
 
 
 def prompt_sets(experiment: Experiment, rows: SplitRows) -> tuple[PromptSet, ...]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.pipeline.steps.base import Step
+from experiments.pipeline.steps.base import AskingStep, Step
 from experiments.store import Stage, StageResult, Store
 from experiments.store.resource_errors import lower_memory
 from settings import RelockError
@@ -61,9 +61,14 @@ class Runner:
         self._listener = listener
         self._isolate = isolate
         self._keys: set[str] = set()
+        # Rows that are asked for and not yet written, by the key of their step.
+        self._asked: dict[str, list[dict[str, Any]]] = {}
 
-    def __call__(self, step: Step) -> StageResult:
+    def __call__(self, step: Step, following: Sequence[Step] = ()) -> StageResult:
         """The result of a step, from the store or made.
+
+        `following` are steps that come next and ask the same model or judge: what the store lacks
+        of them is asked in the same pass.
 
         Raises:
             RelockError: As `Store.run`, or what the step itself says.
@@ -75,16 +80,27 @@ class Runner:
             if self._isolate and not step.own_process:
                 report: dict[str, Any] | None = in_child(partial(step.run, out), stage.name)
                 return report
-            return step.run(out)
+            if not isinstance(step, AskingStep):
+                return step.run(out)
+            if stage.key not in self._asked:
+                pending = [step, *(each for each in following if self._lacks(each))]
+                wanted = {each.stage.key: each for each in pending}
+                self._asked = dict(zip(wanted, step.ask(list(wanted.values())), strict=True))
+            return step.write(self._asked.pop(stage.key), out)
 
-        def is_stale(result: StageResult) -> bool:
-            # Nobody is asked twice in one run.
-            return stage.key not in self._keys and step.is_stale(result)
-
+        is_stale = partial(self._is_stale, step)
         result = self._store.run(stage, make, is_stale, lambda: self._listener.waiting(stage))
         self._keys.add(stage.key)
         self._listener.finished(result)
         return result
+
+    def _lacks(self, step: Step) -> bool:
+        found = self._store.find(step.stage)
+        return found is None or self._is_stale(step, found)
+
+    def _is_stale(self, step: Step, result: StageResult) -> bool:
+        # Nobody is asked twice in one run.
+        return step.stage.key not in self._keys and step.is_stale(result)
 
 
 def in_child(function: Callable[[], Any], name: str) -> Any:

@@ -7,7 +7,7 @@ would cost, and the model that it will leave is worked out from the settings.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -52,7 +52,7 @@ class DryRun:
         self._ledger = ledger
         self._sizes = ledger.sizes
 
-    def __call__(self, step: Step) -> StageResult:
+    def __call__(self, step: Step, following: Sequence[Step] = ()) -> StageResult:
         """The result that the store holds, or what is known of it before it is made."""
         result = self._store.find(step.stage)
         if result is None or step.is_stale(result):

@@ -186,6 +186,6 @@ class InProcess:
         return self._server.next_logprobs([list(row) for row in ids], list(candidates))
 
     def complete(self, ids: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
-        made = self._server.generate([list(row) for row in ids], max_new_tokens, [2])
+        made = self._server.generate([list(row) for row in ids], [max_new_tokens] * len(ids), [2])
         texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row, _ in made]
         return [Answer(text, len(row), False) for text, (row, _) in zip(texts, made, strict=True)]

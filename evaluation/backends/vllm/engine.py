@@ -242,11 +242,11 @@ class VLLMEngine(_Lease, Engine):
     ) -> list[list[float]]:
         return self._ask("next_logprobs", rows, candidates=candidates)
 
-    def _answers(self, rows: list[PromptIds], max_new_tokens: int) -> list[Answer]:
+    def _answers(self, rows: list[PromptIds]) -> list[Answer]:
         generated = self._ask(
             "generate",
             [row.ids for row in rows],
-            max_new_tokens=max_new_tokens,
+            limits=[row.limit for row in rows],
             ends=sorted(self._ends),
         )
         return self._read(rows, generated)

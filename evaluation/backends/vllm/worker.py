@@ -84,11 +84,11 @@ class Server:
             self._adapter = LoRARequest(f"adapter-{self._adapters}", self._adapters, folder)
 
     def generate(
-        self, ids: Sequence[list[int]], max_new_tokens: int, ends: list[int]
+        self, ids: Sequence[list[int]], limits: Sequence[int], ends: list[int]
     ) -> list[tuple[list[int], bool]]:
-        """Greedy token ids of each row, and whether every one came of finite logits."""
-        sampling = {"max_tokens": max_new_tokens, "stop_token_ids": ends, "logprobs": 0}
-        outputs = self._run(ids, [{**sampling, "ignore_eos": True}] * len(ids))
+        """Greedy token ids of each row up to its limit, and whether all came of finite logits."""
+        alike = {"stop_token_ids": ends, "logprobs": 0, "ignore_eos": True}
+        outputs = self._run(ids, [{**alike, "max_tokens": limit} for limit in limits])
         return [_checked(output) for output in outputs]
 
     def logprobs(self, ids: Sequence[list[int]]) -> list[list[float]]:

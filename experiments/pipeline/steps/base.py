@@ -74,6 +74,27 @@ class Step(ABC):
         return False
 
 
+class AskingStep(Step):
+    """A step that asks a model or a judge, and may do so together with others that ask the same."""
+
+    @abstractmethod
+    def ask(self, steps: Sequence[Any]) -> list[list[dict[str, Any]]]:
+        """The rows of several such steps, asked in one pass."""
+
+    @abstractmethod
+    def report(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The step's report on its rows."""
+
+    def run(self, out: Path) -> dict[str, Any]:
+        """Writes the rows, asked alone."""
+        return self.write(self.ask([self])[0], out)
+
+    def write(self, rows: Sequence[Mapping[str, Any]], out: Path) -> dict[str, Any]:
+        """Writes the rows, and returns the report."""
+        write_rows(rows, out)
+        return self.report(rows)
+
+
 class ModelStep(Step):
     """A step that makes one model of another."""
 

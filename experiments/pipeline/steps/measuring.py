@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,10 @@ from data.local import hash_rows
 from data.rows import Example, TaskItem, TaskSource
 from evaluation import degenerate, engines
 from evaluation.base import Backend, Judge
+from evaluation.token_engine import Answer
 from experiments.pipeline.cost import Sizes, Work, table_bytes
 from experiments.pipeline.prompt_sets import PromptSet
-from experiments.pipeline.steps.base import Model, Step, read_rows, write_rows
+from experiments.pipeline.steps.base import AskingStep, Model, Step, read_rows, write_rows
 from experiments.store import Stage, StageResult
 from modeling.chat import PromptStyle
 from settings import ModelError, source, target
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Generate(Step):
+class Generate(AskingStep):
     """A model to its answers to one set of prompts.
+
+    One row per prompt: id, category, prompt, asked, answer, tokens, truncated. `prompt` is what
+    judges see; `asked` is what the model got.
 
     Attributes:
         backend: Generates the answers; of one that chooses, the chosen one.
@@ -58,29 +62,16 @@ class Generate(Step):
     def own_process(self) -> bool:
         return self.backend.own_process
 
-    def run(self, out: Path) -> dict[str, Any]:
-        """Writes one row per prompt: id, category, prompt, asked, answer, tokens, truncated.
-
-        `prompt` is what judges see; `asked` is what the model got.
-        """
-        model, prompts = self.model, self.prompts
+    def ask(self, steps: Sequence[Generate]) -> list[list[dict[str, Any]]]:
+        """Answers of this step's model to the prompts of all."""
+        model, sets = self.model, [step.prompts for step in steps]
         engine = engines.engine(self.backend, model.checkpoint, model.style, model.reference)
-        texts, starts = prompts.texts, prompts.starts
-        answers = engine.generate(texts, prompts.max_new_tokens, prompts.system, starts)
-        rows = [
-            {
-                "id": prompt.id,
-                "category": prompt.category,
-                "prompt": prompt.text,
-                "asked": text,
-                "answer": answer.text,
-                "tokens": answer.tokens,
-                "truncated": answer.truncated,
-            }
-            for prompt, text, answer in zip(prompts.prompts, texts, answers, strict=True)
-        ]
-        write_rows(rows, out)
-        return {"rows": len(rows), "tokens": sum(answer.tokens for answer in answers)}
+        answers = engine.generate_sets([prompts.questions for prompts in sets])
+        return [_answer_rows(*each) for each in zip(sets, answers, strict=True)]
+
+    def report(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """How many rows, and generated tokens."""
+        return {"rows": len(rows), "tokens": sum(row["tokens"] for row in rows)}
 
     def prompt_lengths(self, sizes: Sizes) -> list[int]:
         """Tokens of each prompt as the model gets it."""
@@ -97,6 +88,21 @@ class Generate(Step):
         disk = table_bytes(rows, 2 * sum(lengths) + rows * answer)
         model = sizes.model(self.model.checkpoint)
         return Work(disk=disk) + model.generation(lengths, answer, self.backend.rows_at_once)
+
+
+def _answer_rows(prompts: PromptSet, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": prompt.id,
+            "category": prompt.category,
+            "prompt": prompt.text,
+            "asked": text,
+            "answer": answer.text,
+            "tokens": answer.tokens,
+            "truncated": answer.truncated,
+        }
+        for prompt, text, answer in zip(prompts.prompts, prompts.texts, answers, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -178,8 +184,8 @@ def _encode(
 
 
 @dataclass(frozen=True)
-class JudgeAnswers(Step):
-    """Answers to verdicts."""
+class JudgeAnswers(AskingStep):
+    """Answers to verdicts: one row per answer, id and the fields of `Verdict`."""
 
     judge: Judge
     generate: Generate
@@ -200,18 +206,22 @@ class JudgeAnswers(Step):
         by_earlier_rules = result.report.get("degeneracy") != degenerate.VERSION
         return by_earlier_rules or (self.judge.errors_pass and "errored" in result.report["labels"])
 
-    def run(self, out: Path) -> dict[str, Any]:
-        """Writes one verdict per answer: id and the fields of `Verdict`."""
-        rows = read_rows(self.answers.folder)
-        verdicts = self.judge.score(rows["prompt"].tolist(), rows["answer"].tolist())
-        if len(verdicts) != len(rows):
+    def ask(self, steps: Sequence[JudgeAnswers]) -> list[list[dict[str, Any]]]:
+        """Verdicts of this step's judge on the answers of all."""
+        answers = [read_rows(step.answers.folder) for step in steps]
+        prompts = [prompt for rows in answers for prompt in rows["prompt"]]
+        verdicts = self.judge.score(prompts, [text for rows in answers for text in rows["answer"]])
+        if len(verdicts) != len(prompts):
             raise ModelError(
-                f"{type(self.judge).__name__} gave {len(verdicts)} verdicts for {len(rows)} "
+                f"{type(self.judge).__name__} gave {len(verdicts)} verdicts for {len(prompts)} "
                 "answers; a judge must give one each, choose another or mend it"
             )
-        pairs = zip(rows["id"], verdicts, strict=True)
-        write_rows([{"id": id_, **asdict(verdict)} for id_, verdict in pairs], out)
-        labels = dict(Counter(verdict.label for verdict in verdicts))
+        remaining = iter(verdicts)
+        return [[{"id": id_, **asdict(next(remaining))} for id_ in rows["id"]] for rows in answers]
+
+    def report(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """How many rows, and of each label."""
+        labels = dict(Counter(row["label"] for row in rows))
         return {"rows": len(rows), "labels": labels, "degeneracy": degenerate.VERSION}
 
     def cost(self, sizes: Sizes) -> Work:
