@@ -6,7 +6,9 @@ import argparse
 import subprocess
 import sys
 
-NAMES = ("fgsn", "nlsr", "reuse", "safetylock", "serving")
+from experiments.launch.job import quiet_libraries
+
+NAMES = ("fgsn", "nlsr", "reuse", "safetylock", "serving", "training")
 
 
 def main() -> int:
@@ -17,6 +19,7 @@ def main() -> int:
     unknown = sorted(set(names) - set(NAMES))
     if unknown:
         parser.error(f"unknown benchmark {unknown[0]}; known: {', '.join(NAMES)}")
+    quiet_libraries()
     codes = [subprocess.call([sys.executable, "-m", f"benchmarks.{name}"]) for name in names]
     return max(codes)
 

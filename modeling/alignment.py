@@ -269,7 +269,7 @@ class Alignment(Settings):
             report["preference"] = {
                 "method": self.preference.method,
                 "pairs": len(pairs),
-                "loss": train(trainer),
+                "loss": train(trainer, self.preference.train),
                 **counts,
             }
         save(model, tokenizer, out, base)

@@ -64,6 +64,8 @@ class TrainSettings(Settings):
             on a GPU anyway; the loss is the same but for rounding.
         group_by_length: Whether rows of like length come together, which leaves less padding and
             is another order.
+        adapter_dtype: What an adapter is trained in: "float32", as PEFT has it, or the "model"'s
+            dtype, where small updates are rounded away.
     """
 
     learning_rate: float = Field(gt=0)
@@ -79,6 +81,9 @@ class TrainSettings(Settings):
     # No part of a stage's key where they are off, as they were before there were such settings.
     answer_logits_only: bool = Field(False, exclude_if=lambda on: not on)
     group_by_length: bool = Field(False, exclude_if=lambda on: not on)
+    adapter_dtype: Literal["float32", "model"] = Field(
+        "float32", exclude_if=lambda name: name == "float32"
+    )
 
     @model_validator(mode="after")
     def _whole_passes(self) -> TrainSettings:
@@ -206,7 +211,7 @@ def train_sft(
         processing_class=tokenizer,
     )
     with _answer_logits_only() if settings.answer_logits_only else nullcontext():
-        return {"loss": train(trainer), **counts}
+        return {"loss": train(trainer, settings), **counts}
 
 
 @contextmanager
@@ -287,8 +292,12 @@ def save(
         copy_besides(Path(start.adapter), out)
 
 
-def train(trainer: Any) -> list[dict[str, float]]:
+def train(trainer: Any, settings: TrainSettings) -> list[dict[str, float]]:
     """Trains, says how far it is, and returns the loss curve."""
+    if settings.adapter_dtype == "model" and hasattr(trainer.model, "peft_config"):
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(trainer.model.dtype)
     from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
     class Steps(TrainerCallback):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -188,10 +188,26 @@ def test_rows_of_like_length_come_together_where_that_is_asked_for(
     assert sum(widths[True]) < sum(widths[False])
 
 
+@pytest.mark.parametrize("adapter_dtype", ["float32", "model"])
+def test_an_adapter_is_trained_in_float32_or_the_models_dtype(
+    adapter_dtype: Literal[float32, model], tmp_path: Path
+) -> None:
+    checkpoint = Checkpoint(str(WEIGHTS / "base"), dtype="bfloat16")
+    settings = TrainSettings(learning_rate=1e-2, max_steps=2, adapter_dtype=adapter_dtype)
+    model = open_for_training(checkpoint, LORA, 0)
+    before = [p.detach().clone().float() for p in model.parameters() if p.requires_grad]
+    rows = dialogues(("Count: 1 + 1", "2."))
+    train_sft(model, load_tokenizer(checkpoint), rows, PromptStyle(), settings, 0, tmp_path)
+    after = [p.detach() for p in model.parameters() if p.requires_grad]
+    wanted = torch.float32 if adapter_dtype == "float32" else torch.bfloat16
+    assert {p.dtype for p in after} == {wanted}
+    assert any(not torch.equal(a, b.float()) for a, b in zip(before, after, strict=True))
+
+
 def test_settings_that_are_off_are_in_no_key() -> None:
     off, on = (TrainSettings(learning_rate=1.0, answer_logits_only=on) for on in (False, True))
     assert set(on.model_dump()) - set(off.model_dump()) == {"answer_logits_only"}
-    assert "group_by_length" not in off.model_dump(mode="json")
+    assert not {"group_by_length", "adapter_dtype"} & set(off.model_dump(mode="json"))
 
 
 def test_rows_that_are_cut_or_left_out_are_counted(
