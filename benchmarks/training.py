@@ -67,9 +67,7 @@ def main() -> None:
     first = runs["and rows by length"]
     rate = statistics.median(run.tokens / run.cpu_seconds for run in first)
     rate *= first[0].parameters / LLAMA_8B
-    print(
-        f"at as many operations a second, a model of 8B parameters: {rate:.2f} tokens per CPU second"
-    )
+    print(f"a model of 8B parameters at this rate of operations: {rate:.2f} tokens per CPU second")
 
 
 def _train(model: str, dtype: str, settings: dict[str, Any], count: int) -> Trained:

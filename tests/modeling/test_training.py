@@ -190,7 +190,7 @@ def test_rows_of_like_length_come_together_where_that_is_asked_for(
 
 @pytest.mark.parametrize("adapter_dtype", ["float32", "model"])
 def test_an_adapter_is_trained_in_float32_or_the_models_dtype(
-    adapter_dtype: Literal[float32, model], tmp_path: Path
+    adapter_dtype: Literal["float32", "model"], tmp_path: Path
 ) -> None:
     checkpoint = Checkpoint(str(WEIGHTS / "base"), dtype="bfloat16")
     settings = TrainSettings(learning_rate=1e-2, max_steps=2, adapter_dtype=adapter_dtype)
