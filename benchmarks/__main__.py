@@ -8,7 +8,7 @@ import sys
 
 from experiments.launch.job import quiet_libraries
 
-NAMES = ("fgsn", "nlsr", "reuse", "safetylock", "serving", "training")
+NAMES = ("fgsn", "nlsr", "real", "reuse", "safetylock", "serving", "training")
 
 
 def main() -> int:

@@ -1,7 +1,12 @@
-"""Generation on the organism: transformers in batches and one by one, and vLLM."""
+"""What generation costs: `python -m benchmarks.serving [--model FOLDER]`.
+
+transformers in batches and one prompt at a time, and vLLM where it is installed: the prompts as one
+set, and as five that are asked one after another or in one pass, as `experiments.run` does.
+"""
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import tempfile
 import time
@@ -11,38 +16,54 @@ from pathlib import Path
 from evaluation.backends.transformers import TransformersBackend
 from evaluation.backends.vllm import VLLMBackend
 from evaluation.base import Backend
+from evaluation.token_engine import Answer, Engine, Questions
 from experiments.config.experiment import PROJECT
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from organism.sources import BenignPrompts
 
-PROMPTS, NEW_TOKENS, REPEATS = 320, 64, 3
+NEW_TOKENS, REPEATS, SETS = 64, 3, 5
 BASE = PROJECT / "organism" / "weights" / "base"
 
 
-def run(backend: Backend, prompts: list[str]) -> tuple[float, float, list[str]]:
-    """Opens the organism, answers once to warm up and then `REPEATS` times.
+def run(backend: Backend, model: Path, prompts: list[str]) -> tuple[float, list[float], list[str]]:
+    """Opens the model, answers once to warm up and then `REPEATS` times in turns.
 
     Returns:
-        Seconds to open it, generated tokens per second (the best of the repeats), the answers.
+        Seconds to open it; generated tokens per second (the best of the repeats) of one set, of
+        several one after another, and of several in one pass; the answers.
     """
     start = time.perf_counter()
-    engine = backend.open(Checkpoint(str(BASE)), PromptStyle())
+    engine = backend.open(Checkpoint(str(model)), PromptStyle())
     opening = time.perf_counter() - start
     engine.generate(prompts, 8)
-    rates = []
+    rates: list[list[float]] = [[], [], []]
     for _ in range(REPEATS):
+        answers = _timed(engine, [prompts], rates[0])
+        sets = [prompts[number::SETS] for number in range(SETS)]
         start = time.perf_counter()
-        answers = engine.generate(prompts, NEW_TOKENS)
-        rates.append(sum(answer.tokens for answer in answers) / (time.perf_counter() - start))
+        made = [_timed(engine, [each], []) for each in sets]
+        rates[1].append(_tokens(made) / (time.perf_counter() - start))
+        _timed(engine, sets, rates[2])
     engine.close()
-    return opening, max(rates), [answer.text for answer in answers]
+    return opening, list(map(max, rates)), [answer.text for answer in answers]
 
 
-def reload_seconds(backend: Backend) -> float:
-    """Seconds to open a second checkpoint of the organism's shape after the first was closed."""
+def _timed(engine: Engine, sets: list[list[str]], rates: list[float]) -> list[Answer]:
+    start = time.perf_counter()
+    made = engine.generate_sets([Questions(each, NEW_TOKENS) for each in sets])
+    rates.append(_tokens(made) / (time.perf_counter() - start))
+    return [answer for answers in made for answer in answers]
+
+
+def _tokens(made: list[list[Answer]]) -> int:
+    return sum(answer.tokens for answers in made for answer in answers)
+
+
+def reload_seconds(backend: Backend, model: Path) -> float:
+    """Seconds to open a second checkpoint of the model's shape after the first was closed."""
     with tempfile.TemporaryDirectory() as folder:
-        other = Path(shutil.copytree(BASE, Path(folder) / "other"))
+        other = Path(shutil.copytree(model, Path(folder) / "other"))
         start = time.perf_counter()
         backend.open(Checkpoint(str(other)), PromptStyle()).close()
         return time.perf_counter() - start
@@ -50,25 +71,34 @@ def reload_seconds(backend: Backend) -> float:
 
 def main() -> None:
     """Prints what each takes, its ratio to transformers in batches, and how many answers agree."""
-    prompts = [prompt.text for prompt in BenignPrompts(n=PROMPTS).prompts()]
-    print(f"the organism, {len(prompts)} prompts, up to {NEW_TOKENS} new tokens")
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.serving")
+    parser.add_argument("--model", type=Path, default=BASE, help="default: the organism")
+    parser.add_argument("--prompts", type=int, default=320)
+    options = parser.parse_args()
+    prompts = [prompt.text for prompt in BenignPrompts(n=options.prompts).prompts()]
+    print(f"{options.model.name}, {len(prompts)} prompts, up to {NEW_TOKENS} new tokens")
+    batches, single = "transformers, batches of 64", "transformers, one at a time"
     ways: dict[str, tuple[Backend, list[str]]] = {
-        "transformers, batches of 64": (TransformersBackend(batch_size=64), prompts),
-        "transformers, one at a time": (TransformersBackend(batch_size=1), prompts[:64]),
+        batches: (TransformersBackend(batch_size=64), prompts),
+        single: (TransformersBackend(batch_size=1), prompts[: len(prompts) // 5]),
     }
     served = find_spec("vllm") is not None
     if served:
         ways["vLLM"] = (VLLMBackend(kv_cache_gib=1), prompts)
-    measured = {name: run(backend, asked) for name, (backend, asked) in ways.items()}
-    _, batched, expected = measured["transformers, batches of 64"]
-    for name, (_, rate, texts) in measured.items():
+    measured = {name: run(backend, options.model, asked) for name, (backend, asked) in ways.items()}
+    _, (batched, *_), expected = measured[batches]
+    for name, (_, rates, texts) in measured.items():
         same = sum(ours == theirs for ours, theirs in zip(texts, expected, strict=False))
         agreement = f"{same} of {len(texts)} answers agree"
-        print(f"{name:27} {rate:8.0f} tokens/s; {rate / batched:.2f}x; {agreement}")
+        print(f"{name:27} {rates[0]:8.0f} tokens/s; {rates[0] / batched:.2f}x; {agreement}")
+        alone, together = rates[1:]
+        print(
+            f"  {SETS} sets one by one {alone:.0f}, in one pass {together:.0f}: {together / alone:.2f}x"
+        )
     if not served:
         print("vLLM isn't installed here; make bench-vllm sets it up and runs this benchmark")
         return
-    start, reload = measured["vLLM"][0], reload_seconds(ways["vLLM"][0])
+    start, reload = measured["vLLM"][0], reload_seconds(ways["vLLM"][0], options.model)
     print(f"a new engine and canary     {start:8.2f} s")
     print(f"a reload and canary         {reload:8.2f} s; {start / reload:.0f}x faster")
 

@@ -1,4 +1,4 @@
-"""What a training step costs: `python -m benchmarks training [--model FOLDER]`.
+"""What a training step costs: `python -m benchmarks.training [--model FOLDER]`.
 
 Supervised fine-tuning of a fresh LoRA on the organism's alignment rows, as TRL does it by itself
 and with what this project adds, each in processes of its own, alternating. Tokens are the rows'
@@ -53,7 +53,7 @@ class Trained:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks training")
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.training")
     parser.add_argument("--model", type=Path, default=BASE, help="default: the organism")
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)

@@ -1,0 +1,28 @@
+"""`serving` and `training` on the real model that `make real-model` gets."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from experiments.config.experiment import PROJECT
+
+MODEL = PROJECT / "outputs" / "models" / "smollm2"
+SIZES = {"serving": ["--prompts", "100"], "training": ["--rows", "64"]}
+
+
+def main() -> int:
+    """Runs both; 1 if one failed."""
+    if not MODEL.is_dir():
+        print("real: no model in outputs/models/smollm2; run make real-model first")
+        return 0
+    command = [sys.executable, "-m"]
+    codes = [
+        subprocess.call([*command, f"benchmarks.{name}", "--model", str(MODEL), *sizes])
+        for name, sizes in SIZES.items()
+    ]
+    return max(codes)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
