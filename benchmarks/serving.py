@@ -91,9 +91,9 @@ def main() -> None:
         same = sum(ours == theirs for ours, theirs in zip(texts, expected, strict=False))
         agreement = f"{same} of {len(texts)} answers agree"
         print(f"{name:27} {rates[0]:8.0f} tokens/s; {rates[0] / batched:.2f}x; {agreement}")
-        alone, together = rates[1:]
+        alone, whole = rates[1:]
         print(
-            f"  {SETS} sets one by one {alone:.0f}, in one pass {together:.0f}: {together / alone:.2f}x"
+            f"  {SETS} sets one by one {alone:.0f}, in one pass {whole:.0f}: {whole / alone:.2f}x"
         )
     if not served:
         print("vLLM isn't installed here; make bench-vllm sets it up and runs this benchmark")
