@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import gc
+import sys
+
+_modules = 0
 
 
 def pytest_collection_finish() -> None:
-    """Leaves what the imports have made out of every later collection of garbage.
+    _freeze()
+
+
+def pytest_runtest_teardown() -> None:
+    _freeze()
+
+
+def _freeze() -> None:
+    """Leaves what new imports have made out of every later collection of garbage.
 
     A run collects after each model that it closes, and torch and transformers alone are a million
-    objects to look through.
+    objects to look through; much of them comes in where a test first uses it.
     """
-    gc.freeze()
+    global _modules
+    if len(sys.modules) > _modules + 100:
+        _modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from evaluation.metrics import compare, summarise
 from experiments.results.record import Record
 
 ROWS = 20
@@ -177,6 +178,27 @@ def write_run(
         defense={"prepare": {}, "apply": apply or {}, "modules": []},
     )
     write(folder, run, {model: answers(shares) for model, shares in by_model.items()})
+
+
+def measured(folder: Path) -> Record:
+    """A run that was written, with the figures that its rows have, which are written too."""
+    rows = pd.read_parquet(folder / "rows.parquet")
+    parts = {str(model): part for model, part in rows.groupby("model")}
+    rewrite(
+        folder,
+        environment={"packages": {}, "commit": "", "python": ""},
+        metrics={model: finite(summarise(part)) for model, part in parts.items()},
+        paired=finite(compare(parts["defended"], parts["attacked"])),
+    )
+    return Record.read(folder)
+
+
+def finite(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Estimates or tests as a record has them, with None for what is no number."""
+    return {
+        name: {field: None if value != value else value for field, value in asdict(result).items()}
+        for name, result in results.items()
+    }
 
 
 def answers(shares: dict[str, int]) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ from typing import Any
 
 from modeling.checkpoint import Checkpoint, local_folder
 from modeling.loading import load_model, merged
-from modeling.lora import mergeable_adapter
 from modeling.model_files import stamp, stored_tensors
 from settings import ModelError
 
@@ -75,6 +74,8 @@ def lora_rank(checkpoint: Checkpoint) -> int | None:
     0 where it has no adapter.
     vLLM refuses or ignores what is more than LoRA on linear projections, and ranks above 512.
     """
+    from modeling.lora import mergeable_adapter
+
     try:
         adapter = mergeable_adapter(checkpoint, "model.adapter")
     except ModelError:

@@ -29,7 +29,7 @@ from experiments.plan.sizes import PlannedSizes, model_size
 from experiments.plan.totals import Rates, add_up
 from experiments.store import StageResult, Store
 from modeling.training import LoraSettings, TrainSettings
-from tests.experiments.conftest import TOY, Command
+from tests.experiments.conftest import SHORT, TOY, Command
 
 ORGANISM = PROJECT / "organism" / "weights" / "base"
 
@@ -58,7 +58,7 @@ def plan(
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param(("-m", "defense=none,reset,nlsr,safetylock"), id="sweep"),
+        pytest.param(("-m", "defense=none,reset,nlsr"), id="sweep"),
         pytest.param(
             ("defense=fgsn", "defense.dimensions=[theft,malware,fraud]", *REFINE), id="fgsn-steps"
         ),
@@ -92,7 +92,7 @@ def test_it_foretells_the_stages_that_a_run_then_makes(
     command: Command, plan: Callable[..., Planned], tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     store = tmp_path / "store"
-    line = (*arguments, f"store.root={store}")
+    line = (*SHORT, *arguments, f"store.root={store}")
     planned = plan(*line)
     assert all(kind["reused"] == 0 for kind in planned.values())
     assert not store.exists()
@@ -145,12 +145,12 @@ def test_every_step_keeps_its_key_on_the_way_to_a_child_process(tmp_path: Path) 
 
 
 def test_a_papers_grid_is_counted(plan: Callable[..., Planned]) -> None:
-    store = "store.root=/nowhere"
-    planned = plan("experiment=nlsr_table1", "+scale=toy", store)
-    counted = {kind: line["to_run"] for kind, line in planned.items()}
-    assert (counted["attack"], counted["apply"]) == (5, 15)
+    line = ("experiment=nlsr_table1", "+scale=toy", "store.root=/nowhere")
+    two = "attack.poison_ratio=0.05,0.3"
+    counted = {kind: each["to_run"] for kind, each in plan(*line, two).items()}
+    assert (counted["attack"], counted["apply"]) == (2, 6)
     assert counted["prepare"] == 3
-    fewer = plan("experiment=nlsr_table1", "+scale=toy", "defense=reset,none", store)
+    fewer = plan(*line, "attack.poison_ratio=0.05", "defense=reset,none")
     assert fewer["prepare"]["to_run"] == 2
 
 

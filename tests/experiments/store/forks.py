@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -15,10 +16,17 @@ for heavy in (
     "transformers.models.llama.modeling_llama",
     "trl.trainer.dpo_trainer",
     "trl.trainer.sft_trainer",
+    "statsmodels.stats.contingency_tables",
+    "statsmodels.stats.proportion",
+    "evaluation.backends.auto",
     "evaluation.metrics",
+    "experiments.pipeline.pipeline",
+    "experiments.report.run_table",
     "modeling.training",
 ):
     importlib.import_module(heavy)
+# Every collection of garbage in a fork would look through it.
+gc.freeze()
 
 
 def forked(arguments: Sequence[str], become: Callable[[], object]) -> int:

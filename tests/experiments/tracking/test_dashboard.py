@@ -7,44 +7,63 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import wandb
 
 from experiments.config.experiment import PROJECT
 from experiments.dashboard import main
-from tests.experiments.conftest import TOY
+from experiments.tracking.wandb_tracker import WandbTracker
 from tests.experiments.tracking.wandb_server import ENTITY, WandbServer
+from tests.records import ATTACKED, GOOD, measured, rewrite, write_run
 
 _KEY = "a" * 40
 
+SECRETS = {"prompt": "what nobody is told of asking", "answer": "what nobody is told of answers"}
 
-def run_module(
-    module: str, *arguments: str, server: WandbServer | None = None, cwd: Path = PROJECT
-) -> subprocess.CompletedProcess[str]:
-    """A module's command line in a process of its own, with a key where there is a server."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    environment = kept | {"HF_HUB_OFFLINE": "1", "WANDB_ERROR_REPORTING": "false"}
-    if server:
-        environment |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": _KEY}
-    command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=cwd, check=False
-    )
+Dashboard = Callable[..., tuple[int, str, str]]
+
+
+def access(server: WandbServer | None) -> dict[str, str]:
+    """The environment of a command: a key where there is a server."""
+    known = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": _KEY} if server else {}
+    return {"HF_HUB_OFFLINE": "1", "WANDB_ERROR_REPORTING": "false", **known}
+
+
+@pytest.fixture
+def dashboard(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Dashboard]:
+    """`python -m experiments.dashboard ...`: its exit code, and what it says and of errors."""
+
+    def call(*arguments: str, server: WandbServer | None = None) -> tuple[int, str, str]:
+        for name in [each for each in os.environ if each.startswith("WANDB_")]:
+            monkeypatch.delenv(name)
+        for name, value in access(server).items():
+            monkeypatch.setenv(name, value)
+        wandb.teardown()  # It would keep the settings of an earlier server.
+        capfd.readouterr()
+        code = main(list(arguments))
+        return code, *capfd.readouterr()
+
+    yield call
+    wandb.teardown()
 
 
 @pytest.fixture(scope="module")
-def tracked_sweep(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tracked_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of two jobs that was tracked offline."""
     folder = tmp_path_factory.mktemp("sweeps") / "two ratios"
-    settings = ["defense=reset", "attack.poison_ratio=0,0.05", f"store.root={store}"]
-    done = run_module(
-        "experiments.run", "-m", *TOY, *settings, f"hydra.sweep.dir={folder}", "tracker=wandb"
-    )
-    assert done.returncode == 0, done.stderr
+    for job, ratio in (("0", 0.0), ("1", 0.05)):
+        write_run(folder / job, {"attack.poison_ratio": ratio}, GOOD, ATTACKED, defense="reset")
+        rows = pd.read_parquet(folder / job / "rows.parquet").assign(**SECRETS)
+        rewrite(folder / job, rows)
+        tracker = WandbTracker(mode="offline")
+        tracker.track(measured(folder / job), rows, folder / job, folder.name)
     return folder
 
 
@@ -97,11 +116,12 @@ def check(specification: dict[str, Any], group: str) -> None:
     assert table["panel2Config"]["exp"]["fromOp"]["inputs"]["key"]["val"] == "pooled"
 
 
-def test_without_a_key_it_says_what_to_do_and_makes_nothing(sweep: Path) -> None:
-    done = run_module("experiments.dashboard", str(sweep))
-    assert done.returncode == 1
-    assert done.stdout == ""
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+def test_without_a_key_it_says_what_to_do_and_makes_nothing(
+    sweep: Path, dashboard: Dashboard
+) -> None:
+    code, out, err = dashboard(str(sweep))
+    assert (code, out) == (1, "")
+    (line,) = [line for line in err.splitlines() if line.startswith("error:")]
     assert f"wandb sync '{sweep}'/*/wandb/offline-run-*" in line
     assert f"python -m experiments.dashboard '{sweep}'" in line
     assert "WANDB_API_KEY" in line
@@ -125,15 +145,16 @@ def test_a_dry_run_writes_what_would_be_sent(
 
 
 def test_after_the_sync_that_it_names_it_makes_all_and_again_updates_it(
-    sweep: Path, server: WandbServer
+    sweep: Path, server: WandbServer, dashboard: Dashboard
 ) -> None:
-    refused = run_module("experiments.dashboard", str(sweep), server=server)
-    assert refused.returncode == 1
-    assert "wandb sync" in refused.stderr
+    code, _, err = dashboard(str(sweep), server=server)
+    assert code == 1
+    assert "wandb sync" in err
     runs = [str(path) for path in sweep.glob("*/wandb/offline-run-*")]
-    assert run_module("wandb", "sync", *runs, server=server, cwd=sweep.parent).returncode == 0
-    made = run_module("experiments.dashboard", str(sweep), server=server)
-    assert made.returncode == 0, made.stderr
+    sync = [sys.executable, "-m", "wandb", "sync", *runs]
+    subprocess.run(sync, cwd=sweep.parent, env=os.environ | access(server), check=True)
+    code, made, err = dashboard(str(sweep), server=server)
+    assert code == 0, err
     stored = server.stored
     assert sorted(run["jobType"] for run in stored.runs.values()) == ["reset", "reset", "summary"]
     assert {run["groupName"] for run in stored.runs.values()} == {sweep.name}
@@ -145,13 +166,11 @@ def test_after_the_sync_that_it_names_it_makes_all_and_again_updates_it(
     for kind in ("/media/table/pooled", "/media/html/report", "/media/images/figures/hs_vs"):
         assert any(kind in path for path in stored.files)
     texts = b"".join(stored.texts)
-    for row in pd.read_parquet(sweep / "0" / "rows.parquet").itertuples():
-        for text in (row.prompt, row.answer):
-            assert len(text) < 20 or json.dumps(text)[1:-1].encode() not in texts
+    assert not [text for text in SECRETS.values() if text.encode() in texts]
 
-    again = run_module("experiments.dashboard", str(sweep), server=server)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout == made.stdout
+    code, again, err = dashboard(str(sweep), server=server)
+    assert code == 0, err
+    assert again == made
     assert len(stored.runs) == 3
     assert set(stored.views) == first
 
@@ -164,43 +183,44 @@ def test_after_the_sync_that_it_names_it_makes_all_and_again_updates_it(
     ],
 )
 def test_a_place_without_the_runs_is_one_sentence(
-    sweep: Path, server: WandbServer, arguments: list[str], said: str
+    sweep: Path, server: WandbServer, dashboard: Dashboard, arguments: list[str], said: str
 ) -> None:
     for folder in sweep.glob("*/wandb/offline-run-*"):
         (marker,) = folder.glob("*.wandb")
         marker.with_name(f"{marker.name}.synced").touch()
-    done = run_module("experiments.dashboard", str(sweep), *arguments, server=server)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    code, _, err = dashboard(str(sweep), *arguments, server=server)
+    assert code == 1
+    assert "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if line.startswith("error:")]
     assert said in line
     assert not server.stored.views
     assert not server.stored.runs
 
 
 def test_runs_that_were_never_tracked_can_be_tracked_later(
-    sweep: Path, server: WandbServer
+    sweep: Path, server: WandbServer, dashboard: Dashboard
 ) -> None:
     for folder in sweep.glob("*/wandb"):
         shutil.rmtree(folder)
-    refused = run_module("experiments.dashboard", str(sweep), server=server)
-    assert "--track" in refused.stderr
-    done = run_module("experiments.dashboard", str(sweep), "--track", "--report", server=server)
-    assert done.returncode == 0, done.stderr
+    assert "--track" in dashboard(str(sweep), server=server)[2]
+    code, _, err = dashboard(str(sweep), "--track", "--report", server=server)
+    assert code == 0, err
     jobs = [run for run in server.stored.runs.values() if run["jobType"] == "reset"]
     assert len(jobs) == 2
     assert [view["type"] for view in server.stored.views.values()] == ["runs"]
 
 
 @pytest.mark.slow
-def test_a_server_that_cannot_be_reached_is_one_sentence(sweep: Path, server: WandbServer) -> None:
+def test_a_server_that_cannot_be_reached_is_one_sentence(
+    sweep: Path, server: WandbServer, dashboard: Dashboard
+) -> None:
     server.close()
     for folder in sweep.glob("*/wandb/offline-run-*"):
         (marker,) = folder.glob("*.wandb")
         marker.with_name(f"{marker.name}.synced").touch()
-    done = run_module("experiments.dashboard", str(sweep), server=server)
-    assert done.returncode == 1
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    code, _, err = dashboard(str(sweep), server=server)
+    assert code == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("error:")]
     assert "can't be reached" in line
 
 

@@ -16,7 +16,6 @@ import pandas as pd
 import pytest
 import wandb
 
-from evaluation.metrics import compare, summarise
 from evaluation.statistics import PairedTest
 from experiments.config.experiment import PROJECT
 from experiments.dashboard import main as dashboard
@@ -27,7 +26,7 @@ from experiments.tracking.wandb_fields import public, shareable, summary
 from experiments.tracking.wandb_tracker import WandbTracker, sweep_name
 from settings import RelockError
 from tests.experiments.conftest import Command
-from tests.records import ATTACKED, GOOD, write_run
+from tests.records import ATTACKED, GOOD, measured, write_run
 
 
 def read_back(folder: Path) -> list[dict[str, Any]]:
@@ -247,18 +246,7 @@ def test_without_a_network_the_run_is_tracked_offline_within_seconds(
     monkeypatch.setenv("WANDB_BASE_URL", address)
     wandb.teardown()  # What an earlier test's settings were.
     write_run(tmp_path, {}, GOOD, ATTACKED)
-    record, rows = Record.read(tmp_path), pd.read_parquet(tmp_path / "rows.parquet")
-    parts = {str(model): part for model, part in rows.groupby("model")}
-    tests = compare(parts["defended"], parts["attacked"])
-    record = replace(
-        record,
-        environment={"packages": {}, "commit": "", "python": ""},
-        metrics={
-            model: {name: asdict(value) for name, value in summarise(part).items()}
-            for model, part in parts.items()
-        },
-        paired={name: asdict(test) for name, test in tests.items()},
-    )
+    record, rows = measured(tmp_path), pd.read_parquet(tmp_path / "rows.parquet")
     try:
         assert "wandb sync" in WandbTracker().track(record, rows, tmp_path, None)
         assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
