@@ -7,7 +7,9 @@ VENV_VLLM ?= .venv-vllm
 BIN_VLLM := $(VENV_VLLM)/bin
 VENV_RAY ?= .venv-ray
 BIN_RAY := $(VENV_RAY)/bin
-# To compile all that the packages hold takes longer than what is ever imported of them does.
+# To compile all that the packages hold takes longer than what is ever imported of them does; what
+# is, is kept even where the environment says otherwise, or each process would take half a minute.
+export PYTHONDONTWRITEBYTECODE :=
 INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 ARGS ?=
 # A folder of rows: of tasks in benign/, of sets of prompts in safety_eval/; none: from the hub.
