@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,11 +59,41 @@ def _pad(rows: Sequence[TokenRow], device: str, pad_id: int) -> Batch:
     return Batch(ids.to(device), attention.to(device), answers.to(device))
 
 
+class _AllReached(Exception):  # noqa: N818
+    """Ends a forward pass when every captured module has had its input."""
+
+
 @dataclass(slots=True)
 class Focus:
-    """Which positions of the running batch a capture takes; None: none."""
+    """What a capture takes of the running batch.
+
+    Attributes:
+        positions: (rows, length) bool; None: nothing is taken.
+        last: The module whose input ended the last pass of `run`.
+    """
 
     positions: Tensor | None = None
+    last: str | None = None
+    _names: frozenset[str] = frozenset()
+    _left: set[str] | None = None
+
+    def run(self, positions: Tensor, forward: Callable[[], object]) -> None:
+        """Takes these positions of one forward pass, which ends at the last module's input.
+
+        A module that is captured runs once in a pass.
+        """
+        self.positions, self._left = positions, set(self._names)
+        with suppress(_AllReached):
+            forward()
+        self.positions = self._left = None
+
+    def reached(self, name: str) -> None:
+        """Notes that a module's input was taken."""
+        if self._left is not None:
+            self._left.discard(name)
+            if not self._left:
+                self.last = name
+                raise _AllReached
 
 
 @contextmanager
@@ -76,14 +107,16 @@ def captured_inputs(
         consume: Called with a module's name and its input (tokens, d), detached.
 
     Yields:
-        The focus; set its `positions` to a (rows, length) bool tensor before each forward pass.
+        The focus: call `run` with each forward pass, or, for what comes behind the modules too, set
+        its `positions` before each.
     """
-    focus = Focus()
+    focus = Focus(_names=frozenset(modules))
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def take(_: nn.Module, args: tuple[Any, ...]) -> None:
             if focus.positions is not None:
                 consume(name, args[0].detach()[focus.positions])
+                focus.reached(name)
 
         return take
 
@@ -219,9 +252,9 @@ def consume_inputs(
 ) -> None:
     """Runs `core` over batches and passes on what enters some of its modules (`captured_inputs`).
 
-    `positions` gives the tokens of a batch that count, (rows, length) bool.
+    Nothing behind the last of them is run.  `positions` gives the tokens of a batch that count,
+    (rows, length) bool.
     """
     with captured_inputs(modules, consume) as focus:
         for batch in data:
-            focus.positions = positions(batch)
-            core(**batch.inputs, use_cache=False)
+            focus.run(positions(batch), partial(core, **batch.inputs, use_cache=False))

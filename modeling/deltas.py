@@ -114,10 +114,18 @@ def safety_times(d: Factored | Tensor, x: Tensor, *, out: Tensor | None = None) 
 
 def frobenius(d: Factored | Tensor) -> float:
     """||D||_F, summed in float64; a product is never formed."""
-    if isinstance(d, Factored):
-        return float(product_norm(d.a, d.b))
-    rows = max(1, _BLOCK // (4 * d.shape[1]))
-    return sum(float(block.double().square().sum()) for block in d.split(rows)) ** 0.5
+    return float(product_norm(d.a, d.b)) if isinstance(d, Factored) else math.sqrt(inner(d, d))
+
+
+def inner(x: Tensor, y: Tensor) -> float:
+    """<x, y> of two matrices of one shape, summed in float64."""
+    # On a CPU, blocks that stay in its cache take a quarter of the time of large ones.
+    rows = max(1, (1 << 16 if x.device.type == "cpu" else _BLOCK) // x.shape[1])
+    sums = [
+        torch.dot(p.double().flatten(), q.double().flatten())
+        for p, q in zip(x.split(rows), y.split(rows), strict=True)
+    ]
+    return float(sum(sums))
 
 
 def write_edited(

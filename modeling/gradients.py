@@ -80,6 +80,7 @@ def backward(
     with torch.enable_grad(), _differentiable_inputs(model), _captured(linears, consume):
         for loss in losses:
             loss.backward()
+            del loss  # Its graph holds the inputs, and the next one is built before the name is.
 
 
 @contextmanager

@@ -169,7 +169,7 @@ def largest(scores: Tensor, k: int, scope: Scope) -> Tensor:
     if k in (0, n):
         return torch.full_like(scores, k > 0, dtype=torch.bool)
     flat = scores.reshape(-1, n)
-    threshold = _kth_largest(flat, k)
+    threshold = kth_largest(flat, k)
     mask = flat > threshold
     ties = flat == threshold
     missing = torch.full_like(threshold, k, dtype=torch.long)
@@ -192,8 +192,8 @@ def _columns(mask: Tensor) -> tuple[Tensor, ...]:
     return mask.split(max(1, _BLOCK // len(mask)), dim=1)
 
 
-def _kth_largest(flat: Tensor, k: int) -> Tensor:
-    """The k-th largest of each row of (rows, n): (rows, 1)."""
+def kth_largest(flat: Tensor, k: int) -> Tensor:
+    """The k-th largest of each row of (rows, n), by selection: (rows, 1)."""
     place = flat.shape[1] - k
     if flat.is_cuda:
         return flat.kthvalue(place + 1, dim=1, keepdim=True).values

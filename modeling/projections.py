@@ -67,12 +67,13 @@ class Projections:
         stored = self.tensors[name]
         dtype: torch.dtype = getattr(torch, FLOATS[stored.code])
         # Read, not mapped: a mapped file keeps all that was read of it in memory.
-        with stored.path.open("rb") as file:
+        with stored.path.open("rb", buffering=0) as file:
             file.seek(stored.start)
             for start in range(0, d_out, step):
                 rows = slice(start, min(start + step, d_out))
-                data = bytearray(file.read((rows.stop - start) * d_in * dtype.itemsize))
-                block = torch.frombuffer(data, dtype=dtype).reshape(-1, d_in).to(device)
+                block = torch.empty(rows.stop - start, d_in, dtype=dtype)
+                file.readinto(block.view(torch.uint8).numpy().data)
+                block = block.to(device)
                 if pair is None:
                     yield rows, block.float()
                     continue
@@ -262,9 +263,11 @@ def difference(
             f"{name} is {after.shapes[name]} in {after.checkpoint.base!r} and "
             f"{before.shapes.get(name)} in {before.checkpoint.base!r}; give models of one shape"
         )
-    result = after.weight(name, device)
-    for rows, block in before.blocks(name, device):
-        result[rows] -= block
+    result = torch.empty(after.shapes.get(name, (0, 0)), device=device)
+    for (rows, new), (_, old) in zip(
+        after.blocks(name, device), before.blocks(name, device), strict=True
+    ):
+        torch.sub(new, old, out=result[rows])
     return result
 
 

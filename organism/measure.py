@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -98,8 +99,8 @@ def _last_outputs(model: Any, rows: Sequence[TokenRow], count: int) -> Tensor:
         for batch in batches(rows, BATCH, str(model.device)):
             ends = batch.attention_mask.sum(1, keepdim=True)
             places = torch.arange(batch.input_ids.shape[1], device=ends.device)
-            focus.positions = (places < ends) & (places >= ends - count)
-            model(**batch.inputs, use_cache=False)
+            last = (places < ends) & (places >= ends - count)
+            focus.run(last, partial(model, **batch.inputs, use_cache=False))
     outputs = torch.stack([torch.cat(each) for each in layers.values()], 1)
     heads = model.config.num_attention_heads
     return outputs.view(len(rows), count, len(layers), heads, model.config.head_dim)

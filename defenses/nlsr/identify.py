@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,6 @@ from modeling.capture import (
     adapter_linears,
     batches,
     captured_inputs,
-    consume_inputs,
     entered,
     run_block,
 )
@@ -33,9 +32,14 @@ from settings import SettingError
 if TYPE_CHECKING:
     from defenses.nlsr import NLSR
 
-ScorePairs = dict[str, tuple[Tensor, Tensor]]
+# Gives the scores of a module's "A" (r, d_in) or "B" (d_out, r); to be asked once for each.
+Score = Callable[[str, str], Tensor]
+# Modules of one shape, and their scores.
+Portion = tuple[Sequence[str], Score]
 Linears = Mapping[str, nn.Linear]
 
+# What a CPU holds the graph of: its products gain nothing from more tokens, and each takes room.
+_GRAPH_TOKENS = 128
 _BLOCK = re.compile(r"^(?P<path>.+?)\.(?P<index>\d+)\.")
 
 
@@ -60,8 +64,8 @@ def identify(
     generator = torch.Generator().manual_seed(plan.mask_seed)
     linears = {} if plan.method == "random" else adapter_linears(model, reference.names)
     masks: dict[str, MaskPair] = {}
-    for scored in _scored(model, linears, reference, rows, plan, generator):
-        found = dict(_cut(scored, plan, generator))
+    for names, score in _scored(model, linears, reference, rows, plan, generator):
+        found = _cut(names, score, plan, generator)
         masks |= found
         if plan.method not in ("random", "low_rank"):
             _zero(linears, found)
@@ -75,18 +79,24 @@ def _scored(
     rows: Sequence[TokenRow],
     plan: NLSR,
     generator: torch.Generator,
-) -> Iterator[ScorePairs]:
-    """Score pairs of all modules, in portions: per block where the method goes by blocks.
+) -> Iterator[Portion]:
+    """Scores of all modules, in portions whose masks are found before the next is scored.
 
-    A later block is scored on what comes out of the earlier ones as they are then.
+    Where the method goes by blocks, a later one is scored on what comes out of the earlier ones as
+    they are then.
     """
     if plan.method == "random":
         yield from _random(reference, generator)
         return
     model.eval()
-    size = plan.batch_size * (2 if plan.method == "preference_snip" else 1)
-    by_length = plan.method in ("low_rank", "wanda")  # The others' sums may depend on the order.
-    data = batches(rows, size, str(model.device), by_length=by_length)
+    by_gradient = plan.method in ("snip", "preference_snip")
+    per_sample = 2 if plan.method == "preference_snip" else 1
+    size = plan.batch_size
+    if by_gradient and model.device.type == "cpu":
+        longest = per_sample * max(len(prompt) + len(answer) for prompt, answer in rows)
+        size = min(size, max(1, _GRAPH_TOKENS // longest))
+    # The sums of gradients may depend on the order.
+    data = batches(rows, size * per_sample, str(model.device), by_length=not by_gradient)
     run = _Pass(model, data, [None] * len(data))
     members = {0: list(reference.names)}
     if plan.resolved["sequential"]:
@@ -95,15 +105,17 @@ def _scored(
     last = max(members)
     for index in range(last + 1):
         if names := members.get(index):
-            yield score(names)
+            sizes = {name: reference.shapes[name] for name in names}
+            shapes = {name: (s.rank, s.d_in, s.d_out) for name, s in sizes.items()}
+            yield from score(list(grouped(shapes).values()))
         if index < last:
             run.advance()
 
 
 def _scorer(
     run: _Pass, linears: Linears, samples: int, plan: NLSR
-) -> Callable[[Sequence[str]], ScorePairs]:
-    """What scores the modules of these names on the pass as it then is."""
+) -> Callable[[list[list[str]]], Iterator[Portion]]:
+    """What scores modules, in groups of one shape, on the pass as it then is."""
     if plan.method == "low_rank":
         return partial(_low_rank, run, linears, plan)
     if plan.method == "wanda":
@@ -142,15 +154,18 @@ class _Pass:
     index: int = 0
 
     def inputs(self, modules: Linears, consume: Callable[[str, Tensor], None]) -> None:
-        """Passes what enters modules at answer tokens to `consume`; those of the next block."""
-        if not self.blocks:
-            base = self.model.get_base_model()
-            consume_inputs(base, modules, self.data, attrgetter("answers"), consume)
-            return
-        with captured_inputs(modules, consume) as focus:
+        """Passes what enters modules at answer tokens to `consume`; those of the next block.
+
+        Nothing behind the last of them is run: where that is a lora_B, neither is the product with
+        its projection's own weight.
+        """
+        with captured_inputs(modules, consume) as focus, ExitStack() as stack:
             for at, batch in enumerate(self.data):
-                focus.positions = batch.answers
-                self._run(at)
+                focus.run(batch.answers, partial(self._run, at))
+                if at == 0 and focus.last is not None:
+                    layer, _, side = focus.last.rpartition(".")
+                    if side == "B":
+                        stack.enter_context(_unread(self.model.get_base_model(), layer))
 
     def likelihoods(self, at: int) -> Tensor:
         """The log-likelihoods of a batch's answers, with gradients from the next block on."""
@@ -163,11 +178,14 @@ class _Pass:
 
     def advance(self) -> None:
         """Runs the next block; what comes out of it waits on the CPU."""
-        self.hidden = [self._run(at).cpu() for at in range(len(self.data))]
+        for at in range(len(self.data)):
+            self.hidden[at] = self._run(at).cpu()
         self.index += 1
 
     def _run(self, at: int) -> Tensor:
         base = self.model.get_base_model()
+        if not self.blocks:
+            return base(**self.data[at].inputs, use_cache=False)
         return run_block(base, self.blocks, self.index, self.data[at], self._entering(at))
 
     def _entering(self, at: int) -> Tensor | None:
@@ -175,68 +193,88 @@ class _Pass:
         return None if stored is None else stored.to(self.data[at].input_ids.device)
 
 
+@contextmanager
+def _unread(base: nn.Module, name: str) -> Iterator[None]:
+    """Spares an adapted projection its own weight's product, where nothing will read the sum."""
+    weight: Any = base.get_submodule(name).get_submodule("base_layer")
+    weight.forward = lambda x: x
+    try:
+        yield
+    finally:
+        del weight.forward
+
+
 def _cut(
-    scored: ScorePairs, plan: NLSR, generator: torch.Generator
-) -> Iterator[tuple[str, MaskPair]]:
-    shapes = {name: (*a.shape, *b.shape) for name, (a, b) in scored.items()}
+    names: Sequence[str], score: Score, plan: NLSR, generator: torch.Generator
+) -> dict[str, MaskPair]:
     topk, rounding = plan.resolved["topk"], plan.resolved["rounding"]
-    for names in grouped(shapes).values():
-        stacks = (torch.stack([scored[name][side] for name in names]) for side in (0, 1))
-        a, b = (cut(stack, plan.sparsity, topk, rounding, generator).cpu() for stack in stacks)
-        yield from zip(names, zip(a, b, strict=True), strict=True)
+    # All of A before all of B: draws among ties go on.
+    a, b = (
+        [
+            cut(score(name, side)[None], plan.sparsity, topk, rounding, generator)[0]
+            for name in names
+        ]
+        for side in "AB"
+    )
+    return {name: (x.cpu(), y.cpu()) for name, x, y in zip(names, a, b, strict=True)}
 
 
-def _random(reference: LoraAdapter, generator: torch.Generator) -> Iterator[ScorePairs]:
+def _random(reference: LoraAdapter, generator: torch.Generator) -> Iterator[Portion]:
     """Uniform scores, the chance level of Table 5."""
-    for name, shape in reference.shapes.items():
-        a = torch.rand(shape.rank, shape.d_in, generator=generator)
-        b = torch.rand(shape.d_out, shape.rank, generator=generator)
-        yield {name: (a, b)}
+
+    def score(name: str, side: str) -> Tensor:
+        shape = reference.shapes[name]
+        size = (shape.rank, shape.d_in) if side == "A" else (shape.d_out, shape.rank)
+        return torch.rand(size, generator=generator)
+
+    yield from (([name], score) for name in reference.names)
 
 
-def _low_rank(run: _Pass, linears: Linears, plan: NLSR, names: Sequence[str]) -> ScorePairs:
+def _low_rank(
+    run: _Pass, linears: Linears, plan: NLSR, groups: list[list[str]]
+) -> Iterator[Portion]:
     """|What| per module (paper: step 2); block by block, What is written into the model.
 
     All it needs of the data is Z^T Z, (r, r) per module, Z the tokens between A and B.
     """
     grams = Grams()
-    run.inputs({name: linears[f"{name}.B"] for name in names}, grams.add)
-    return _projected(linears, names, grams, plan, keep=plan.resolved["sequential"])
-
-
-def _projected(
-    linears: Linears, names: Sequence[str], grams: Grams, plan: NLSR, *, keep: bool
-) -> ScorePairs:
-    """|What| of modules, same shapes together; `keep` writes What into the model."""
-    scored: ScorePairs = {}
-    pairs = {name: (linears[f"{name}.A"], linears[f"{name}.B"]) for name in names}
-    shapes = {name: (*a.weight.shape, b.out_features) for name, (a, b) in pairs.items()}
-    for (rank, d_in, d_out), group in grouped(shapes).items():
-        a, b = (torch.stack([pairs[name][side].weight for name in group]) for side in (0, 1))
-        gram = torch.stack([grams.sums[name] for name in group])
+    run.inputs({name: linears[f"{name}.B"] for group in groups for name in group}, grams.add)
+    for group in groups:
+        a, b = (torch.stack([linears[f"{name}.{s}"].weight for name in group]) for s in "AB")
+        gram = torch.stack([grams.sums.pop(name) for name in group])
         rank_a, rank_b = (
-            scores.projection_rank(plan.resolved["rank_rule"], plan.sparsity, rank, shape)
-            for shape in ((rank, d_in), (d_out, rank))
+            scores.projection_rank(
+                plan.resolved["rank_rule"], plan.sparsity, a.shape[1], (w.shape[1], w.shape[2])
+            )
+            for w in (a, b)
         )
         whats = scores.project(a, b, gram, rank_a, rank_b)
-        for name, *projected in zip(group, *whats, strict=True):
-            if keep:
-                for linear, what in zip(pairs[name], projected, strict=True):
-                    linear.weight.copy_(what)
-            scored[name] = (projected[0].abs(), projected[1].abs())
-    return scored
+        found = {
+            (name, side): what
+            for side, stack in zip("AB", whats, strict=True)
+            for name, what in zip(group, stack, strict=True)
+        }
+        if plan.resolved["sequential"]:
+            for (name, side), what in found.items():
+                linears[f"{name}.{side}"].weight.copy_(what)
+        yield group, partial(_magnitude, found)
 
 
-def _wanda(run: _Pass, linears: Linears, samples: int, names: Sequence[str]) -> ScorePairs:
+def _magnitude(found: dict[tuple[str, str], Tensor], name: str, side: str) -> Tensor:
+    return found.pop((name, side)).abs_()
+
+
+def _wanda(
+    run: _Pass, linears: Linears, samples: int, groups: list[list[str]]
+) -> Iterator[Portion]:
     squares = SquareSums()
-    run.inputs({key: linears[key] for key in _keys(names)}, squares.add)
-    scored: ScorePairs = {}
-    for name in names:
-        lora_a, lora_b = (linears[f"{name}.{side}"] for side in "AB")
-        x, z = (squares.sums[f"{name}.{side}"] for side in "AB")
-        a, b = scores.wanda(lora_a.weight, lora_b.weight, x, z, samples)
-        scored[name] = (a, b)
-    return scored
+    run.inputs(_of_modules(linears, groups), squares.add)
+
+    def score(name: str, side: str) -> Tensor:
+        key = f"{name}.{side}"
+        return scores.wanda(linears[key].weight, squares.sums.pop(key), samples)
+
+    yield from ((group, score) for group in groups)
 
 
 def _by_gradient(
@@ -244,29 +282,33 @@ def _by_gradient(
     linears: Linears,
     plan: NLSR,
     reference: Sequence[Tensor] | None,
-    names: Sequence[str],
-) -> ScorePairs:
+    groups: list[list[str]],
+) -> Iterator[Portion]:
     """|W| * sum |g|, the SNIP score with the likelihood or, given a reference, DPO's loss."""
 
     def losses() -> Iterator[Tensor]:
+        # No name holds a batch's graph while the next one is built.
         for at, batch in enumerate(run.data):
-            likelihoods = run.likelihoods(at)
             if reference is None:
-                yield gradients.snip_loss(likelihoods, batch)
+                yield gradients.snip_loss(run.likelihoods(at), batch)
             else:
-                yield gradients.preference_loss(likelihoods, reference[at], plan.dpo_beta)
+                yield gradients.preference_loss(run.likelihoods(at), reference[at], plan.dpo_beta)
 
     sums = gradients.GradientSums(
         plan.resolved["accumulate_gradients"], rows_per_sample=1 if reference is None else 2
     )
-    of_block = {key: linears[key] for key in _keys(names)}
-    totals = gradients.sum_gradients(run.model, of_block, losses(), sums)
-    weighted = {key: linears[key].weight.detach().abs() * total for key, total in totals.items()}
-    return {name: (weighted[f"{name}.A"], weighted[f"{name}.B"]) for name in names}
+    totals = gradients.sum_gradients(run.model, _of_modules(linears, groups), losses(), sums)
+
+    def score(name: str, side: str) -> Tensor:
+        key = f"{name}.{side}"
+        return totals.pop(key).mul_(linears[key].weight.detach().abs())
+
+    yield from ((group, score) for group in groups)
 
 
-def _keys(names: Sequence[str]) -> list[str]:
-    return [f"{name}.{side}" for name in names for side in "AB"]
+def _of_modules(linears: Linears, groups: list[list[str]]) -> dict[str, nn.Linear]:
+    keys = (f"{name}.{side}" for group in groups for name in group for side in "AB")
+    return {key: linears[key] for key in keys}
 
 
 def _blocks(base: nn.Module, names: Sequence[str]) -> tuple[list[nn.Module], dict[int, list[str]]]:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from modeling.importance import largest, pack_bits, unpack_bits
+from modeling.importance import kth_largest, largest, pack_bits, unpack_bits
 from modeling.lora import LoraAdapter
 
 TopK = Literal["row", "tensor"]
@@ -55,7 +55,7 @@ def above_threshold(scores: Tensor, sparsity: float, generator: torch.Generator)
         return torch.zeros_like(scores, dtype=torch.bool)
     if cut_at == 0:
         return torch.ones_like(scores, dtype=torch.bool)
-    threshold = flat.sort().values[cut_at]
+    threshold = kth_largest(flat[None], flat.numel() - cut_at)[0, 0]
     mask = flat > threshold
     if threshold == 0:
         zeros = (flat == 0).nonzero().squeeze(1)

@@ -117,8 +117,8 @@ def splice(
         mask_a, mask_b = (mask[0] for mask in load_masks(masks, reference, [name], "cpu"))
         a = torch.where(mask_a, source.a.to(pair.a.dtype), pair.a)
         b = torch.where(mask_b, source.b.to(pair.b.dtype), pair.b)
-        count.masked += int(mask_a.sum() + mask_b.sum())
-        count.changed += int((a != pair.a).sum() + (b != pair.b).sum())
+        count.masked += int(mask_a.count_nonzero() + mask_b.count_nonzero())
+        count.changed += int((a != pair.a).count_nonzero() + (b != pair.b).count_nonzero())
         return LoraPair(a, b, pair.scale)
 
     rewrite_adapter(attacked, out, patched)

@@ -1,7 +1,6 @@
 """How safety-critical each scalar of lora_A and lora_B is (paper: step 2, and Table 5).
 
-A score pair is (scores of A (m, r, d_in), scores of B (m, d_out, r)) for m modules of one shape;
-the larger a score, the more safety-critical its neuron.  See README, "Identification".
+The larger a score, the more safety-critical its neuron.  See README, "Identification".
 """
 
 from __future__ import annotations
@@ -48,13 +47,12 @@ def project(a: Tensor, b: Tensor, gram: Tensor, rank_a: int, rank_b: int) -> tup
     return projected_a, projected_b
 
 
-def wanda(a: Tensor, b: Tensor, x_squares: Tensor, z_squares: Tensor, samples: int) -> list[Tensor]:
-    """|W| * sqrt(mean over samples of ||x_col||^2) for A and B (Wanda in Table 5).
+def wanda(weight: Tensor, squares: Tensor, samples: int) -> Tensor:
+    """|W| * sqrt(mean over samples of ||x_col||^2) of A or B, in float64 (Wanda in Table 5).
 
-    Squares are summed over the answer tokens of `samples` rows: A's inputs (m, d_in), B's (m, r).
+    `squares` (in,) are summed over the answer tokens of `samples` rows of W's inputs.
     """
-    norms = ((squares / samples).sqrt().unsqueeze(-2) for squares in (x_squares, z_squares))
-    return [w.double().abs() * norm for w, norm in zip((a, b), norms, strict=True)]
+    return weight.detach().double().abs_().mul_((squares / samples).sqrt())
 
 
 def _top_eigenvectors(symmetric: Tensor, count: int) -> Tensor:

@@ -19,6 +19,7 @@ from settings import SettingError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from defenses.safelora.project import ProjectionFit
     from modeling.projections import Factored
 
 
@@ -65,26 +66,36 @@ class SafeLoRA(DataFreeDefense):
         Raises:
             SettingError: Alignment changed none of the fine-tuned modules.
         """
-        from defenses.safelora.project import choose, measure, project
-        from modeling.deltas import alignment, write_edited
+        from defenses.safelora.project import choose, fit_projection, measure, require_alignment
+        from modeling.deltas import write_edited
+        from modeling.projections import open_pairing
 
-        device = device_name()
-        fits = measure(models, attacked, device)
-        cosines = {name: fit.cosine for name, fit in fits.items()}
-        number, of = _OFFICIAL
-        count = max(1, round(len(cosines) * number / of)) if self.number is None else self.number
-        modules = choose(cosines, self.mode, self.tau, count)
+        device, pairing = device_name(), open_pairing(models.aligned, attacked)
+        require_alignment(models, pairing, device)
+        fits: dict[str, ProjectionFit] = {}
+        modules: set[str] = set()
+        if self.mode == "number":  # It takes all cosines to know the lowest.
+            fits |= measure(models, pairing, device)
+            number, of = _OFFICIAL
+            count = max(1, round(len(fits) * number / of)) if self.number is None else self.number
+            modules |= choose({name: fit.cosine for name, fit in fits.items()}, "number", 0, count)
 
         def edit(name: str, delta: Factored | Tensor) -> Factored | Tensor | None:
-            if name not in modules:
+            if self.mode == "number" and name not in modules:
                 return None
-            return project(alignment(models, name, device), delta)
+            fit, projected = fit_projection(models, name, delta, device)
+            if fit is not None:
+                fits[name] = fit
+            if fit is not None and self.mode == "threshold":
+                modules.update(choose({name: fit.cosine}, "threshold", self.tau, 0))
+            return projected if name in modules else None
 
         edited = write_edited(models.aligned, attacked, out, edit)
+        names = [name for name in pairing.touched if name in fits]
         diagnostics = {
-            "cosine": cosines,
-            "norm_ratio": {name: fit.norm_ratio for name, fit in fits.items()},
-            "projected": {name: name in modules for name in fits},
+            "cosine": {name: fits[name].cosine for name in names},
+            "norm_ratio": {name: fits[name].norm_ratio for name in names},
+            "projected": {name: name in modules for name in names},
         }
-        projected = tuple(name for name in fits if name in modules)
+        projected = tuple(name for name in names if name in modules)
         return describe_edit(edited, attacked, diagnostics, projected)

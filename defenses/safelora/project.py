@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from torch import Tensor
 
 from defenses.base import Models
-from modeling.checkpoint import Checkpoint
-from modeling.deltas import alignment, frobenius, safety_times
-from modeling.lora import product_cosine
-from modeling.projections import Factored, open_pairing
+from modeling.deltas import alignment, frobenius, inner, safety_times
+from modeling.projections import Factored, Pairing
 from settings import SettingError
-
-# Rows of a dense difference that are held in float64 at a time.
-_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,57 +29,70 @@ class ProjectionFit:
     norm_ratio: float | None
 
 
-def project(d: Factored | Tensor, delta: Factored | Tensor) -> Factored | Tensor:
+def project(d: Factored | Tensor, delta: Factored | Tensor, norm: float) -> Factored | Tensor:
     """C Delta with C = D D^T / ||D||_F (Safe LoRA's projection), C never formed.
 
-    D = W_aligned - W_base isn't zero; of a factored Delta = W_attacked - W_aligned only b changes.
+    D = W_aligned - W_base has that norm; of a factored Delta = W_attacked - W_aligned only b
+    changes.
     """
-    norm = frobenius(d)
     if isinstance(delta, Factored):
-        return Factored(delta.a, safety_times(d, delta.b) / norm)
-    return safety_times(d, delta) / norm
+        return Factored(delta.a, safety_times(d, delta.b).div_(norm))
+    return safety_times(d, delta).div_(norm)
 
 
-def cosine(projected: Factored | Tensor, delta: Factored | Tensor) -> float:
-    """Cosine of C Delta and Delta as vectors, from thin factors where there are any.
+def compare(projected: Factored | Tensor, delta: Factored | Tensor, size: float) -> ProjectionFit:
+    """How C Delta lies to Delta, whose norm `size` isn't zero, in float64.
 
-    <C Delta, Delta> = ||D^T Delta||^2 / ||D||, so that it is never below zero.
+    <C Delta, Delta> = ||D^T Delta||^2 / ||D||, so that the cosine is never below zero.
     """
     if isinstance(delta, Factored) and isinstance(projected, Factored):
-        return float(product_cosine(projected.a, projected.b, delta.a, delta.b))
-    if isinstance(delta, Tensor) and isinstance(projected, Tensor):
-        pairs = zip(projected.split(_ROWS), delta.split(_ROWS), strict=True)
-        inner = sum(float((p.double() * q.double()).sum()) for p, q in pairs)
-        norms = frobenius(projected) * frobenius(delta)
-        return min(max(inner / norms, -1.0), 1.0) if norms else 0.0
-    raise TypeError("a projection has the form of what it projects")
+        a, p, b = delta.a.double(), projected.b.double(), delta.b.double()
+        outer = a @ a.mT
+        product, square = (float(((p.mT @ side) * outer).sum()) for side in (b, p))
+    elif isinstance(delta, Tensor) and isinstance(projected, Tensor):
+        product, square = inner(projected, delta), inner(projected, projected)
+    else:
+        raise TypeError("a projection has the form of what it projects")
+    norm = math.sqrt(max(square, 0.0))
+    cosine = min(max(product / (norm * size), -1.0), 1.0) if norm else 0.0
+    return ProjectionFit(cosine, norm / size)
 
 
-def measure(models: Models, attacked: Checkpoint, device: str) -> dict[str, ProjectionFit]:
-    """The cosine of every fine-tuned module, in the model's order.
+def fit_projection(
+    models: Models, name: str, delta: Factored | Tensor, device: str
+) -> tuple[ProjectionFit | None, Factored | Tensor | None]:
+    """How C Delta of a module lies to Delta, and C Delta; None where there is no such thing."""
+    size = frobenius(delta)
+    if size == 0:
+        return None, None
+    d = alignment(models, name, device)
+    norm = frobenius(d)
+    if norm == 0:
+        return ProjectionFit(None, None), None
+    projected = project(d, delta, norm)
+    return compare(projected, delta, size), projected
 
-    Raises:
-        SettingError: Alignment changed none of them.
-    """
-    fits: dict[str, ProjectionFit] = {}
-    pairing = open_pairing(models.aligned, attacked)
-    for name in pairing.touched:
-        delta = pairing.delta(name, device)
-        size = frobenius(delta)
-        if size == 0:
-            continue
-        d = alignment(models, name, device)
-        if frobenius(d) == 0:
-            fits[name] = ProjectionFit(None, None)
-            continue
-        projected = project(d, delta)
-        fits[name] = ProjectionFit(cosine(projected, delta), frobenius(projected) / size)
-    if fits and all(fit.cosine is None for fit in fits.values()):
+
+def measure(models: Models, pairing: Pairing, device: str) -> dict[str, ProjectionFit]:
+    """The fit of every fine-tuned module, in the model's order."""
+    fits = (
+        (name, fit_projection(models, name, pairing.delta(name, device), device)[0])
+        for name in pairing.touched
+    )
+    return {name: fit for name, fit in fits if fit is not None}
+
+
+def require_alignment(models: Models, pairing: Pairing, device: str) -> None:
+    """Refuses, with a SettingError, an alignment that changed no fine-tuned module."""
+    tuned = (name for name in pairing.touched if frobenius(pairing.delta(name, device)) > 0)
+    first = next(tuned, None)
+    if first is not None and not any(
+        frobenius(alignment(models, name, device)) for name in chain([first], tuned)
+    ):
         raise SettingError(
             "defense=safelora projects onto what alignment changed, but alignment changed none of "
             "the fine-tuned modules; set model.base to the model before its alignment"
         )
-    return fits
 
 
 def choose(

@@ -45,8 +45,8 @@ def _score(
     with torch.no_grad():
         model = load_model(aligned, device="cpu")
         linears = adapter_linears(model, adapter.names)
-        for scored in _scored(model, linears, adapter, rows, plan, generator):
-            found.update(scored)
+        for names, score in _scored(model, linears, adapter, rows, plan, generator):
+            found.update({name: (score(name, "A"), score(name, "B")) for name in names})
     return found
 
 

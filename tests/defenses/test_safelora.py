@@ -15,7 +15,7 @@ from torch import Tensor
 
 from defenses.base import Edit, Models
 from defenses.safelora import SafeLoRA
-from defenses.safelora.project import choose, cosine, project
+from defenses.safelora.project import choose, compare, project
 from modeling.model_files import ADAPTER_WEIGHTS
 from modeling.projections import Factored, projections
 from settings import SettingError
@@ -136,14 +136,17 @@ def test_thin_factors_give_the_dense_projection_and_a_cosine_of_at_least_zero(
     drawn = {key: torch.randn(size, generator=generator) for key, size in shape.items()}
     d = Factored(drawn["da"], drawn["db"])
     delta = Factored(drawn["a"], drawn["b"])
-    thin = project(d, delta)
-    dense = project(d.b @ d.a, delta.b @ delta.a)
+    norm = float((d.b @ d.a).norm())
+    thin, dense = project(d, delta, norm), project(d.b @ d.a, delta.b @ delta.a, norm)
     assert isinstance(thin, Factored)
     assert isinstance(dense, Tensor)
     assert torch.equal(thin.a, delta.a)
     torch.testing.assert_close(thin.b @ thin.a, dense, rtol=1e-3, atol=1e-4)
-    value = cosine(thin, delta)
-    assert value == pytest.approx(cosine(dense, delta.b @ delta.a), abs=1e-3)
+    whole = delta.b @ delta.a
+    size = float(whole.norm())
+    value = compare(thin, delta, size).cosine
+    assert value == pytest.approx(compare(dense, whole, size).cosine, abs=1e-3)
+    assert value is not None
     assert -1e-6 <= value <= 1
 
 

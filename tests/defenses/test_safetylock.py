@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from defenses.artefacts import ROWS
 from defenses.base import Edit, Models
@@ -19,7 +20,7 @@ from defenses.safetylock.lock import PROVENANCE, Lock, load_lock
 from experiments.pipeline.steps.base import checkpoint_at, place
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, fingerprint_folder
-from modeling.heads import head_layout, output_projections
+from modeling.heads import HeadLayout, head_layout, output_projections
 from modeling.loading import load_model, load_tokenizer
 from settings import DataError, ModelError, SettingError
 from tests.defenses.tiny_lora_models import NumberCalibration, number_pairs, save_base
@@ -195,6 +196,42 @@ def test_outputs_are_those_of_each_row_alone(models: Models) -> None:
         )
     for handle in handles:
         handle.remove()
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_a_pair_shares_is_run_once_in_every_family(family: str, apart: bool) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        family, vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=7,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, sliding_window=4,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    prompts = [[1, 2, 3, 4, 5, 6, 7], [8, 9, 10], [11, 12, 13, 14]]
+    rows = [
+        ([20 + side if apart else 1, *prompt], [30, side, *range(4 - side)])
+        for prompt in prompts
+        for side in (0, 1)
+    ]
+    layout = HeadLayout(family, 7, 2, 1, 8, 16)
+    lengths: list[int] = []
+    handle = model.model.layers[0].register_forward_pre_hook(
+        lambda _, args: lengths.append(args[0].shape[0] * args[0].shape[1])
+    )
+    batched = head_outputs(model, layout, rows, 3, 4)
+    handle.remove()
+    assert (sum(lengths) < sum(len(prompt) + len(answer) for prompt, answer in rows)) != apart
+    seen: list[torch.Tensor] = []
+    for module in output_projections(model):
+        module.register_forward_pre_hook(lambda _, args: seen.append(args[0][0, -3:]))
+    for index, (prompt, answer) in enumerate(rows):
+        seen.clear()
+        with torch.no_grad():
+            model(input_ids=torch.tensor([prompt + answer]))
+        alone = torch.stack(seen).unflatten(-1, (2, 8))
+        torch.testing.assert_close(
+            batched[:, :, index], alone.transpose(1, 2), atol=1e-5, rtol=1e-4
+        )
 
 
 def test_pairs_end_at_their_content(models: Models) -> None:
