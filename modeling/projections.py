@@ -67,13 +67,12 @@ class Projections:
         stored = self.tensors[name]
         dtype: torch.dtype = getattr(torch, FLOATS[stored.code])
         # Read, not mapped: a mapped file keeps all that was read of it in memory.
-        with stored.path.open("rb", buffering=0) as file:
+        with stored.path.open("rb") as file:
             file.seek(stored.start)
             for start in range(0, d_out, step):
                 rows = slice(start, min(start + step, d_out))
-                block = torch.empty(rows.stop - start, d_in, dtype=dtype)
-                file.readinto(block.view(torch.uint8).numpy().data)
-                block = block.to(device)
+                data = bytearray(file.read((rows.stop - start) * d_in * dtype.itemsize))
+                block = torch.frombuffer(data, dtype=dtype).reshape(-1, d_in).to(device)
                 if pair is None:
                     yield rows, block.float()
                     continue
