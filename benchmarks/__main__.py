@@ -8,19 +8,24 @@ import sys
 
 from experiments.launch.job import quiet_libraries
 
-NAMES = ("fgsn", "nlsr", "real", "reuse", "safetylock", "serving", "training")
+NAMES = ("fgsn", "methods", "real", "reuse", "safetylock", "serving", "training")
 
 
 def main() -> int:
     """Runs each benchmark in a process of its own, so that none warms another's memory."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of: {', '.join(NAMES)}")
-    names = parser.parse_args().names or NAMES
+    given, options = parser.parse_known_args()
+    names = given.names or NAMES
     unknown = sorted(set(names) - set(NAMES))
     if unknown:
         parser.error(f"unknown benchmark {unknown[0]}; known: {', '.join(NAMES)}")
+    if options and len(names) > 1:
+        parser.error(f"{options[0]} goes to one benchmark; name that one alone")
     quiet_libraries()
-    codes = [subprocess.call([sys.executable, "-m", f"benchmarks.{name}"]) for name in names]
+    codes = [
+        subprocess.call([sys.executable, "-m", f"benchmarks.{name}", *options]) for name in names
+    ]
     return max(codes)
 
 

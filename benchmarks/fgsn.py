@@ -1,9 +1,8 @@
 """What FGSN's projection costs: `python -m benchmarks.fgsn`.
 
-One projection by this project's algebra against the literal formula, W_safe = D D^T / Dim formed
-and multiplied with the whole weight, in the same run.  Then all seven projections of one layer at
-Llama-3-8B's shapes, read from bfloat16 files: with alignment and fine-tuning as LoRAs, with a LoRA
-fine-tuned on a fully aligned model, and with full weights throughout.
+All seven projections of one layer at Llama-3-8B's shapes, read from bfloat16 files: with alignment
+and fine-tuning as LoRAs, with a LoRA fine-tuned on a fully aligned model, and with full weights
+throughout.  `methods` has one projection beside the literal formula.
 """
 
 from __future__ import annotations
@@ -17,53 +16,29 @@ from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers import LlamaConfig
 
-from benchmarks.timing import cost_of
 from defenses.base import Models
-from defenses.fgsn.project import Matrix, Projection, edit_neurons
+from defenses.fgsn.project import Projection, edit_neurons
 from modeling.checkpoint import Checkpoint
 from modeling.deltas import alignment, fine_tuning
 from modeling.measure import measured
-from modeling.projections import Factored, projections
+from modeling.projections import projections
 
 PLAN = Projection("project", "fro")
-SHARE = 0.25  # of the rows: q = 0.30 less what p = 0.05 takes out
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.fgsn")
-    sizes = {"width": 4096, "inner": 14336, "kv": 1024, "rank": 16, "literal": 3072}
+    sizes = {"width": 4096, "inner": 14336, "kv": 1024, "rank": 16}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     options = parser.parse_args()
     torch.manual_seed(0)
     console = Console()
-    console.print(_against_the_formula(options.literal, options.rank))
     with tempfile.TemporaryDirectory() as folder:
         console.print(_layer(options, Path(folder)))
-
-
-def _against_the_formula(width: int, rank: int) -> Table:
-    title = f"one projection, {width} x {width}, {SHARE:.0%} of its rows"
-    table = Table("D", "Delta", "", "this project", "literal", "ratio", title=title)
-    dense, thin = torch.randn(width, width), _factors(width, rank)
-    mask = torch.arange(width) % 4 == 0
-    for d_name, d in (("LoRA", thin), ("dense", dense)):
-        for name, delta in (("LoRA", _factors(width, rank)), ("dense", torch.randn_like(dense))):
-            ours = cost_of(lambda d=d, x=delta: edit_neurons(lambda: d, x, mask, PLAN))
-            literal = cost_of(lambda d=d, x=delta: _by_the_formula(_dense(d), _dense(x), mask))
-            ratio = f"{literal.seconds / ours.seconds:.1f}"
-            seconds = (f"{cost.seconds:.4f}" for cost in (ours, literal))
-            table.add_row(d_name, name, "seconds", *seconds, ratio)
-            table.add_row("", "", "peak MiB", *(_mib(cost.peak_bytes) for cost in (ours, literal)))
-    return table
-
-
-def _by_the_formula(d: Tensor, w: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask[:, None], (d @ d.T / d.norm()) @ w, w)
 
 
 def _layer(options: argparse.Namespace, folder: Path) -> Table:
@@ -85,7 +60,7 @@ def _layer(options: argparse.Namespace, folder: Path) -> Table:
     title = f"one layer of Llama-3-8B's shapes, {_mib(size)} MiB in bfloat16"
     table = Table("D, Delta", "seconds", "peak MiB above its start", "of the layer", title=title)
     for name, (models, victim) in cases.items():
-        _project(models, victim, "model.layers.0.self_attn.k_proj")  # As in `cost_of`.
+        _project(models, victim, "model.layers.0.self_attn.k_proj")  # Starts up libraries.
         with measured() as cost:
             for module in projections(base):
                 _project(models, victim, module)
@@ -135,14 +110,6 @@ def _shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
         "mlp.up_proj": (inner, hidden),
         "mlp.down_proj": (hidden, inner),
     }
-
-
-def _factors(width: int, rank: int) -> Factored:
-    return Factored(torch.randn(rank, width), torch.randn(width, rank))
-
-
-def _dense(matrix: Matrix) -> Tensor:
-    return matrix.b @ matrix.a if isinstance(matrix, Factored) else matrix
 
 
 def _mib(count: int) -> str:

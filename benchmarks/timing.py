@@ -1,4 +1,4 @@
-"""The cost of one call, for the benchmarks that put two ways of computing side by side."""
+"""A process of its own for what is measured."""
 
 from __future__ import annotations
 
@@ -7,17 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import TypeVar
 
-from modeling.measure import Measurement, measured
-
 _Result = TypeVar("_Result")
-
-
-def cost_of(work: Callable[[], object]) -> Measurement:
-    """Seconds and peak memory of a second call; a first one starts up threads and libraries."""
-    work()
-    with measured() as cost:
-        work()
-    return cost
 
 
 def in_new_process(work: Callable[[], _Result]) -> _Result:

@@ -28,10 +28,12 @@ def masked_similarity(reference: Pair, attacked: Pair, masks: Pair) -> Tensor:
 
     Of pairs (m, r, d_in), (m, d_out, r); d_out x d_in is never formed (`product_cosine`).
     """
-    mask_a, mask_b = masks
-    return product_cosine(
-        reference[0] * mask_a, reference[1] * mask_b, attacked[0] * mask_a, attacked[1] * mask_b
+    sides = (
+        side.where(mask, 0)
+        for pair in (reference, attacked)
+        for side, mask in zip(pair, masks, strict=True)
     )
+    return product_cosine(*sides)
 
 
 def patch_probabilities(
