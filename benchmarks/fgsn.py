@@ -57,7 +57,7 @@ def _layer(options: argparse.Namespace, folder: Path) -> Table:
         "dense, LoRA": (Models(base, aligned), _adapter(aligned, folder / "fresh", options.rank)),
         "dense, dense": (Models(base, aligned), attacked),
     }
-    title = f"one layer of Llama-3-8B's shapes, {_mib(size)} MiB in bfloat16"
+    title = f"one layer of Llama-3-8B's shapes, {mib(size)} MiB in bfloat16"
     table = Table("D, Delta", "seconds", "peak MiB above its start", "of the layer", title=title)
     for name, (models, victim) in cases.items():
         _project(models, victim, "model.layers.0.self_attn.k_proj")  # Starts up libraries.
@@ -65,7 +65,7 @@ def _layer(options: argparse.Namespace, folder: Path) -> Table:
             for module in projections(base):
                 _project(models, victim, module)
         share = f"{cost.peak_bytes / size:.2f}"
-        table.add_row(name, f"{cost.seconds:.2f}", _mib(cost.peak_bytes), share)
+        table.add_row(name, f"{cost.seconds:.2f}", mib(cost.peak_bytes), share)
     return table
 
 
@@ -112,7 +112,8 @@ def _shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def _mib(count: int) -> str:
+def mib(count: int) -> str:
+    """Bytes as MiB."""
     return f"{count / 2**20:.0f}"
 
 
