@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from itertools import takewhile
 
 from experiments.launch.job import quiet_libraries
 
@@ -15,8 +16,12 @@ def main() -> int:
     """Runs each benchmark in a process of its own, so that none warms another's memory."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of: {', '.join(NAMES)}")
-    given, options = parser.parse_known_args()
-    names = given.names or NAMES
+    arguments = sys.argv[1:]
+    named = list(takewhile(lambda each: not each.startswith("-"), arguments))
+    options = arguments[len(named) :]
+    if not named:
+        parser.parse_args(options)  # --help, or none that there is.
+    names = named or NAMES
     unknown = sorted(set(names) - set(NAMES))
     if unknown:
         parser.error(f"unknown benchmark {unknown[0]}; known: {', '.join(NAMES)}")

@@ -120,7 +120,9 @@ def _write_rows(folder: Path, count: int) -> None:
 
 
 def _methods(folder: Path) -> Table:
-    table = Table("", "seconds", "peak MiB", "planned: weights, adapter", title="prepare and apply, bfloat16")
+    table = Table(
+        "", "seconds", "peak MiB", "planned: weights, adapter", title="prepare and apply, bfloat16"
+    )
     size = model_size(read_shape(folder / "base"), "bfloat16", LORA)
     models = ["--base", str(folder / "base"), "--aligned", str(folder / "aligned")]
     rows = [
