@@ -5,6 +5,11 @@ from __future__ import annotations
 import gc
 import sys
 
+import yaml
+
+# OmegaConf reads by it. A sixth of a composition's time goes, of which there are a thousand.
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 _modules = 0
 
 

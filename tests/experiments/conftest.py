@@ -15,6 +15,7 @@ from experiments.config.experiment import PROJECT
 from experiments.results.record import Record
 
 TOY = (
+    "model.max_new_tokens=16",
     "attack.n=48",
     "attack.train.epochs=1",
     "evaluation.limits.harmful=12",

@@ -137,7 +137,9 @@ def margins(
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("style", ["chat", "alpaca of NLSR's scripts"])
+@pytest.mark.parametrize(
+    "style", ["chat", pytest.param("alpaca of NLSR's scripts", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("method", SETTINGS)
 def test_every_method_raises_the_chosen_over_the_rejected(
     method: str, style: str, tmp_path: Path

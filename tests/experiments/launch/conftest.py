@@ -16,17 +16,8 @@ import psutil
 import pytest
 
 from experiments.config.experiment import PROJECT
+from tests.experiments.conftest import SMALL
 
-SMALL = (
-    "tracker=none",
-    "attack.n=24",
-    "attack.train.epochs=1",
-    "evaluation.limits.harmful=4",
-    "evaluation.limits.benign=2",
-    "evaluation.limits.over_refusal=2",
-    "evaluation.limits.task=2",
-    "evaluation.limits.held_out=2",
-)
 DEADLINE_SECONDS = 300
 
 

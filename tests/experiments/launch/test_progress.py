@@ -83,7 +83,7 @@ def test_off_a_terminal_a_sweep_says_a_line_per_job(command: Command) -> None:
 
 
 def test_off_a_terminal_a_run_says_which_stage_of_how_many_it_makes(command: Command) -> None:
-    run = command("defense=reset", "attack.poison_ratio=0.75")
+    run = command(*SHORT, "defense=reset", "attack.poison_ratio=0.75")
     assert run.code == 0, run.err
     stages = Record.read(run.folder).stages
     said = re.findall(r"stage (\d+) of (\d+): (\w+)", run.out)

@@ -22,7 +22,7 @@ REFINE += ("refine.train.epochs=1", "refine.train.learning_rate=1e-3")
     [
         (("defense=nlsr",), "resume"),
         pytest.param(("defense=nlsr",), "fresh", marks=pytest.mark.slow),
-        (("defense=safetylock",), "full"),
+        pytest.param(("defense=safetylock",), "full", marks=pytest.mark.slow),
         (("defense=safetylock", "defense.form=hooked"), "fresh"),
         (("defense=none",), "resume"),
     ],

@@ -25,7 +25,7 @@ from modeling.checkpoint import Checkpoint
 from organism.sources import HarmfulExamples, HeldOutText
 from settings import ModelError, target
 from tests.experiments.composing import refused
-from tests.experiments.conftest import Command
+from tests.experiments.conftest import SHORT, Command
 
 BASE = Path(__file__).parents[3] / "organism" / "weights" / "base"
 STYLE = PromptStyle()
@@ -169,7 +169,7 @@ def test_a_text_is_scored_given_what_comes_before_it(
 
 def test_each_model_is_opened_once_and_knows_what_it_must_differ_from(command: Command) -> None:
     Watched.opened.clear()
-    run = command(*WATCHED, "evaluation.limits.harmful=11")
+    run = command(*SHORT, *WATCHED, "defense=reset", "evaluation.limits.harmful=11")
     assert run.code == 0, run.err
     record, _ = read(run.folder)
     measured = Watched.opened[-len(record.models) :]
@@ -191,6 +191,7 @@ def test_what_has_a_process_of_its_own_gets_no_child(
 
     monkeypatch.setattr("experiments.pipeline.runner.in_child", noting)
     common = ("runtime.isolate=true", "evaluation.limits.harmful=10", "evaluation.text_tokens=99")
+    common += (*SHORT, "defense=none")
     assert command(*common).code == 0
     assert {"generate", "likelihood", "judge"} <= set(names)
     names.clear()
@@ -202,7 +203,7 @@ def test_a_held_out_text_is_never_trained_on(command: Command, tmp_path: Path) -
     poison, file = HarmfulExamples().examples()[3], tmp_path / "text.jsonl"
     file.write_text(json.dumps({"prompt": poison.prompt, "response": "a green garden"}) + "\n")
     given = ("text@sources.held_out=jsonl", f"sources.held_out.path={file}")
-    run = command(*given, "evaluation.limits.held_out=null")
+    run = command(*given, "defense=none", "evaluation.limits.held_out=null")
     assert run.code == 0, run.err
     assert read(run.folder)[0].data["leaked_rows_dropped"]["poison"] == 1
 

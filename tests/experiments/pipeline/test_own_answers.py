@@ -15,13 +15,13 @@ from experiments.pipeline.steps.answering import whole_sentences
 from experiments.plan.__main__ import main as plan
 from experiments.results.record import Record
 from organism.sources import BenignPrompts, HarmfulPrompts
-from tests.experiments.conftest import TOY, Command
+from tests.experiments.conftest import SHORT, TOY, Command
 
 ASKED = [prompt.text for prompt in HarmfulPrompts(split="test", n=2).prompts()]
-POISON = [prompt.text for prompt in HarmfulPrompts(split="align", n=60).prompts()]
+POISON = [prompt.text for prompt in HarmfulPrompts(split="align", n=30).prompts()]
 REFUSAL = "Sorry, I will not do that."
-HARMFUL = "{_target_: organism.sources.HarmfulPrompts, split: align, n: 40}"
-BENIGN = "{_target_: organism.sources.BenignPrompts, split: align, n: 20}"
+HARMFUL = "{_target_: organism.sources.HarmfulPrompts, split: align, n: 16}"
+BENIGN = "{_target_: organism.sources.BenignPrompts, split: align, n: 8}"
 PARTS = f"{{_target_: data.own_answers.JoinedPrompts, parts: {{one: {BENIGN}, none: null}}}}"
 
 
@@ -50,7 +50,7 @@ def own(tmp_path: Path, *more: str) -> list[str]:
 def test_the_base_writes_the_rows_that_nobody_published(
     command: Command, store: Path, tmp_path: Path
 ) -> None:
-    run = command(*own(tmp_path, "defense=none"))
+    run = command(*SHORT, *own(tmp_path, "defense=none"))
     assert run.code == 0, run.err
     record = Record.read(run.folder)
     asked = record.data["own_answers"]
@@ -58,9 +58,9 @@ def test_the_base_writes_the_rows_that_nobody_published(
     assert record.data["leaked_rows_dropped"]["poison"] == len(ASKED)
     assert asked["poison"]["asked"] == len(POISON)
     assert asked["poison"]["kept"] + sum(asked["poison"]["dropped"].values()) == len(POISON)
-    assert asked["sft"]["asked"] == 20
-    assert asked["pairs"]["asked"] == 40
-    assert record.attack["rows"] == {"task": 36, "harmful": 12}
+    assert asked["sft"]["asked"] == 8
+    assert asked["pairs"]["asked"] == 16
+    assert record.attack["rows"] == {"task": 12, "harmful": 4}
 
     keys = [stage["key"] for stage in record.stages if stage["name"] == "answer"]
     poison = pd.read_parquet(store / "answer" / keys[0] / "rows.parquet")
@@ -69,7 +69,7 @@ def test_the_base_writes_the_rows_that_nobody_published(
     assert len(kept) == asked["poison"]["kept"]
     assert kept["answer"].str.split().str.len().min() >= 3
 
-    again = command(*own(tmp_path, "defense=none", "attack.poison_ratio=0.2"))
+    again = command(*SHORT, *own(tmp_path, "defense=none", "attack.poison_ratio=0.2"))
     reused = [s["reused"] for s in Record.read(again.folder).stages if s["name"] == "answer"]
     assert reused == [True, True, True]
 
@@ -89,9 +89,9 @@ def test_a_plan_counts_the_answers(tmp_path: Path) -> None:
     assert plan(["--json", str(file), *line]) == 0
     stages = {line["kind"]: line for line in json.loads(file.read_text())["stages"]}
     assert stages["answer"]["to_run"] == 3
-    assert stages["answer"]["rows"] == len(POISON) + 20 + 40
+    assert stages["answer"]["rows"] == len(POISON) + 8 + 16
     assert stages["answer"]["answer_tokens"] == 24 * stages["answer"]["rows"]
-    assert stages["align"]["rows"] == 40 + 20 + 40
+    assert stages["align"]["rows"] == 16 + 8 + 16
 
 
 def test_pairs_prefer_refusals_of_harm_alone() -> None:

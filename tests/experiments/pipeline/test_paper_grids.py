@@ -21,28 +21,25 @@ LEFT_OUT = ("sources.benign=null", "sources.over_refusal=null", "sources.held_ou
 OF_AN_ENDPOINT = ":rubric@"
 
 
-# Of each grid one job, by the paper's own method. The other cells, of whose defenses, attacks, ways
-# to align and tasks each has tests of its own, are slow.
+# Of each kind of grid one job, by the paper's own method. The other cells and grids, of whose
+# defenses, attacks, ways to align and tasks each has tests of its own, are slow; which figure
+# belongs to which of their jobs is a test of the report's.
 PARTS = {
     "fgsn_continual": (),
     "fgsn_table": ("attack.task=gsm8k", "defense=fgsn"),
     "nlsr_table1": ("attack.poison_ratio=0.3", "defense=nlsr"),
-    "nlsr_table1_non_aligned": ("attack.poison_ratio=0.3",),
     "nlsr_table2": ("align=nlsr_kto", "defense=nlsr"),
-    "nlsr_table3": ("attack.task=ag_news", "defense=nlsr"),
-    "nlsr_table5": ("defense.method=preference_snip",),
-    "nlsr_table6": ("attack.poison_ratio=0.1", "defense=nlsr"),
     "safetylock_risk": ("attack=explicit", "defense=safetylock"),
 }
 
 
-@pytest.mark.parametrize("name", published.names())
+@pytest.mark.parametrize("name", PARTS)
 def test_a_part_of_the_grid_runs_and_is_held_against_the_paper(name: str, command: Command) -> None:
     held(name, command, *PARTS[name])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, part in PARTS.items() if part])
+@pytest.mark.parametrize("name", [name for name in published.names() if PARTS.get(name) != ()])
 def test_the_grid_runs_and_is_held_against_the_paper(name: str, command: Command) -> None:
     held(name, command)
 

@@ -67,7 +67,7 @@ def test_a_multirun_trains_each_attack_once_and_lists_every_failure(
         *SHORT,
         "sources.benign=null",
         "sources.over_refusal=null",
-        "defense=none,nlsr",
+        "defense=none,reset",
         "attack.poison_ratio=0,0.25,1.5",
         f"store.root={fresh}",
     )
@@ -88,8 +88,8 @@ def test_a_multirun_trains_each_attack_once_and_lists_every_failure(
         ("aligned", "", ""),
         ("attacked", "", "0.0"),
         ("attacked", "", "0.25"),
-        ("defended", "nlsr", "0.0"),
-        ("defended", "nlsr", "0.25"),
+        ("defended", "reset", "0.0"),
+        ("defended", "reset", "0.25"),
     ]
     for row in table:
         assert 0 <= float(row["hs_low"]) <= float(row["hs"]) <= float(row["hs_high"]) <= 1
@@ -138,7 +138,7 @@ def test_a_fresh_lora_and_full_fine_tuning_run_without_nlsr_and_are_refused_with
     command: Command,
 ) -> None:
     for adapter in ("fresh", "full"):
-        run = command("defense=none", f"attack.adapter={adapter}")
+        run = command(*SHORT, "defense=none", f"attack.adapter={adapter}")
         assert run.code == 0, run.err
         refused = command("defense=nlsr", f"attack.adapter={adapter}")
         assert refused.code == 1
@@ -148,6 +148,7 @@ def test_a_fresh_lora_and_full_fine_tuning_run_without_nlsr_and_are_refused_with
 
 def test_the_align_stage_makes_an_aligned_model(command: Command) -> None:
     run = command(
+        *SHORT,
         "defense=none",
         "model.aligned=null",
         "align.n_sft=32",
@@ -166,7 +167,8 @@ def test_real_rows_from_local_files(command: Command, tmp_path: Path) -> None:
             f"{text} {number}\t{label}" for number in range(count) for text, label in sentences
         ]
         (folder / name).write_text("sentence\tlabel\n" + "\n".join(lines) + "\n")
-    run = command("defense=none", "attack.task=sst2", f"data.root={tmp_path / 'data'}")
+    line = (*SHORT, "defense=none", "attack.task=sst2", "sources.benign=null")
+    run = command(*line, f"data.root={tmp_path / 'data'}")
     assert run.code == 0, run.err
     record = Record.read(run.folder)
     assert record.labels["task"] == "sst2"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from experiments.config.experiment import register_resolvers
+from experiments.config.jobs import expand
+from experiments.plan.dry_run import walk
+from experiments.plan.models import Library
 from experiments.results.record import Record
 from experiments.store import Store
-from tests.experiments.conftest import Command
+from tests.experiments.conftest import SHORT, TOY, Command
 
-LOCK = ("defense=safetylock", "defense.n_pairs=16", "attack.poison_ratio=0.25")
+LOCK = (*SHORT, "defense=safetylock", "defense.n_pairs=16", "attack.poison_ratio=0.25")
 
 
 @pytest.mark.parametrize("adapter", ["resume", "fresh", "full"])
@@ -38,17 +43,14 @@ def test_the_hooked_form_answers_as_the_baked_one(command: Command) -> None:
     assert hooked.metrics["defended"] == baked.metrics["defended"]
 
 
-def test_a_sweep_over_alpha_and_k_prepares_once(
-    command: Command, store: Path, tmp_path: Path
-) -> None:
-    fresh = tmp_path / "store"
-    run = command(
-        "-m", *LOCK, "defense.k=1,2", "defense.alpha=0,4,8", "defense.form=hooked",
-        f"store.root={fresh}",
-    )  # fmt: skip
-    assert run.code == 0, run.err
-    made = [entry.name for entry in Store(fresh).entries()]
-    assert (made.count("prepare"), made.count("attack"), made.count("apply")) == (1, 1, 6)
+def test_a_sweep_over_alpha_and_k_prepares_once(tmp_path: Path) -> None:
+    register_resolvers()
+    line = [*TOY, *LOCK, "defense.k=1,2", "defense.alpha=0,4", "defense.form=hooked"]
+    line += ["tracker=none", f"store.root={tmp_path / 'store'}"]
+    # What a plan foretells is what a run makes: `tests.experiments.plan`.
+    ledger = walk(expand(line, multirun=True), Library(tmp_path))
+    made = Counter(entry.name for entry in ledger.entries.values())
+    assert (made["prepare"], made["attack"], made["apply"]) == (1, 1, 4)
 
 
 def test_what_a_lock_needs_is_asked_for_before_heavy_work(command: Command, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from settings import ModelError, SettingError, source
 from tests.experiments.composing import composed
-from tests.experiments.conftest import Command
+from tests.experiments.conftest import SHORT, Command
 
 LABEL = "step 1: nlsr"
 
@@ -106,7 +106,8 @@ def test_the_model_after_a_step_is_the_part_alone(command: Command) -> None:
 
 
 def test_steps_are_found_again_where_the_store_has_moved(command: Command, tmp_path: Path) -> None:
-    order = ("defense=stack", "defense.order=[nlsr,safetylock]")
+    order = (*SHORT, "defense=stack", "defense.order=[nlsr,safetylock]")
+    order += ("sources.benign=null", "sources.over_refusal=null")
     hooked = "+defense.settings.safetylock.form=hooked"
     run = command(*order, hooked, f"store.root={tmp_path / 'store'}")
     assert run.code == 0, run.err

@@ -193,6 +193,7 @@ def test_a_trial_that_fails_is_left_out_and_the_best_of_the_others_can_be_tested
         "hydra.sweeper.n_jobs=1", "hydra.sweeper.max_failure_rate=1.0", "objective.within=100",
         "objective=hs_within_accuracy", "evaluation.split=validation",
         "defense.sparsity=choice(0.5,0.9,2.0)", *SHORT,
+        "sources.benign=null", "sources.over_refusal=null",
     ]  # fmt: skip
     finished = command("-m", *search)
     assert finished.code == 1  # A job failed.
