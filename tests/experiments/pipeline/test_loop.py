@@ -23,7 +23,9 @@ REFINE += ("refine.train.epochs=1", "refine.train.learning_rate=1e-3")
         (("defense=nlsr",), "resume"),
         pytest.param(("defense=nlsr",), "fresh", marks=pytest.mark.slow),
         pytest.param(("defense=safetylock",), "full", marks=pytest.mark.slow),
-        (("defense=safetylock", "defense.form=hooked"), "fresh"),
+        pytest.param(
+            ("defense=safetylock", "defense.form=hooked"), "fresh", marks=pytest.mark.slow
+        ),
         (("defense=none",), "resume"),
     ],
 )
@@ -53,16 +55,16 @@ def test_a_hooked_lock_stays_on_while_the_model_is_trained_again(command: Comman
 
 
 def test_the_report_shows_refined_models_beside_the_defended(command: Command) -> None:
-    run = command("-m", "defense=none,safetylock", *REFINE, "refine.adapter=full")
+    run = command("-m", "defense=none,reset", *REFINE, "refine.adapter=full")
     assert run.code == 0, run.err
     assert report([str(run.folder)]) == 0
     table = list(csv.DictReader((run.folder / "report" / "table.csv").open()))
     assert [(row["role"], row["defense"]) for row in table][-2:] == [
         ("refined", "none"),
-        ("refined", "safetylock"),
+        ("refined", "reset"),
     ]
     text = (run.folder / "report" / "table.md").read_text()
-    assert "safetylock, then harmful_ft" in text
+    assert "reset, then harmful_ft" in text
     assert "Against the model before it was fine-tuned again:" in text
 
 
@@ -116,6 +118,7 @@ def test_an_attacks_own_trigger_is_asked_too(command: Command) -> None:
         f"evaluation.limits.{kind}=6" for kind in ("harmful", "benign", "over_refusal", "task")
     ]
     shift = ("defense=none", "attack=identity_shift", "attack.train.epochs=1")
+    shift += ("model.max_new_tokens=16",)
     run = command(*shift, *limits, toy=False)
     assert run.code == 0, run.err
     metrics = Record.read(run.folder).metrics["attacked"]

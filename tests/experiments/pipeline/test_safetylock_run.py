@@ -18,7 +18,9 @@ from tests.experiments.conftest import SHORT, TOY, Command
 LOCK = (*SHORT, "defense=safetylock", "defense.n_pairs=16", "attack.poison_ratio=0.25")
 
 
-@pytest.mark.parametrize("adapter", ["resume", "fresh", "full"])
+@pytest.mark.parametrize(
+    "adapter", ["resume", pytest.param("fresh", marks=pytest.mark.slow), "full"]
+)
 def test_every_kind_of_fine_tune_can_be_locked(command: Command, adapter: str) -> None:
     run = command(*LOCK, f"attack.adapter={adapter}")
     assert run.code == 0, run.err

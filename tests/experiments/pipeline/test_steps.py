@@ -106,7 +106,7 @@ def test_the_model_after_a_step_is_the_part_alone(command: Command) -> None:
 
 
 def test_steps_are_found_again_where_the_store_has_moved(command: Command, tmp_path: Path) -> None:
-    order = (*SHORT, "defense=stack", "defense.order=[nlsr,safetylock]")
+    order = (*SHORT, "defense=stack", "defense.order=[reset,safetylock]")
     order += ("sources.benign=null", "sources.over_refusal=null")
     hooked = "+defense.settings.safetylock.form=hooked"
     run = command(*order, hooked, f"store.root={tmp_path / 'store'}")
@@ -119,12 +119,12 @@ def test_steps_are_found_again_where_the_store_has_moved(command: Command, tmp_p
     assert again.metrics == first.metrics
     made = {stage["name"] for stage in again.stages if not stage["reused"]}
     assert made == {"generate"}
-    # The hooks steer the patched adapter, not the attacked one.
+    # The hooks steer the repaired adapter, not the attacked one.
     apply = next((tmp_path / "moved" / "apply").iterdir())
     manifest = json.loads((apply / "stage.json").read_text())
     assert manifest["report"]["defended"] == {
         "base": "attacked:",
-        "adapter": "model/steps/1-nlsr",
+        "adapter": "model/steps/1-reset",
         "steering": "model",
     }
 
