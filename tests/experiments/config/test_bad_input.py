@@ -263,7 +263,7 @@ def test_a_judge_that_returns_nothing(command: Command) -> None:
         f"+evaluation.harm_judge={node}",
     )
     assert run.code != 0
-    assert "SilentJudge gave 0 verdicts for 12 answers" in run.err
+    assert "SilentJudge gave 0 verdicts for 36 answers" in run.err
 
 
 class DiskFillingAttack(Attack):

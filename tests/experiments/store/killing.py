@@ -17,7 +17,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
-from experiments.pipeline.steps.base import Step
+from experiments.pipeline.steps.base import AskingStep, Step
 from experiments.pipeline.steps.defense import Apply, Prepare
 from experiments.pipeline.steps.measuring import (
     Generate,
@@ -45,19 +45,21 @@ def main() -> None:
 
 def _become(log: Path, place: int, point: str) -> None:
     for step in STEPS:
-        step.run = _watched(step.run, log, place, point)  # type: ignore[method-assign]
+        # What is asked in one pass with others is written on its own.
+        name = "write" if issubclass(step, AskingStep) else "run"
+        setattr(step, name, _watched(getattr(step, name), log, place, point))
     if "." in point:
         _die_before_renaming(point)
 
 
-def _watched(run: Callable[..., Any], log: Path, place: int, point: str) -> Callable[..., Any]:
-    @wraps(run)
-    def watched(step: Step, out: Path) -> Any:
+def _watched(make: Callable[..., Any], log: Path, place: int, point: str) -> Callable[..., Any]:
+    @wraps(make)
+    def watched(step: Step, *arguments: Any) -> Any:
         with log.open("a") as file:
             file.write(f"{place} {step.stage.name} {step.stage.key}\n")
-        report = run(step, out)
+        report = make(step, *arguments)
         if step.stage.name == point:
-            files = [path for path in out.rglob("*") if path.is_file()]
+            files = [path for path in arguments[-1].rglob("*") if path.is_file()]
             for largest in sorted(files, key=lambda path: path.stat().st_size)[-1:]:
                 os.truncate(largest, largest.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)

@@ -41,11 +41,12 @@ def dashboard(
     """`python -m experiments.dashboard ...`: its exit code, and what it says and of errors."""
 
     def call(*arguments: str, server: WandbServer | None = None) -> tuple[int, str, str]:
+        # It would keep the settings of an earlier server, and names its service to whoever comes.
+        wandb.teardown()
         for name in [each for each in os.environ if each.startswith("WANDB_")]:
             monkeypatch.delenv(name)
         for name, value in access(server).items():
             monkeypatch.setenv(name, value)
-        wandb.teardown()  # It would keep the settings of an earlier server.
         capfd.readouterr()
         code = main(list(arguments))
         return code, *capfd.readouterr()
