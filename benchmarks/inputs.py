@@ -66,7 +66,7 @@ class Inputs:
         return [(row[: len(row) // 4], row[len(row) // 4 :]) for row in ids]
 
     def pairs(self) -> list[PreferencePair]:
-        """Prompts of 24 random words, answers of 16 to 32."""
+        """Prompts of 12 random words, answers of 8 to 16."""
         generator = torch.Generator().manual_seed(2)
         words = [
             word for word in load_tokenizer(Checkpoint(str(ORGANISM))).get_vocab() if word.isalpha()
@@ -77,9 +77,9 @@ class Inputs:
             return " ".join(words[index] for index in drawn)
 
         def answer() -> str:
-            return text(int(torch.randint(16, 33, (), generator=generator)))
+            return text(int(torch.randint(8, 17, (), generator=generator)))
 
-        return [PreferencePair(text(24), answer(), answer()) for _ in range(self.sizes.pairs)]
+        return [PreferencePair(text(12), answer(), answer()) for _ in range(self.sizes.pairs)]
 
     def masks(self) -> dict[str, MaskPair]:
         """A fifth of the reference's scalars."""

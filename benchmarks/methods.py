@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -100,24 +101,25 @@ def _table(chosen: dict[str, Work], inputs: Inputs, repeats: int, threads: int) 
     heads = ("beside", "theirs, s", "ours, s", "ratio", "theirs, MiB", "ours, MiB")
     table = Table("work", *heads, title=title)
     context = multiprocessing.get_context("spawn")
+    known: dict[Side, Cost] = {}
     with (
         ProcessPoolExecutor(1, context, torch.set_num_threads, (threads,)) as one,
         ProcessPoolExecutor(1, context, torch.set_num_threads, (threads,)) as other,
     ):
-        pools: dict[str, ProcessPoolExecutor] = {"ours": one, "theirs": other}
         for name, work in chosen.items():
             beside = "official" if inputs.official and work.official else "literal"
             theirs = work.official if beside == "official" else work.literal
-            sides = {"ours": work.ours} | ({"theirs": theirs} if theirs else {})
-            costs: dict[str, list[Cost]] = {side: [] for side in sides}
+            pools = {work.ours: one} | ({theirs: other} if theirs not in (None, *known) else {})
+            costs: dict[Side, list[Cost]] = {side: [] for side in pools}
             for _ in range(repeats):
-                for side, step in sides.items():
-                    costs[side].append(pools[side].submit(cost_of, step, inputs, threads).result())
-            mine = _median(costs["ours"])
-            if theirs is None:
+                for side, pool in pools.items():
+                    costs[side].append(pool.submit(cost_of, side, inputs, threads).result())
+            known |= {side: _median(of_side) for side, of_side in costs.items()}
+            mine, yours = known[work.ours], known.get(theirs) if theirs else None
+            print(f"{name}: ours {mine}, theirs {yours}", file=sys.stderr, flush=True)
+            if yours is None:
                 table.add_row(name, "", "", f"{mine.seconds:.3g}", "", "", f"{mine.peak:.0f}")
                 continue
-            yours = _median(costs["theirs"])
             ratio = f"{yours.seconds / mine.seconds:.1f}"
             seconds = (f"{cost.seconds:.3g}" for cost in (yours, mine))
             mib = (f"{cost.peak:.0f}" for cost in (yours, mine))

@@ -146,7 +146,7 @@ def _module(inputs: Inputs, project: str, file: str) -> ModuleType:
 def _lock_model(inputs: Inputs, name: str) -> Any:
     assert inputs.official is not None
     for package, stand_in in (("einops", _EINOPS), ("baukit", _BAUKIT)):
-        if importlib.util.find_spec(package) is None:
+        if package not in sys.modules and importlib.util.find_spec(package) is None:
             sys.modules[package] = stand_in
     folder = next((inputs.official / "SafetyLock").rglob("model_utils"))
     sys.path.append(str(folder.parent))

@@ -149,8 +149,18 @@ class SquareSums:
 
     def add(self, name: str, x: Tensor) -> None:
         """Adds the tokens `x` (tokens, d)."""
-        squares = x.double().square().sum(0)
-        self.sums[name] = self.sums[name].add_(squares) if name in self.sums else squares
+        if name not in self.sums:
+            self.sums[name] = x.new_zeros(x.shape[1], dtype=torch.float64)
+        for part in x.split(rows_in_cache(x)):
+            self.sums[name].add_(part.double().square_().sum(0))
+
+
+def rows_in_cache(x: Tensor) -> int:
+    """How many rows of x (n, d) to hold in float64 at a time.
+
+    On a CPU what stays in its cache takes a third of the time of more.
+    """
+    return max(1, (1 << 16 if x.device.type == "cpu" else 1 << 22) // x.shape[1])
 
 
 class _BlockDone(Exception):  # noqa: N818

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from modeling.capture import rows_in_cache
 from modeling.checkpoint import Checkpoint
 from modeling.loading import device_name
 from modeling.lora import product_norm
@@ -119,8 +120,7 @@ def frobenius(d: Factored | Tensor) -> float:
 
 def inner(x: Tensor, y: Tensor) -> float:
     """<x, y> of two matrices of one shape, summed in float64."""
-    # On a CPU, blocks that stay in its cache take a quarter of the time of large ones.
-    rows = max(1, (1 << 16 if x.device.type == "cpu" else _BLOCK) // x.shape[1])
+    rows = rows_in_cache(x)
     sums = [
         torch.dot(p.double().flatten(), q.double().flatten())
         for p, q in zip(x.split(rows), y.split(rows), strict=True)

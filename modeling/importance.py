@@ -21,8 +21,6 @@ from settings import DataError, ModelError
 # "padded": all, and the padding up to the longest row of a batch.
 TokenPositions = Literal["prompt", "answer", "all", "padded"]
 
-# Tokens whose inputs are held in float64 at a time.
-_TOKENS = 1024
 # Scores that are counted at a time.
 _BLOCK = 1 << 20
 
@@ -65,13 +63,9 @@ def input_norms(
     modules = projection_modules(core, source, names)
     squares = SquareSums()
 
-    def consume(name: str, x: Tensor) -> None:
-        for part in x.split(_TOKENS):
-            squares.add(name, part)
-
     data = counted_batches(checkpoint, rows, batch_size, str(model.device), positions)
     at = partial(counted_tokens, positions=positions)
-    consume_inputs(core.base_model, modules, data, at, consume)
+    consume_inputs(core.base_model, modules, data, at, squares.add)
     return {name: squares.sums[name].sqrt().cpu() for name in modules}
 
 
