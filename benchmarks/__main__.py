@@ -19,9 +19,8 @@ def main() -> int:
     arguments = sys.argv[1:]
     named = list(takewhile(lambda each: not each.startswith("-"), arguments))
     options = arguments[len(named) :]
-    if not named:
-        parser.parse_args(options)  # --help, or none that there is.
-    names = named or NAMES
+    # Without a name the options are --help, or none that there is.
+    names = parser.parse_args(named or options).names or NAMES
     unknown = sorted(set(names) - set(NAMES))
     if unknown:
         parser.error(f"unknown benchmark {unknown[0]}; known: {', '.join(NAMES)}")
