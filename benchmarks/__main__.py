@@ -9,7 +9,7 @@ from itertools import takewhile
 
 from experiments.launch.job import quiet_libraries
 
-NAMES = ("fgsn", "methods", "real", "reuse", "safetylock", "serving", "training")
+NAMES = ("fgsn", "methods", "real", "reuse", "safetylock", "serving", "streaming", "training")
 
 
 def main() -> int:

@@ -51,10 +51,12 @@ def _layer(options: argparse.Namespace, folder: Path) -> Table:
     )
     base, aligned, attacked = (_full(config, folder / name) for name in ("base", "whole", "tuned"))
     size = sum(p.stat().st_size for p in Path(base.base).glob("*.safetensors"))
-    adapted, resumed = (_adapter(base, folder / name, options.rank) for name in ("lora", "more"))
+    rank = options.rank
+    adapted, resumed = (random_adapter(base, folder / name, rank) for name in ("lora", "more"))
+    fresh = random_adapter(aligned, folder / "fresh", rank)
     cases = {
         "LoRA, resumed LoRA": (Models(base, adapted), resumed),
-        "dense, LoRA": (Models(base, aligned), _adapter(aligned, folder / "fresh", options.rank)),
+        "dense, LoRA": (Models(base, aligned), fresh),
         "dense, dense": (Models(base, aligned), attacked),
     }
     title = f"one layer of Llama-3-8B's shapes, {mib(size)} MiB in bfloat16"
@@ -86,7 +88,8 @@ def _full(config: LlamaConfig, folder: Path) -> Checkpoint:
     return Checkpoint(str(folder), dtype="bfloat16")
 
 
-def _adapter(base: Checkpoint, folder: Path, rank: int) -> Checkpoint:
+def random_adapter(base: Checkpoint, folder: Path, rank: int) -> Checkpoint:
+    """A LoRA of random numbers on all projections, of scale 1, in float32."""
     shapes = projections(base)
     targets = sorted(name.rpartition(".")[2] for name in shapes)
     LoraConfig(r=rank, lora_alpha=rank, target_modules=targets).save_pretrained(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 from experiments.config.experiment import register_resolvers
@@ -63,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     apply.add_argument("--base", help="where the base model is now, if it has moved")
     apply.add_argument("--aligned", help="where the aligned model is now, if it has moved")
     apply.add_argument("--base-of-adapter", help="the weights under --model's adapter")
+    apply.add_argument(
+        "--link", action="store_true", help="weights files that stay the same: links, not copies"
+    )
     _add_common(apply, "folder of the repaired model, or of one folder for each of several")
     apply.set_defaults(run=_apply)
 
@@ -115,6 +119,7 @@ def _prepare(options: argparse.Namespace) -> None:
 def _apply(options: argparse.Namespace) -> None:
     from experiments.repairing.applying import Repair, outputs
     from experiments.repairing.artefact import open_artefact
+    from modeling.stored import linking
 
     places = list(outputs(options.model, options.out))
     artefact = open_artefact(options.artefact)
@@ -123,7 +128,7 @@ def _apply(options: argparse.Namespace) -> None:
         repair = Repair(artefact, defense, artefact.models(options.base, options.aligned))
         models = [repair.open(name, options.base_of_adapter, options.dtype) for name, _ in places]
     for model, (name, out) in zip(models, places, strict=True):
-        with working(f"repairing {name}"):
+        with working(f"repairing {name}"), linking() if options.link else nullcontext():
             report = repair.write(model, f"--model={name!r}", out)
         print(f"repaired {name}: {cost(report)}, {edited(report)}")
         print(out)

@@ -8,7 +8,7 @@ is dense.  Nothing here forms a matrix of d_out x d_out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +24,7 @@ from modeling.model_files import FLOATS, read_header
 from modeling.projections import (
     Factored,
     Pairing,
+    Projections,
     check_pairing,
     difference,
     open_pairing,
@@ -38,6 +39,7 @@ from modeling.rewrite import (
     write_adapter,
     write_full,
 )
+from modeling.stored import row_blocks
 
 DeltaEdit = Callable[[str, Factored | Tensor], Factored | Tensor | None]
 
@@ -66,10 +68,29 @@ def alignment(models: AlignedModels, name: str, device: str | torch.device) -> F
         ModelError: There is no such projection, or the two have other shapes.
     """
     aligned = open_projections(models.aligned)
-    plain = models.base.adapter is None
-    if plain and aligned.adapter is not None and same_weights(models.base, models.aligned):
+    if _is_added(models, aligned):
         return scaled(aligned, name, device)
     return difference(aligned, open_projections(models.base), name, device)
+
+
+def alignment_rows(
+    models: AlignedModels, name: str, device: str | torch.device
+) -> Iterator[Tensor]:
+    """D[rows] of one projection as of `alignment`, rows as in `Projections.blocks`."""
+    aligned = open_projections(models.aligned)
+    if _is_added(models, aligned):
+        d = scaled(aligned, name, device)
+        yield from (d.rows(rows) for rows in row_blocks(d.shape))
+        return
+    before = open_projections(models.base).blocks(name, device)
+    for (_, after), (_, block) in zip(aligned.blocks(name, device), before, strict=True):
+        yield after.sub_(block)
+
+
+def _is_added(models: AlignedModels, aligned: Projections) -> bool:
+    """Whether alignment is a LoRA on the very base."""
+    plain = models.base.adapter is None and aligned.adapter is not None
+    return plain and same_weights(models.base, models.aligned)
 
 
 def fine_tuning(
@@ -129,7 +150,12 @@ def inner(x: Tensor, y: Tensor) -> float:
 
 
 def write_edited(
-    aligned: Checkpoint, attacked: Checkpoint, out: Path, edit: DeltaEdit
+    aligned: Checkpoint,
+    attacked: Checkpoint,
+    out: Path,
+    edit: DeltaEdit,
+    *,
+    names: Collection[str] | None = None,
 ) -> EditCount:
     """Writes the attacked model with Delta' = edit(name, Delta) in place of Delta.
 
@@ -145,6 +171,7 @@ def write_edited(
         out: The folder; must be missing or empty.
         edit: Gets a module path and Delta; returns Delta', or None to leave the projection as it
             is.  A factored edit keeps `a` and changes only b; a dense one may work in place.
+        names: Of full weights, the projections that it is asked about; None: all.
 
     Raises:
         ModelError: The two models can't be compared, or what is written isn't finite.
@@ -159,7 +186,8 @@ def write_edited(
         new = edit(name, pairing.delta(name, device))
         return None if new is None else _replaced(pairing, name, new, device)
 
-    return write_full(pairing.attacked, out, pairing.touched, rows)
+    wanted = tuple(name for name in pairing.touched if names is None or name in names)
+    return write_full(pairing.attacked, out, wanted, rows)
 
 
 def _replaced(

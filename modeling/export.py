@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from modeling.checkpoint import Checkpoint, local_folder
 from modeling.heads import head_layout
 from modeling.inspection import inspect_model, read_config, require_own_names
 from modeling.loading import copy_tokenizer, load_tokenizer
-from modeling.lora import LoraAdapter, mergeable_adapter, read_merged
+from modeling.lora import LoraAdapter, mergeable_adapter, merged_weights
 from modeling.model_files import FLOATS, read_header, stored_tensors, weight_files
-from modeling.shards import new_folder, write_index, write_tensors
+from modeling.shards import Content, new_folder, write_shards
+from modeling.stored import is_linking, read_rows, read_tensor
 from settings import ModelError
 
 Shapes = dict[str, tuple[int, ...]]
@@ -85,11 +87,10 @@ def export_with_biases(checkpoint: Checkpoint, biases: Mapping[int, Tensor], out
     _check_adapter(adapter, config)
     _check_biases(biases, config)
     shards = _plan(checkpoint, config)
+    folder = local_folder(checkpoint)
     with new_folder(out) as part:
-        for name, shapes in shards.items():
-            tensors = _tensors(local_folder(checkpoint) / name, shapes, adapter, biases)
-            write_tensors(part / name, shapes, checkpoint.dtype, tensors)
-        write_index(part, shards, checkpoint.dtype)
+        computed = _computed(folder, shards, adapter, biases)
+        write_shards(folder, part, shards, checkpoint.dtype, computed)
         copy_tokenizer(checkpoint, part)
         _keep_tokenizer(checkpoint, part)
         (part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -176,9 +177,9 @@ def _has_own_head(checkpoint: Checkpoint) -> bool:
     """Whether the files hold a head that isn't the embeddings again."""
     if not _has_weights(checkpoint) or not inspect_model(checkpoint).own_head:
         return False
-    files = {name: each.path for name, each in stored_tensors(local_folder(checkpoint)).items()}
-    head, embeddings = (read_merged(files[name], name, None) for name in (_HEAD, _EMBEDDING))
-    return not torch.equal(head, embeddings)
+    files = stored_tensors(local_folder(checkpoint))
+    pairs = zip(*(read_rows(files[name]) for name in (_HEAD, _EMBEDDING)), strict=True)
+    return not all(torch.equal(head, embedding) for (_, head), (_, embedding) in pairs)
 
 
 def _check_adapter(adapter: LoraAdapter | None, config: dict[str, Any]) -> None:
@@ -205,6 +206,8 @@ def _check_biases(biases: Mapping[int, Tensor], config: Mapping[str, Any]) -> No
 
 def _plan(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, Shapes]:
     """{output file: {tensor name: shape}}: the input's tensors and the biases it lacks.
+
+    These have a file of their own where files are linked, so that all others can be.
 
     The checkpoint must hold exactly what its config describes. A tensor that its model doesn't
     read (a bias without `attention_bias`) would come to life in the export.
@@ -236,12 +239,16 @@ def _plan(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, Shapes]:
         raise _unlike(checkpoint, f"{missing[0]} (missing)")
     if len(set(names)) != len(names):
         raise _unlike(checkpoint, "a tensor (twice)")
+    apart: Shapes = {}
     for shapes in shards.values():
         for block in [match["block"] for name in shapes if (match := _O_WEIGHT.match(name))]:
             for bias in (f"{block}.{side}_proj.bias" for side in "qkvo"):
                 if bias not in names:
-                    shapes[bias] = wanted[bias]
-    return shards
+                    (apart if is_linking() else shapes)[bias] = wanted[bias]
+    if not apart:
+        return shards
+    parts = [*shards.values(), apart]
+    return {f"model-{n:05}-of-{len(parts):05}.safetensors": s for n, s in enumerate(parts, 1)}
 
 
 def _unlike(checkpoint: Checkpoint, what: str) -> ModelError:
@@ -251,15 +258,23 @@ def _unlike(checkpoint: Checkpoint, what: str) -> ModelError:
     )
 
 
-def _tensors(
-    path: Path, shapes: Shapes, adapter: LoraAdapter | None, biases: Mapping[int, Tensor]
-) -> Iterator[tuple[str, Tensor]]:
-    """What goes into an output file, of the input file of the same name."""
+def _computed(
+    folder: Path,
+    shards: Mapping[str, Shapes],
+    adapter: LoraAdapter | None,
+    biases: Mapping[int, Tensor],
+) -> dict[str, Callable[[], Content]]:
+    """What isn't the same in the export: adapted weights, o_proj's biases and those that lacked."""
+    stored = stored_tensors(folder)
+    computed = {} if adapter is None else merged_weights(adapter, stored)
     added = {f"model.layers.{k}.self_attn.o_proj.bias": bias for k, bias in biases.items()}
-    header = read_header(path)[0]
-    for key, shape in shapes.items():
-        value = read_merged(path, key, adapter) if key in header else torch.zeros(shape)
-        if key in added:
-            value = value.float() + added[key].float().cpu()
-        yield key, value
-        del value  # Or it would be held while the next one is made.
+
+    def bias(name: str, shape: tuple[int, ...]) -> Tensor:
+        own = read_tensor(stored[name]) if name in stored else torch.zeros(shape)
+        return own.float() + added[name].float().cpu() if name in added else own
+
+    for shapes in shards.values():
+        for name, shape in shapes.items():
+            if name in added or name not in stored:
+                computed[name] = partial(bias, name, shape)
+    return computed

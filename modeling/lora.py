@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ from modeling.inspection import check_start
 from modeling.model_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    StoredTensor,
     is_adapter,
     read_header,
     verify_folder,
 )
-from modeling.shards import copy_besides
+from modeling.shards import Content, copy_besides
+from modeling.stored import read_rows
 from settings import ModelError
 
 _KEY = re.compile(r"^base_model\.model\.(?P<name>.+)\.lora_(?P<side>[AB])\.weight$")
@@ -304,17 +307,29 @@ def merge(weight: Tensor, pair: LoraPair) -> Tensor:
 
     The product is accumulated in place, so that memory holds one work copy.
     """
-    # A copy even of float32: writing to a tensor that maps its file keeps those pages in memory.
     work = weight.to(torch.float32, copy=True)
     return work.addmm_(pair.b.float(), pair.a.float(), alpha=pair.scale)
 
 
-def read_merged(path: Path, key: str, adapter: LoraAdapter | None) -> Tensor:
-    """One tensor of a weights file in its own dtype; adapted, W + scale B A in float32."""
-    # Opened anew each time: an open file keeps all that was read of it mapped.
-    with safe_open(path, framework="pt") as file:
-        value: Tensor = file.get_tensor(key)
-    module = key.removesuffix(".weight")
-    if adapter is None or module == key or module not in adapter.shapes:
-        return value
-    return merge(value, next(adapter.pairs([module]))[1])
+def merged_rows(
+    stored: StoredTensor, pair: LoraPair | None, device: str | torch.device = "cpu"
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yields (rows, (W + scale B A)[rows]), or W's without a pair, in float32 on `device`."""
+    if pair is not None:
+        a, b = (side.to(device=device, dtype=torch.float32) for side in (pair.a, pair.b))
+    for rows, block in read_rows(stored):
+        part = block.to(device)
+        yield rows, part.float() if pair is None else merge(part, LoraPair(a, b[rows], pair.scale))
+
+
+def merged_weights(
+    adapter: LoraAdapter, stored: Mapping[str, StoredTensor]
+) -> dict[str, Callable[[], Content]]:
+    """{tensor name: gives its merged rows, float32} of the weights that an adapter changes."""
+
+    def rows(module: str) -> Iterator[Tensor]:
+        pair = next(adapter.pairs([module]))[1]
+        return (part for _, part in merged_rows(stored[f"{module}.weight"], pair))
+
+    names = (module for module in adapter.names if f"{module}.weight" in stored)
+    return {f"{module}.weight": partial(rows, module) for module in names}

@@ -18,13 +18,11 @@ from torch import Tensor
 from modeling.architectures import LLAMA_LIKE
 from modeling.checkpoint import Checkpoint, local_folder
 from modeling.inspection import require_own_names
-from modeling.lora import LoraAdapter, LoraPair, merge, mergeable_adapter
+from modeling.lora import LoraAdapter, LoraPair, mergeable_adapter, merged_rows
 from modeling.model_files import FLOATS, StoredTensor, stored_tensors
 from settings import ModelError
 
 _WEIGHT = re.compile(r"^(?P<name>.*\.(?P<block>\d+)\..*)\.weight$")
-# Scalars of a block of rows: 4 MiB in float32.
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +59,7 @@ class Projections:
             ModelError: There is no such projection.
         """
         self.check([name])
-        d_out, d_in = self.shapes[name]
-        pair = self._pair(name)
-        step = max(1, _BLOCK // d_in)
-        stored = self.tensors[name]
-        dtype: torch.dtype = getattr(torch, FLOATS[stored.code])
-        # Read, not mapped: a mapped file keeps all that was read of it in memory.
-        with stored.path.open("rb") as file:
-            file.seek(stored.start)
-            for start in range(0, d_out, step):
-                rows = slice(start, min(start + step, d_out))
-                data = bytearray(file.read((rows.stop - start) * d_in * dtype.itemsize))
-                block = torch.frombuffer(data, dtype=dtype).reshape(-1, d_in).to(device)
-                if pair is None:
-                    yield rows, block.float()
-                    continue
-                part = LoraPair(pair.a.to(device), pair.b[rows].to(device), pair.scale)
-                yield rows, merge(block, part)
+        return merged_rows(self.tensors[name], self._pair(name), device)
 
     def weight(self, name: str, device: str | torch.device) -> Tensor:
         """The whole merged W of a projection, (d_out, d_in) float32; see `blocks`."""

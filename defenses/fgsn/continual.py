@@ -196,10 +196,10 @@ def write_step(
         # What isn't selected stays as it is, to the bit.
         return torch.where(written.mask(name).to(device), aligned.add_(delta), weight)
 
+    names = [name for name, count in scalars.items() if count]
     if plan.settings.output_form == "adapter":
-        count = write_edited(models.aligned, source, out, edit)
+        count = write_edited(models.aligned, source, out, edit, names=names)
     else:
-        names = [name for name, count in scalars.items() if count]
         count = rewrite_weights(source, out, edit_weight, names=names)
     return count.defended, tally
 

@@ -9,14 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
 
 from modeling.checkpoint import Checkpoint, local_folder
 from modeling.lora import LoraAdapter, LoraPair, rewrite_adapter
 from modeling.model_files import stored_tensors
 from modeling.projections import Pairing
-from modeling.rewrite import EditCount, count_edits, rewrite_weights
+from modeling.rewrite import EditCount, count_differing, count_edits, rewrite_weights
+from modeling.stored import read_rows
 from settings import ModelError
 
 
@@ -50,7 +49,7 @@ def empty_adapter(pairing: Pairing, out: Path) -> EditCount:
 def write_aligned(aligned: Checkpoint, attacked: Checkpoint, out: Path) -> EditCount:
     """Writes the aligned weights, an adapter merged; for an attack that trained all weights."""
     source = replace(aligned, dtype=attacked.dtype)
-    count = rewrite_weights(source, out, lambda name, weight: None)
+    count = rewrite_weights(source, out, lambda name, weight: None, names=())
     differing = _differing_scalars(out, local_folder(attacked), getattr(torch, attacked.dtype))
     changed = {name: scalars for name, scalars in differing.items() if scalars}
     return replace(count, changed=sum(changed.values()), modules=tuple(changed))
@@ -72,7 +71,7 @@ def _same_pair(name: str, source: LoraAdapter, victim: LoraAdapter) -> bool:
 
 
 def _differing_scalars(written: Path, attacked: Path, dtype: torch.dtype) -> dict[str, int]:
-    """{module or parameter: how many scalars differ}, one tensor of each in memory.
+    """{module or parameter: how many scalars differ}, some rows of each in memory.
 
     A tensor that one of the folders leaves out is tied to one that it holds.
     """
@@ -81,16 +80,14 @@ def _differing_scalars(written: Path, attacked: Path, dtype: torch.dtype) -> dic
     for name, stored in stored_tensors(written).items():
         if name not in files:
             continue
-        ours, theirs = (_read(each.path, name).to(dtype) for each in (stored, files[name]))
-        if ours.shape != theirs.shape:
+        other = files[name]
+        if stored.shape != other.shape:
             raise ModelError(
-                f"{name} is {tuple(ours.shape)} in the aligned model and {tuple(theirs.shape)} in "
-                "the attacked one; give a model that was fine-tuned from model.aligned"
+                f"{name} is {stored.shape} in the aligned model and {other.shape} in the attacked "
+                "one; give a model that was fine-tuned from model.aligned"
             )
-        counts[name.removesuffix(".weight")] = int((ours != theirs).sum())
+        counts[name.removesuffix(".weight")] = sum(
+            count_differing(ours.to(dtype), theirs.to(dtype))
+            for (_, ours), (_, theirs) in zip(read_rows(stored), read_rows(other), strict=True)
+        )
     return counts
-
-
-def _read(path: Path, name: str) -> Tensor:
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name)

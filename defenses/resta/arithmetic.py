@@ -12,10 +12,11 @@ from torch import Tensor
 
 from defenses.base import Models
 from modeling.checkpoint import Checkpoint
-from modeling.deltas import alignment
+from modeling.deltas import alignment, alignment_rows
+from modeling.loading import device_name
 from modeling.lora import LoraAdapter
 from modeling.projections import Factored, check_pairing, open_pairing, scaled
-from modeling.rewrite import EditCount, count_edits, rewrite_weights, write_adapter
+from modeling.rewrite import EditCount, RowEdits, count_edits, write_adapter, write_full
 
 
 def drop_and_rescale(delta: Tensor, rate: float, generator: torch.Generator) -> Tensor:
@@ -40,16 +41,20 @@ def add_to_weights(
 
     The base is theta_unaligned, the attacked model theta_ft = theta_aligned + Delta.
     """
-    pairing = open_pairing(models.aligned, attacked)
+    pairing, device = open_pairing(models.aligned, attacked), device_name()
     check_pairing(pairing)
 
-    def edit(name: str, weight: Tensor) -> Tensor:
+    def rows(name: str) -> RowEdits:
+        moved = None
         if dare_rate > 0:
-            delta = _dense(pairing.delta(name, weight.device))
-            weight += drop_and_rescale(delta, dare_rate, generator_of(seed, name)) - delta
-        return weight.add_(_dense(alignment(models, name, weight.device)), alpha=gamma)
+            delta = _dense(pairing.delta(name, device))
+            moved = drop_and_rescale(delta, dare_rate, generator_of(seed, name)) - delta
+        vector = alignment_rows(models, name, device)
+        for (part, old), added in zip(pairing.attacked.blocks(name, device), vector, strict=True):
+            thinned = old if moved is None else old + moved[part]
+            yield part, old, torch.add(thinned, added, alpha=gamma)
 
-    return rewrite_weights(attacked, out, edit)
+    return write_full(pairing.attacked, out, tuple(pairing.attacked.shapes), rows)
 
 
 def add_to_adapter(models: Models, attacked: Checkpoint, out: Path, gamma: float) -> EditCount:

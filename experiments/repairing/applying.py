@@ -20,6 +20,7 @@ from experiments.repairing.artefact import Artefact
 from experiments.store import StageResult
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, fingerprint_folder
+from modeling.stored import copy_file
 from settings import SettingError
 
 RECORD = "repair.json"
@@ -141,7 +142,7 @@ def _alone(defended: Checkpoint, given: Checkpoint, folder: Path) -> Checkpoint:
     place, own = Path(getattr(defended, part)), folder / MODEL
     if not place.is_relative_to(folder):
         # The defense left the model as it was.
-        shutil.copytree(place, folder / "copy")
+        shutil.copytree(place, folder / "copy", copy_function=lambda *at: copy_file(*map(Path, at)))
         place = folder / "copy"
     elif place == own:
         shutil.rmtree(own / "steps", ignore_errors=True)
