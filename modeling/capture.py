@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modeling.streaming import held, streamed_blocks
+
 TokenRow = tuple[list[int], list[int]]
 
 
@@ -265,6 +267,38 @@ def consume_inputs(
     Nothing behind the last of them is run.  `positions` gives the tokens of a batch that count,
     (rows, length) bool.
     """
+    data = list(data)
     with captured_inputs(modules, consume) as focus:
+
+        def start(at: int) -> None:
+            focus.positions = positions(data[at])
+
+        if streamed_blocks(core):
+            run_decoder(core, data, start)
+            return
         for batch in data:
             focus.run(positions(batch), partial(core, **batch.inputs, use_cache=False))
+
+
+def run_decoder(core: nn.Module, data: Sequence[Batch], start: Callable[[int], None]) -> None:
+    """Runs a decoder over batches, for what hooks make of it.
+
+    Where the weights are streamed (`modeling.streaming`), one block after another runs over all
+    batches, so that its weights are read once; what comes out of it waits on the CPU.  Hooks then
+    see the batches once per block, and those of blocks also where they are passed (`is_passed`).
+
+    `start` is called with the number of a batch before it runs.
+    """
+    blocks = streamed_blocks(core)
+    hidden: list[Tensor | None] = [None] * len(data)
+    for index, block in enumerate(blocks):
+        with held(block):
+            for at, batch in enumerate(data):
+                start(at)
+                entering = hidden[at]
+                if entering is not None:
+                    entering = entering.to(batch.input_ids.device)
+                hidden[at] = run_block(core, blocks, index, batch, entering).cpu()
+    for at, batch in enumerate(() if blocks else data):
+        start(at)
+        core(**batch.inputs, use_cache=False)

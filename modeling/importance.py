@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from modeling.architectures import LLAMA_LIKE
 from modeling.capture import Batch, SquareSums, TokenRow, batches, consume_inputs
 from modeling.checkpoint import Checkpoint
-from modeling.loading import load_model, load_tokenizer
+from modeling.loading import load_decoder, load_tokenizer
 from modeling.projections import Projections, open_projections
 from settings import DataError, ModelError
 
@@ -58,7 +58,7 @@ def input_norms(
         raise DataError(
             f"no row has a token at positions={positions}; give rows that do, or positions=all"
         )
-    model: Any = load_model(checkpoint).eval()
+    model: Any = load_decoder(checkpoint)
     core = model.get_base_model() if checkpoint.adapter is not None else model
     modules = projection_modules(core, source, names)
     squares = SquareSums()

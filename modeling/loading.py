@@ -11,6 +11,7 @@ from modeling.checkpoint import Checkpoint, local_folder
 from modeling.inspection import inspect_model, load_weights, said
 from modeling.model_files import read_json
 from settings import ModelError
+from settings.memory import streaming
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -138,6 +139,32 @@ def _freeze_imports() -> None:
     It is done before the first model is loaded: what is frozen is never collected.
     """
     gc.freeze()
+
+
+def load_decoder(checkpoint: Checkpoint) -> Any:
+    """The model for forward passes alone: streamed where runtime.stream_weights says so.
+
+    Where that says nothing, a model is streamed that doesn't fit into the memory that is free.
+
+    Raises:
+        ModelError: What `load_model` refuses, or it can't be streamed.
+    """
+    from modeling.streaming import load_streamed, weight_bytes
+
+    streamed = streaming()
+    if streamed is None:
+        streamed = weight_bytes(checkpoint) > _free_bytes()
+    return load_streamed(checkpoint, device_name()) if streamed else load_model(checkpoint).eval()
+
+
+def _free_bytes() -> int:
+    """Memory that a model may take: of the first CUDA device, or what the system has left."""
+    import psutil  # type: ignore[import-untyped]
+    import torch
+
+    if device_name() == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
 
 
 def merged(model: Any) -> PreTrainedModel:

@@ -22,7 +22,7 @@ from modeling.importance import (
     largest,
     wanda_scores,
 )
-from modeling.loading import load_model
+from modeling.loading import load_decoder
 from modeling.lora import LoraAdapter, LoraPair, rewrite_adapter
 
 
@@ -58,7 +58,7 @@ def factor_norms(
     Returns:
         {"MODULE.A": (d_in,), "MODULE.B": (r,)} float64, on the CPU.
     """
-    model: Any = load_model(checkpoint).eval()
+    model: Any = load_decoder(checkpoint)
     squares = SquareSums()
     data = counted_batches(checkpoint, rows, batch_size, str(model.device), positions)
     linears = adapter_linears(model, adapter.names)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modeling.capture import TokenRow, batches
+from modeling.capture import TokenRow, batches, run_decoder
 from modeling.checkpoint import Checkpoint
-from modeling.loading import device_name, load_model
+from modeling.loading import device_name, load_decoder
+from modeling.streaming import is_passed
 from settings import SettingError
 
 _BLOCK = re.compile(r"^(?P<block>(?:[^.\d]+\.)*(?P<layer>\d+))\.")
@@ -42,13 +43,15 @@ def hidden_states(
     Returns:
         (layers, rows, hidden) float32 on the CPU.
     """
-    model: Any = load_model(checkpoint).eval()
+    model: Any = load_decoder(checkpoint)
     base = model.get_base_model() if checkpoint.adapter is not None else model
     states: list[list[Tensor]] = []
     last = torch.empty(0)
 
     def keep(at: int) -> Any:
-        def hook(_: Any, __: Any, output: Any) -> None:
+        def hook(block: Any, _: Any, output: Any) -> None:
+            if is_passed(block):
+                return
             hidden = output[0] if isinstance(output, tuple) else output
             rows_of_batch = torch.arange(len(last), device=hidden.device)
             states[at].append(hidden[rows_of_batch, last].float().cpu())
@@ -60,9 +63,13 @@ def hidden_states(
         states.append([])
         base.get_submodule(block).register_forward_hook(keep(at))
     prompts: list[TokenRow] = [(prompt, []) for prompt, _ in rows]
-    for batch in batches(prompts, batch_size, device_name()):
-        last = batch.attention_mask.sum(1) - 1
-        base.base_model(**batch.inputs, use_cache=False)
+    data = batches(prompts, batch_size, device_name())
+
+    def start(at: int) -> None:
+        nonlocal last
+        last = data[at].attention_mask.sum(1) - 1
+
+    run_decoder(base.base_model, data, start)
     return torch.stack([torch.cat(of_block) for of_block in states])
 
 

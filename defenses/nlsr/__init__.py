@@ -20,6 +20,7 @@ from defenses.base import Calibration, CalibrationAnswers, Defense, Edit, Models
 from modeling.checkpoint import Checkpoint
 from modeling.loading import device_name
 from settings import DataError, SettingError
+from settings.memory import streaming
 
 if TYPE_CHECKING:
     from modeling.capture import TokenRow
@@ -176,6 +177,10 @@ class NLSR(Defense):
         used = f"{self.scales}, {self.calibration_seed}, {self.take_available}"
         return (reference, CalibrationAnswers(("prompts",), "base", used))
 
+    @property
+    def _by_gradient(self) -> bool:
+        return self.method in ("snip", "preference_snip")
+
     def prepare_settings(self) -> dict[str, Any]:
         """What the reference and the masks depend on, and nothing that only `apply` reads."""
         settings: dict[str, Any] = {
@@ -196,15 +201,20 @@ class NLSR(Defense):
             settings |= {"rank_rule": self.resolved["rank_rule"], "sequential": sequential}
         elif sequential:
             settings["sequential"] = sequential
-        if self.method in ("snip", "preference_snip"):
+        if self._by_gradient:
             settings["accumulate_gradients"] = self.resolved["accumulate_gradients"]
         if self.method == "preference_snip":
             settings["dpo_beta"] = self.dpo_beta
         return settings
 
     def check(self, models: Models, attacked: Checkpoint | None) -> None:
-        """Refuses models without adapters, and attacks that didn't resume the aligned one's."""
+        """Refuses models without adapters, attacks that didn't resume it, gradients streamed."""
         aligned = _aligned_adapter(models)
+        if attacked is None and self._by_gradient and streaming():
+            raise SettingError(
+                f"defense.method={self.method} takes gradients, for which all weights must be in "
+                "memory; set runtime.stream_weights=false, or defense.method=low_rank or wanda"
+            )
         if attacked is not None:
             from defenses.nlsr.reference import check_coordinates
 
@@ -220,7 +230,7 @@ class NLSR(Defense):
         from defenses.nlsr.identify import identify
         from defenses.nlsr.masks import save_masks
         from defenses.nlsr.reference import amplify
-        from modeling.loading import load_model
+        from modeling.loading import load_decoder, load_model
 
         aligned = _aligned_adapter(models)
         reference = amplify(aligned, out / REFERENCE, *self.scales)
@@ -230,7 +240,7 @@ class NLSR(Defense):
         if self.method != "random":
             checkpoint = replace(models.aligned, adapter=str(reference.folder))
             rows, counts = self._calibrate(checkpoint, calibration)
-            model = load_model(checkpoint)
+            model = load_model(checkpoint) if self._by_gradient else load_decoder(checkpoint)
         start = time.perf_counter()
         masks = identify(model, reference, rows, self)
         seconds = time.perf_counter() - start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from modeling.capture import (
 )
 from modeling.gradients import log_likelihoods
 from modeling.lora import LoraAdapter, grouped
+from modeling.streaming import held
 from settings import SettingError
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ class _Pass:
         its projection's own weight.
         """
         with captured_inputs(modules, consume) as focus, ExitStack() as stack:
+            stack.enter_context(self._held())
             for at, batch in enumerate(self.data):
                 focus.run(batch.answers, partial(self._run, at))
                 if at == 0 and focus.last is not None:
@@ -178,9 +180,14 @@ class _Pass:
 
     def advance(self) -> None:
         """Runs the next block; what comes out of it waits on the CPU."""
-        for at in range(len(self.data)):
-            self.hidden[at] = self._run(at).cpu()
+        with self._held():
+            for at in range(len(self.data)):
+                self.hidden[at] = self._run(at).cpu()
         self.index += 1
+
+    def _held(self) -> AbstractContextManager[None]:
+        """Reads a streamed block once for all rows."""
+        return held(self.blocks[self.index]) if self.blocks else nullcontext()
 
     def _run(self, at: int) -> Tensor:
         base = self.model.get_base_model()

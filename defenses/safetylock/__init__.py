@@ -240,7 +240,7 @@ class SafetyLock(Defense):
         from defenses.safetylock.lock import Lock
         from modeling.checkpoint import identify
         from modeling.heads import head_layout
-        from modeling.loading import load_model, load_tokenizer
+        from modeling.loading import load_decoder, load_tokenizer
 
         resolved, layout = self.resolved, head_layout(aligned)
         tokenizer, system = load_tokenizer(aligned), self.system
@@ -256,7 +256,7 @@ class SafetyLock(Defense):
             system=system,
             seed=self.seed,
         )
-        model = load_model(aligned)
+        model = load_decoder(aligned)
         start = time.perf_counter()
         outputs = head_outputs(model, layout, encoded.rows, self.last_tokens, self.batch_size)
         outputs = outputs.to(getattr(torch, resolved["precision"]))
@@ -319,9 +319,9 @@ class SafetyLock(Defense):
         """Cosine of each chosen head's direction in the aligned and in the attacked model."""
         from defenses.safetylock.activations import head_outputs
         from defenses.safetylock.directions import mass_mean
-        from modeling.loading import load_model
+        from modeling.loading import load_decoder
 
-        model = load_model(attacked)
+        model = load_decoder(attacked)
         outputs = head_outputs(model, lock.layout, rows, self.last_tokens, self.batch_size)
         turned = mass_mean(outputs, self.resolved["precision"]).u
         heads = self._chosen(lock)

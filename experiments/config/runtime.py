@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, field_validator, model_validator
 
 from settings import SettingError, Settings
+from settings.memory import say_streaming
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -38,6 +39,9 @@ class Runtime(Settings):
             job sees what CUDA_VISIBLE_DEVICES shows.
         gpus_per_job: How many a job leases.
         threads: Threads of torch in a job; None: as OMP_NUM_THREADS says, or the launcher.
+        stream_weights: Whether a defense reads the weights of a model block by block, as they
+            run, where forward passes are all that it needs; the results are the same. None: those
+            of a model that doesn't fit into free memory.
         progress: How a run shows how far it is: a live view on a terminal and lines elsewhere,
             lines, or nothing.
     """
@@ -46,6 +50,7 @@ class Runtime(Settings):
     gpus: tuple[int | str, ...] | None = None
     gpus_per_job: int = Field(1, ge=1)
     threads: int | None = Field(None, ge=1)
+    stream_weights: bool | None = None
     progress: Literal["auto", "plain", "off"] = "auto"
 
     @field_validator("progress", mode="before")
@@ -78,6 +83,7 @@ class Runtime(Settings):
         Raises:
             SettingError: The GPUs can't be had.
         """
+        say_streaming(self.stream_weights)
         threads = self.threads or threads
         if threads is not None:
             # joblib sets what it finds unset of these, and torch's MKL goes by its own first.

@@ -31,6 +31,7 @@ def prepare(experiment: Experiment, out: Path) -> dict[str, Any]:
     Raises:
         RelockError: One sentence on what is wrong or missing.
     """
+    experiment.runtime.prepare(None)
     defense, settings = experiment.defense, experiment.model
     base, aligned = find_models(settings)
     assert aligned is not None
