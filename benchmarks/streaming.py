@@ -1,5 +1,7 @@
 """What writing a defended checkpoint costs beside copying it: `python -m benchmarks.streaming`.
 
+And what it costs to prepare on one whose weights aren't held in memory.
+
 Layers of Llama-3-8B's shapes in bfloat16, in four shards, of random numbers; the vocabulary grows
 with the layers, so that `--layers 32` is the whole model. Every way of writing one and `cp` of the
 same files take turns in one process that was started for them, after a first round that isn't
@@ -31,16 +33,24 @@ from transformers import LlamaConfig
 from benchmarks.fgsn import random_adapter
 from defenses.base import Models
 from defenses.resta.arithmetic import add_to_adapter, add_to_weights
+from defenses.safetylock.activations import head_outputs
 from modeling.checkpoint import Checkpoint
 from modeling.deltas import write_edited
 from modeling.export import export_with_biases, llama_shapes
+from modeling.heads import head_layout
+from modeling.loading import load_decoder
 from modeling.lora import LoraPair, open_adapter, rewrite_adapter
 from modeling.measure import measured
 from modeling.projections import Factored
 from modeling.shards import write_index, write_tensors
 from modeling.stored import BLOCK, linking
+from settings.memory import say_streaming
 
-HIDDEN, SHARDS, TOKENS_PER_LAYER = 4096, 4, 128256 // 32
+HIDDEN, SHARDS, ROWS, TOKENS_PER_LAYER = 4096, 4, 8, 128256 // 32
+PROJECTIONS = [
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+]
 # FGSN's window, as a share of the layers.
 WINDOW = 0.1875
 
@@ -89,9 +99,8 @@ def _export_merged(given: Inputs, out: Path) -> None:
 
 def _edit(share: float) -> Callable[[Inputs, Path], None]:
     def write(given: Inputs, out: Path) -> None:
-        edited = {f".layers.{layer}." for layer in range(math.ceil(share * given.layers))}
-        shapes = llama_shapes(_config(given.layers).to_dict())
-        names = [n.removesuffix(".weight") for n in shapes if any(part in n for part in edited)]
+        layers = range(math.ceil(share * given.layers))
+        names = [f"model.layers.{layer}.{name}" for layer in layers for name in PROJECTIONS]
         write_edited(given.aligned, given.tuned, out, _halved, names=names)
 
     return write
@@ -117,6 +126,16 @@ def _resta_adapter(given: Inputs, out: Path) -> None:
     add_to_adapter(Models(given.base, given.aligned_lora), given.tuned_lora, out, 0.5)
 
 
+def _activations(streamed: bool) -> Callable[[Inputs, Path], None]:
+    def run(given: Inputs, out: Path) -> None:
+        say_streaming(streamed)
+        rows = [([1] * 24, list(range(2, 10 + at))) for at in range(ROWS)]
+        head_outputs(load_decoder(given.tuned), head_layout(given.tuned), rows, 5, ROWS)
+        out.mkdir()
+
+    return run
+
+
 # Each beside the first of its group.
 GROUPS: dict[str, dict[str, Callable[[Inputs, Path], None]]] = {
     "full weights": {
@@ -134,6 +153,10 @@ GROUPS: dict[str, dict[str, Callable[[Inputs, Path], None]]] = {
         "nlsr": _splice,
         "safelora, fgsn: every delta halved": _edit_adapter,
         "resta (twice the rank, float32)": _resta_adapter,
+    },
+    "activations of every head, 8 rows": {
+        "weights in memory": _activations(False),
+        "weights streamed": _activations(True),
     },
 }
 
@@ -205,10 +228,10 @@ def _measure(group: str, given: Inputs, repeats: int) -> dict[str, list[tuple[fl
     out = Path(given.base.base).with_name("out")
     for repeat in range(repeats + 1):
         for name, write in GROUPS[group].items():
-            before = sum(os.times()[:4])
             with measured() as cost:
+                before = sum(os.times()[:4])
                 write(given, out)
-            spent = sum(os.times()[:4]) - before
+                spent = sum(os.times()[:4]) - before
             shutil.rmtree(out)
             if repeat:
                 found[name].append((cost.seconds, spent, cost.peak_bytes))
@@ -216,10 +239,10 @@ def _measure(group: str, given: Inputs, repeats: int) -> dict[str, list[tuple[fl
 
 
 def _table(group: str, given: Inputs, rows: dict[str, list[tuple[float, float, int]]]) -> Table:
-    source = given.tuned.base if group == "full weights" else str(given.tuned_lora.adapter)
+    source = str(given.tuned_lora.adapter) if "LoRA" in group else given.tuned.base
     size = sum(path.stat().st_size for path in Path(source).glob("*.safetensors"))
-    heads = ("seconds (median)", "best", "of cp's speed", "CPU s", "cp's CPU s of it", "peak MiB")
-    table = Table("written", *heads, title=f"{group}, {size / 2**20:.0f} MiB")
+    heads = ("seconds (median)", "best", "of the first's speed", "CPU s", "of its", "peak MiB")
+    table = Table("", *heads, title=f"{group}, {size / 2**20:.0f} MiB")
     first: tuple[float, float] | None = None
     for name, repeats in rows.items():
         seconds, spent, peak = zip(*repeats, strict=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from io import FileIO
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,8 +19,8 @@ from torch import Tensor
 from modeling.model_files import FLOATS, StoredTensor
 from settings import ModelError
 
-# Scalars of a block of rows: 4 MiB in float32.
-BLOCK = 1 << 20
+# Scalars of a block of rows: 1 MiB in float32, which stays in a core's own cache.
+BLOCK = 1 << 18
 # Bytes that the kernel copies at a time, so that a copy can be interrupted.
 _CHUNK = 1 << 28
 
@@ -44,12 +45,7 @@ def read_rows(stored: StoredTensor) -> Iterator[tuple[slice, Tensor]]:
 
         def read(part: slice) -> Tensor:
             block = torch.empty(part.stop - part.start, *shape[1:], dtype=dtype)
-            into = block.view(-1).view(torch.uint8).numpy().data
-            file.seek(stored.start + part.start * width * dtype.itemsize)
-            while len(into):
-                if not (done := file.readinto(into)):
-                    raise _cut_short(stored.path)
-                into = into[done:]
+            _fill(block, stored.path, file, stored.start + part.start * width * dtype.itemsize)
             return block
 
         coming = ahead.submit(read, parts[0])
@@ -63,9 +59,18 @@ def read_rows(stored: StoredTensor) -> Iterator[tuple[slice, Tensor]]:
 def read_tensor(stored: StoredTensor) -> Tensor:
     """The whole tensor in the file's dtype."""
     whole = torch.empty(stored.shape, dtype=getattr(torch, FLOATS[stored.code]))
-    for rows, block in read_rows(stored):
-        whole.view(stored.shape or (1,))[rows] = block
+    with stored.path.open("rb", buffering=0) as file:
+        _fill(whole, stored.path, file, stored.start)
     return whole
+
+
+def _fill(tensor: Tensor, path: Path, file: FileIO, start: int) -> None:
+    into = tensor.view(-1).view(torch.uint8).numpy().data
+    file.seek(start)
+    while len(into):
+        if not (done := file.readinto(into)):
+            raise _cut_short(path)
+        into = into[done:]
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def load_streamed(checkpoint: Checkpoint, device: str) -> Any:
     Raises:
         ModelError: Not every weight of the blocks lies in the files as the blocks have it.
     """
-    from accelerate import init_empty_weights
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
     from transformers import AutoModelForCausalLM
 
     inspect_model(checkpoint)

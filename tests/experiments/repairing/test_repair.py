@@ -120,6 +120,20 @@ def test_several_customers_are_repaired_by_one_command(
     assert "two models would be repaired into" in one[2]
 
 
+def test_weights_that_stay_are_the_customers_own_files_where_asked(
+    run: Run, rows: tuple[str, ...], tmp_path: Path
+) -> None:
+    artefact = _prepared(run, "none", "resumed/lora", rows, tmp_path / "artefact")
+    customer = Path(str(shared_case("llama", "resumed/lora").attacked.adapter))
+    for name, options in (("copied", []), ("linked", ["--link"])):
+        out = tmp_path / name
+        code, _, err = run("apply", artefact, "--model", customer, "--out", out, *options)
+        assert code == 0, err
+        weights, config = "adapter_model.safetensors", "adapter_config.json"
+        assert (out / weights).samefile(customer / weights) == (name == "linked")
+        assert not (out / config).samefile(customer / config)
+
+
 def test_a_lock_is_looked_at_and_its_strength_chosen_when_it_is_applied(
     run: Run, rows: tuple[str, ...], tmp_path: Path
 ) -> None:
