@@ -149,10 +149,9 @@ def test_every_method_raises_the_chosen_over_the_rejected(
     before = margins(model, tokenizer, rendered)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*trl.experimental.*")
-        trainer, _ = preference_trainer(
-            model, tokenizer, PAIRS, rendered, preference(method, max_steps=5), 0, tmp_path
-        )
-        curve = train(trainer)
+        phase = preference(method, max_steps=5)
+        trainer, _ = preference_trainer(model, tokenizer, PAIRS, rendered, phase, 0, tmp_path)
+        curve = train(trainer, phase.train)
     assert [point["step"] for point in curve] == [1, 2, 3, 4, 5]
     after = margins(model.eval(), tokenizer, rendered)
     assert after.mean() > before.mean()

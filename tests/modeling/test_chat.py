@@ -416,7 +416,7 @@ class Fixed(Engine):
 
     def close(self) -> None: ...
 
-    def _answers(self, rows: list[PromptIds], max_new_tokens: int) -> list[Answer]:
+    def _answers(self, rows: list[PromptIds]) -> list[Answer]:
         return self._read(rows, [(self.ids, True) for _ in rows])
 
     def _token_logprobs(self, rows: list[list[int]]) -> list[list[float]]:

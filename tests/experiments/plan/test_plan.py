@@ -6,7 +6,7 @@ import json
 import pickle
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def test_a_judge_that_writes_is_counted_with_its_question_and_its_reply(
 
 def test_every_step_keeps_its_key_on_the_way_to_a_child_process(tmp_path: Path) -> None:
     class Pickling(DryRun):
-        def __call__(self, step: Step) -> StageResult:
+        def __call__(self, step: Step, following: Sequence[Step] = ()) -> StageResult:
             copy = pickle.loads(pickle.dumps(step))
             seen.add(type(step))
             assert copy.stage == step.stage
