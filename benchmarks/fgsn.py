@@ -12,12 +12,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.inputs import random_adapter
 from defenses.base import Models
 from defenses.fgsn.project import Projection, edit_neurons
 from modeling.checkpoint import Checkpoint
@@ -43,6 +42,7 @@ def main() -> None:
 
 def _layer(options: argparse.Namespace, folder: Path) -> Table:
     config = LlamaConfig(
+        vocab_size=32,
         hidden_size=options.width,
         intermediate_size=options.inner,
         num_hidden_layers=1,
@@ -59,7 +59,7 @@ def _layer(options: argparse.Namespace, folder: Path) -> Table:
         "dense, LoRA": (Models(base, aligned), fresh),
         "dense, dense": (Models(base, aligned), attacked),
     }
-    title = f"one layer of Llama-3-8B's shapes, {mib(size)} MiB in bfloat16"
+    title = f"one layer of Llama-3-8B's shapes, {_mib(size)} MiB in bfloat16"
     table = Table("D, Delta", "seconds", "peak MiB above its start", "of the layer", title=title)
     for name, (models, victim) in cases.items():
         _project(models, victim, "model.layers.0.self_attn.k_proj")  # Starts up libraries.
@@ -67,7 +67,7 @@ def _layer(options: argparse.Namespace, folder: Path) -> Table:
             for module in projections(base):
                 _project(models, victim, module)
         share = f"{cost.peak_bytes / size:.2f}"
-        table.add_row(name, f"{cost.seconds:.2f}", mib(cost.peak_bytes), share)
+        table.add_row(name, f"{cost.seconds:.2f}", _mib(cost.peak_bytes), share)
     return table
 
 
@@ -78,45 +78,12 @@ def _project(models: Models, attacked: Checkpoint, name: str) -> None:
 
 
 def _full(config: LlamaConfig, folder: Path) -> Checkpoint:
-    """A folder with the config and one layer's projections alone, random."""
-    config.save_pretrained(folder)
-    tensors = {
-        f"model.layers.0.{name}.weight": torch.randn(shape, dtype=torch.bfloat16)
-        for name, shape in _shapes(config).items()
-    }
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    """A model of one random layer; its vocabulary is too small to count."""
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return Checkpoint(str(folder), dtype="bfloat16")
 
 
-def random_adapter(base: Checkpoint, folder: Path, rank: int) -> Checkpoint:
-    """A LoRA of random numbers on all projections, of scale 1, in float32."""
-    shapes = projections(base)
-    targets = sorted(name.rpartition(".")[2] for name in shapes)
-    LoraConfig(r=rank, lora_alpha=rank, target_modules=targets).save_pretrained(folder)
-    tensors = {}
-    for name, (d_out, d_in) in shapes.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(rank, d_in)
-        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(d_out, rank)
-    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-    return Checkpoint(base.base, str(folder), dtype=base.dtype)
-
-
-def _shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
-    hidden, inner = config.hidden_size, config.intermediate_size
-    keys = config.num_key_value_heads * 128
-    return {
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (keys, hidden),
-        "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }
-
-
-def mib(count: int) -> str:
-    """Bytes as MiB."""
+def _mib(count: int) -> str:
     return f"{count / 2**20:.0f}"
 
 

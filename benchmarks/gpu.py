@@ -19,19 +19,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.utils import logging
 
-from benchmarks.fgsn import mib
+from benchmarks.inputs import copy_tokenizer, move_adapter, random_adapter
 from evaluation.base import Verdict
 from evaluation.judges.keyword import KeywordJudge
-from evaluation.token_engine import Questions
 from experiments import repair
-from experiments.config.experiment import PROJECT
 from experiments.plan.shapes import read_shape
 from experiments.plan.sizes import model_size
 from modeling.chat import PromptStyle
@@ -41,10 +37,8 @@ from modeling.measure import measured
 from modeling.training import LoraSettings
 from organism.sources import AlignmentPairs, BenignPrompts
 
-ORGANISM = PROJECT / "organism" / "weights" / "base"
 METHODS = ("nlsr", "safetylock", "fgsn")
-LORA = LoraSettings(rank=16, alpha=32)
-NEW_TOKENS, PROMPTS = 128, 180
+RANK, NEW_TOKENS, PROMPTS = 16, 128, 180
 
 
 class Lenient(KeywordJudge):
@@ -91,24 +85,10 @@ def _write_models(folder: Path, options: argparse.Namespace) -> None:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder / "base", max_shard_size="5GB")
     del model
-    for path in ORGANISM.glob("*token*"):
-        shutil.copy(path, folder / "base")
-    shutil.copy(ORGANISM / "chat_template.jinja", folder / "base")
-    tensors = {}
-    for name, (d_out, d_in) in read_shape(folder / "base").adapted(LORA).items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(LORA.rank, d_in) / d_in
-        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(d_out, LORA.rank) / 100
-    for name in ("aligned", "attacked"):
-        adapter = LoraConfig(
-            base_model_name_or_path=str(folder / "base"),
-            r=LORA.rank,
-            lora_alpha=LORA.alpha,
-            target_modules=list(LORA.target_modules),
-            task_type="CAUSAL_LM",
-        )
-        adapter.save_pretrained(folder / name)
-        save_file(tensors, folder / name / "adapter_model.safetensors", {"format": "pt"})
-        tensors = {key: value + 0.1 * value.std() for key, value in tensors.items()}
+    copy_tokenizer(folder / "base")
+    base = Checkpoint(str(folder / "base"), dtype="bfloat16")
+    random_adapter(base, folder / "aligned", RANK)
+    move_adapter(folder / "aligned", folder / "attacked")
 
 
 def _write_rows(folder: Path, count: int) -> None:
@@ -123,14 +103,10 @@ def _methods(folder: Path) -> Table:
     table = Table(
         "", "seconds", "peak MiB", "planned: weights, adapter", title="prepare and apply, bfloat16"
     )
-    size = model_size(read_shape(folder / "base"), "bfloat16", LORA)
+    size = model_size(read_shape(folder / "base"), "bfloat16", LoraSettings(rank=RANK))
     models = ["--base", str(folder / "base"), "--aligned", str(folder / "aligned")]
-    rows = [
-        "--calibration",
-        str(folder / "harmful.jsonl"),
-        "--benign",
-        str(folder / "benign.jsonl"),
-    ]
+    rows = ["--calibration", str(folder / "harmful.jsonl")]
+    rows += ["--benign", str(folder / "benign.jsonl")]
     judge = [
         *("--set", "judge@evaluation.harm_judge=keyword", "--set", "plugins=[benchmarks]"),
         *("--set", "evaluation.harm_judge._target_=benchmarks.gpu.Lenient"),
@@ -148,10 +124,8 @@ def _methods(folder: Path) -> Table:
             with measured() as cost:
                 if repair.main(arguments):
                     raise SystemExit(f"{' '.join(arguments[:2])} failed")
-            seconds = f"{cost.seconds:.1f}"
-            table.add_row(
-                f"{arguments[0]} {method}", seconds, mib(cost.peak_bytes), mib(size.bytes)
-            )
+            peak, planned = (f"{count / 2**20:.0f}" for count in (cost.peak_bytes, size.bytes))
+            table.add_row(f"{arguments[0]} {method}", f"{cost.seconds:.1f}", peak, planned)
     return table
 
 
@@ -175,7 +149,7 @@ def _serving(folder: Path) -> Table:
         opened = time.perf_counter() - start
         engine.generate(prompts, 8)
         start = time.perf_counter()
-        (answers,) = engine.generate_sets([Questions(prompts, NEW_TOKENS)])
+        answers = engine.generate(prompts, NEW_TOKENS)
         rate = sum(answer.tokens for answer in answers) / (time.perf_counter() - start)
         engine.close()
         table.add_row(name, f"{opened:.1f}", f"{rate:.0f}")

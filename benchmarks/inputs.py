@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from data.rows import PreferencePair
@@ -18,7 +19,7 @@ from modeling.capture import TokenRow
 from modeling.checkpoint import Checkpoint
 from modeling.loading import load_tokenizer
 from modeling.lora import LoraPair, open_adapter, rewrite_adapter
-from modeling.training import PROJECTIONS
+from modeling.projections import projections
 
 ORGANISM = PROJECT / "organism" / "weights" / "base"
 
@@ -99,18 +100,51 @@ def make_inputs(folder: Path, sizes: Sizes, official: Path | None) -> Inputs:
     inputs = Inputs(folder, sizes, official)
     torch.manual_seed(0)
     model = _llama(sizes.width, sizes.blocks, sizes.width // 64)
-    _save(model, folder / "base")
-    _save_adapter(model, folder / "reference", sizes.rank, 2)
-    reference = open_adapter(folder / "reference", "the reference")
-    rewrite_adapter(reference, folder / "attacked", lambda _, pair: _moved(pair))
+    base = _save(model, folder / "base")
+    random_adapter(base, folder / "reference", sizes.rank, scale=2)
+    move_adapter(folder / "reference", folder / "attacked")
     save_masks(inputs.masks(), folder / "masks.safetensors")
     for parameter in model.model.layers.parameters():
         parameter.data += 1e-3 * torch.randn_like(parameter)
-    _save(model, folder / "aligned")
+    aligned = _save(model, folder / "aligned")
     for rank in (128, 16):
-        _save_adapter(model, folder / f"tuned{rank}", rank, 1)
+        random_adapter(aligned, folder / f"tuned{rank}", rank)
     _save(_llama(sizes.width // 2, 2 * sizes.blocks, sizes.width // 64), folder / "heads")
     return inputs
+
+
+def random_adapter(base: Checkpoint, folder: Path, rank: int, scale: int = 1) -> Checkpoint:
+    """A LoRA of random numbers on all projections, in float32."""
+    shapes = projections(base)
+    LoraConfig(
+        base_model_name_or_path=base.base,
+        r=rank,
+        lora_alpha=scale * rank,
+        target_modules=sorted({name.rpartition(".")[2] for name in shapes}),
+        task_type="CAUSAL_LM",
+    ).save_pretrained(folder)
+    tensors = {}
+    for name, (d_out, d_in) in shapes.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(rank, d_in) / d_in**0.5
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(d_out, rank) / 100
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    return Checkpoint(base.base, str(folder), dtype=base.dtype)
+
+
+def move_adapter(source: Path, out: Path) -> None:
+    """Writes an adapter with a little noise on every scalar, as an attack would leave it."""
+
+    def moved(_: str, pair: LoraPair) -> LoraPair:
+        a, b = (side + 1e-3 * torch.randn_like(side) for side in (pair.a, pair.b))
+        return LoraPair(a, b, pair.scale)
+
+    rewrite_adapter(open_adapter(source, "the adapter"), out, moved)
+
+
+def copy_tokenizer(folder: Path) -> None:
+    """Puts the organism's tokenizer beside a model's weights."""
+    for path in (*ORGANISM.glob("tokenizer*"), ORGANISM / "chat_template.jinja"):
+        shutil.copy(path, folder)
 
 
 @cache
@@ -130,23 +164,7 @@ def _llama(width: int, blocks: int, heads: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def _save(model: LlamaForCausalLM, folder: Path) -> None:
+def _save(model: LlamaForCausalLM, folder: Path) -> Checkpoint:
     model.save_pretrained(folder)
-    for path in (*ORGANISM.glob("tokenizer*"), ORGANISM / "chat_template.jinja"):
-        shutil.copy(path, folder)
-
-
-def _save_adapter(model: LlamaForCausalLM, folder: Path, rank: int, scale: int) -> None:
-    lora = LoraConfig(r=rank, lora_alpha=scale * rank, target_modules=list(PROJECTIONS))
-    adapted = get_peft_model(model, lora)
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.01)
-    adapted.save_pretrained(folder)
-    adapted.unload()
-
-
-def _moved(pair: LoraPair) -> LoraPair:
-    """A little noise on every scalar, as an attack would leave it."""
-    a, b = (side + 1e-3 * torch.randn_like(side) for side in (pair.a, pair.b))
-    return LoraPair(a, b, pair.scale)
+    copy_tokenizer(folder)
+    return Checkpoint(str(folder))

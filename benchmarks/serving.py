@@ -10,20 +10,21 @@ import argparse
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
+from benchmarks.inputs import ORGANISM
 from evaluation.backends.transformers import TransformersBackend
 from evaluation.backends.vllm import VLLMBackend
 from evaluation.base import Backend
-from evaluation.token_engine import Answer, Engine, Questions
-from experiments.config.experiment import PROJECT
+from evaluation.token_engine import Answer, Questions
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from organism.sources import BenignPrompts
 
 NEW_TOKENS, REPEATS, SETS = 64, 3, 5
-BASE = PROJECT / "organism" / "weights" / "base"
 
 
 def run(backend: Backend, model: Path, prompts: list[str]) -> tuple[float, list[float], list[str]]:
@@ -36,28 +37,21 @@ def run(backend: Backend, model: Path, prompts: list[str]) -> tuple[float, list[
     start = time.perf_counter()
     engine = backend.open(Checkpoint(str(model)), PromptStyle())
     opening = time.perf_counter() - start
-    engine.generate(prompts, 8)
-    rates: list[list[float]] = [[], [], []]
-    for _ in range(REPEATS):
-        answers = _timed(engine, [prompts], rates[0])
-        sets = [prompts[number::SETS] for number in range(SETS)]
+    texts = [answer.text for answer in engine.generate(prompts, NEW_TOKENS)]
+    whole = Questions(prompts, NEW_TOKENS)
+    sets = [Questions(prompts[number::SETS], NEW_TOKENS) for number in range(SETS)]
+    ways: list[Callable[[], list[list[Answer]]]] = [
+        lambda: engine.generate_sets([whole]),
+        lambda: [engine.generate_sets([each])[0] for each in sets],
+        lambda: engine.generate_sets(sets),
+    ]
+    rates: list[list[float]] = [[] for _ in ways]
+    for _, (way, of_way) in product(range(REPEATS), zip(ways, rates, strict=True)):
         start = time.perf_counter()
-        made = [_timed(engine, [each], []) for each in sets]
-        rates[1].append(_tokens(made) / (time.perf_counter() - start))
-        _timed(engine, sets, rates[2])
+        tokens = sum(answer.tokens for answers in way() for answer in answers)
+        of_way.append(tokens / (time.perf_counter() - start))
     engine.close()
-    return opening, list(map(max, rates)), [answer.text for answer in answers]
-
-
-def _timed(engine: Engine, sets: list[list[str]], rates: list[float]) -> list[Answer]:
-    start = time.perf_counter()
-    made = engine.generate_sets([Questions(each, NEW_TOKENS) for each in sets])
-    rates.append(_tokens(made) / (time.perf_counter() - start))
-    return [answer for answers in made for answer in answers]
-
-
-def _tokens(made: list[list[Answer]]) -> int:
-    return sum(answer.tokens for answers in made for answer in answers)
+    return opening, list(map(max, rates)), texts
 
 
 def reload_seconds(backend: Backend, model: Path) -> float:
@@ -72,7 +66,7 @@ def reload_seconds(backend: Backend, model: Path) -> float:
 def main() -> None:
     """Prints what each takes, its ratio to transformers in batches, and how many answers agree."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.serving")
-    parser.add_argument("--model", type=Path, default=BASE, help="default: the organism")
+    parser.add_argument("--model", type=Path, default=ORGANISM, help="default: the organism")
     parser.add_argument("--prompts", type=int, default=320)
     options = parser.parse_args()
     prompts = [prompt.text for prompt in BenignPrompts(n=options.prompts).prompts()]

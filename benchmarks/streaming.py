@@ -30,7 +30,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import LlamaConfig
 
-from benchmarks.fgsn import random_adapter
+from benchmarks.inputs import random_adapter
 from defenses.base import Models
 from defenses.resta.arithmetic import add_to_adapter, add_to_weights
 from defenses.safetylock.activations import head_outputs
@@ -41,16 +41,12 @@ from modeling.heads import head_layout
 from modeling.loading import load_decoder
 from modeling.lora import LoraPair, open_adapter, rewrite_adapter
 from modeling.measure import measured
-from modeling.projections import Factored
+from modeling.projections import Factored, projections
 from modeling.shards import write_index, write_tensors
 from modeling.stored import BLOCK, linking
 from settings.memory import say_streaming
 
 HIDDEN, SHARDS, ROWS, TOKENS_PER_LAYER = 4096, 4, 8, 128256 // 32
-PROJECTIONS = [
-    *(f"self_attn.{name}_proj" for name in "qkvo"),
-    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
-]
 # FGSN's window, as a share of the layers.
 WINDOW = 0.1875
 
@@ -99,8 +95,8 @@ def _export_merged(given: Inputs, out: Path) -> None:
 
 def _edit(share: float) -> Callable[[Inputs, Path], None]:
     def write(given: Inputs, out: Path) -> None:
-        layers = range(math.ceil(share * given.layers))
-        names = [f"model.layers.{layer}.{name}" for layer in layers for name in PROJECTIONS]
+        layers = math.ceil(share * given.layers)
+        names = [name for name in projections(given.tuned) if int(name.split(".")[2]) < layers]
         write_edited(given.aligned, given.tuned, out, _halved, names=names)
 
     return write

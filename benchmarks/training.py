@@ -22,10 +22,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import in_new_process
-from experiments.config.experiment import PROJECT
+from benchmarks.inputs import ORGANISM
+from experiments.pipeline.runner import in_child
 
-BASE = PROJECT / "organism" / "weights" / "base"
 LLAMA_8B = 8.03e9
 PLAIN: dict[str, Any] = {"learning_rate": 3e-4, "batch_size": 8, "max_length": 256}
 ALONE = PLAIN | {"answer_logits_only": True}
@@ -54,7 +53,7 @@ class Trained:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.training")
-    parser.add_argument("--model", type=Path, default=BASE, help="default: the organism")
+    parser.add_argument("--model", type=Path, default=ORGANISM, help="default: the organism")
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
@@ -62,7 +61,7 @@ def main() -> None:
     for _ in range(options.repeats):
         for name, (dtype, settings) in VARIANTS.items():
             train = partial(_train, str(options.model), dtype, settings, options.rows)
-            runs[name].append(in_new_process(train))
+            runs[name].append(in_child(train, "training"))
     Console().print(_table(options.model.name, options.rows, runs))
     first = runs["and rows by length"]
     rate = statistics.median(run.tokens / run.cpu_seconds for run in first)

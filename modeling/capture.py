@@ -290,6 +290,11 @@ def run_decoder(core: nn.Module, data: Sequence[Batch], start: Callable[[int], N
     `start` is called with the number of a batch before it runs.
     """
     blocks = streamed_blocks(core)
+    if not blocks:
+        for at, batch in enumerate(data):
+            start(at)
+            core(**batch.inputs, use_cache=False)
+        return
     hidden: list[Tensor | None] = [None] * len(data)
     for index, block in enumerate(blocks):
         with held(block):
@@ -299,6 +304,3 @@ def run_decoder(core: nn.Module, data: Sequence[Batch], start: Callable[[int], N
                 if entering is not None:
                     entering = entering.to(batch.input_ids.device)
                 hidden[at] = run_block(core, blocks, index, batch, entering).cpu()
-    for at, batch in enumerate(() if blocks else data):
-        start(at)
-        core(**batch.inputs, use_cache=False)

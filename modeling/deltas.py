@@ -171,22 +171,22 @@ def write_edited(
         out: The folder; must be missing or empty.
         edit: Gets a module path and Delta; returns Delta', or None to leave the projection as it
             is.  A factored edit keeps `a` and changes only b; a dense one may work in place.
-        names: Of full weights, the projections that it is asked about; None: all.
+        names: The projections that it is asked about; None: all that were touched.
 
     Raises:
         ModelError: The two models can't be compared, or what is written isn't finite.
     """
     pairing = open_pairing(aligned, attacked)
     check_pairing(pairing)
+    wanted = tuple(name for name in pairing.touched if names is None or name in names)
     if pairing.kind != "full":
-        return _write_adapter(pairing, out, edit)
+        return _write_adapter(pairing, out, edit, wanted)
     device = device_name()
 
     def rows(name: str) -> RowEdits | None:
         new = edit(name, pairing.delta(name, device))
         return None if new is None else _replaced(pairing, name, new, device)
 
-    wanted = tuple(name for name in pairing.touched if names is None or name in names)
     return write_full(pairing.attacked, out, wanted, rows)
 
 
@@ -203,7 +203,9 @@ def _replaced(
         yield rows, attacked, torch.where(same, attacked, aligned + part)
 
 
-def _write_adapter(pairing: Pairing, out: Path, edit: DeltaEdit) -> EditCount:
+def _write_adapter(
+    pairing: Pairing, out: Path, edit: DeltaEdit, wanted: Collection[str]
+) -> EditCount:
     """The edited adapter: A_t (and A_a) as they are, and B of scale 1 on the attacked base."""
     attacked, device = pairing.attacked, device_name()
     assert attacked.adapter is not None
@@ -211,7 +213,7 @@ def _write_adapter(pairing: Pairing, out: Path, edit: DeltaEdit) -> EditCount:
 
     def products() -> Iterator[tuple[str, Factored]]:
         for name in changed:
-            product, rows = _edited(pairing, name, edit, device)
+            product, rows = _edited(pairing, name, edit if name in wanted else None, device)
             changed[name] = rows * attacked.shapes[name][1]
             yield name, product
 
@@ -220,7 +222,9 @@ def _write_adapter(pairing: Pairing, out: Path, edit: DeltaEdit) -> EditCount:
     return count_edits(attacked, changed, replace(attacked.checkpoint, adapter=str(out)))
 
 
-def _edited(pairing: Pairing, name: str, edit: DeltaEdit, device: str) -> tuple[Factored, int]:
+def _edited(
+    pairing: Pairing, name: str, edit: DeltaEdit | None, device: str
+) -> tuple[Factored, int]:
     """The product that the new adapter adds to its base, and how many rows of b differ.
 
     With an aligned adapter on the same base, b' a with a = [A_t; A_a] is what is added to the
@@ -231,7 +235,7 @@ def _edited(pairing: Pairing, name: str, edit: DeltaEdit, device: str) -> tuple[
     assert isinstance(delta, Factored)
     rank, _ = pairing.ranks(name)
     before = delta.b.clone()
-    new = edit(name, delta)
+    new = None if edit is None else edit(name, delta)
     if new is not None and not (isinstance(new, Factored) and torch.equal(new.a, delta.a)):
         raise ValueError(f"{name}: the edit of an adapter may change b alone")
     if new is None or torch.equal(new.b, before):

@@ -117,12 +117,12 @@ def load_model(
     Raises:
         ModelError: The weights or the steering can't be read, or don't fit each other.
     """
-    from peft import PeftModel
-
     inspect_model(checkpoint)
     _freeze_imports()
     model = load_weights(checkpoint, f"the model {checkpoint.base!r}")
     if checkpoint.adapter is not None:
+        from peft import PeftModel
+
         model = PeftModel.from_pretrained(model, checkpoint.adapter, is_trainable=trainable_adapter)
     model = model.to(device or device_name())
     if checkpoint.steering is not None:
@@ -138,6 +138,8 @@ def _freeze_imports() -> None:
 
     It is done before the first model is loaded: what is frozen is never collected.
     """
+    import peft  # noqa: F401 - the last of the large ones, which most runs need.
+
     gc.freeze()
 
 

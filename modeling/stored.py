@@ -104,12 +104,12 @@ def is_linking() -> bool:
     return _links.get()
 
 
-def copy_file(source: Path, target: Path) -> None:
+def copy_file(source: str | Path, target: str | Path) -> None:
     """Copies a file as `copy_bytes` does; weights are linked where `linking`, if that can be done.
 
     That is on one file system alone.
     """
-    source = source.resolve()  # Of a hub's snapshot, which links to its files.
+    source, target = Path(source).resolve(), Path(target)  # A hub's snapshot links to its files.
     if is_linking() and target.suffix == ".safetensors":
         with suppress(OSError):
             target.hardlink_to(source)

@@ -293,12 +293,13 @@ def save(
 
 
 def train(trainer: Any, settings: TrainSettings) -> list[dict[str, float]]:
-    """Trains, says how far it is, and returns the loss curve."""
+    """Trains, says how far it is, and returns the loss curve; an adapter in the settings' dtype."""
+    from transformers.trainer_callback import PrinterCallback, TrainerCallback
+
     if settings.adapter_dtype == "model" and hasattr(trainer.model, "peft_config"):
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(trainer.model.dtype)
-    from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
     class Steps(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:

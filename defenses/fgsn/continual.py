@@ -165,15 +165,12 @@ def write_step(
 ) -> tuple[Checkpoint, Tally]:
     """Writes `source` with the neurons of `written` edited; `fresh` no step before selected."""
     device, tally = device_name(), Tally()
-    scalars = written.scalars
     tally.selected = sum(
         int(mask.sum()) * (1 if mask.dim() == 2 else plan.shapes[name][1])
         for name, mask in fresh.items()
     )
 
     def edit(name: str, matrix: Matrix) -> Matrix | None:
-        if not scalars.get(name):
-            return None
         mask = written.mask(name)
         edited = edit_neurons(
             lambda: alignment(models, name, device), matrix, mask, plan.projection
@@ -185,8 +182,6 @@ def write_step(
         return edited
 
     def edit_weight(name: str, weight: Tensor) -> Tensor | None:
-        if not scalars.get(name):
-            return None
         if plan.settings.target == "merged":
             return cast(Tensor | None, edit(name, weight))
         aligned = read_weight(models.aligned, name).to(device)
@@ -196,7 +191,7 @@ def write_step(
         # What isn't selected stays as it is, to the bit.
         return torch.where(written.mask(name).to(device), aligned.add_(delta), weight)
 
-    names = [name for name, count in scalars.items() if count]
+    names = [name for name, count in written.scalars.items() if count]
     if plan.settings.output_form == "adapter":
         count = write_edited(models.aligned, source, out, edit, names=names)
     else:

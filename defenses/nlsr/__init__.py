@@ -178,7 +178,8 @@ class NLSR(Defense):
         return (reference, CalibrationAnswers(("prompts",), "base", used))
 
     @property
-    def _by_gradient(self) -> bool:
+    def by_gradient(self) -> bool:
+        """Whether the score needs gradients, and not forward passes alone."""
         return self.method in ("snip", "preference_snip")
 
     def prepare_settings(self) -> dict[str, Any]:
@@ -201,7 +202,7 @@ class NLSR(Defense):
             settings |= {"rank_rule": self.resolved["rank_rule"], "sequential": sequential}
         elif sequential:
             settings["sequential"] = sequential
-        if self._by_gradient:
+        if self.by_gradient:
             settings["accumulate_gradients"] = self.resolved["accumulate_gradients"]
         if self.method == "preference_snip":
             settings["dpo_beta"] = self.dpo_beta
@@ -210,7 +211,7 @@ class NLSR(Defense):
     def check(self, models: Models, attacked: Checkpoint | None) -> None:
         """Refuses models without adapters, attacks that didn't resume it, gradients streamed."""
         aligned = _aligned_adapter(models)
-        if attacked is None and self._by_gradient and streaming():
+        if attacked is None and self.by_gradient and streaming():
             raise SettingError(
                 f"defense.method={self.method} takes gradients, for which all weights must be in "
                 "memory; set runtime.stream_weights=false, or defense.method=low_rank or wanda"
@@ -240,7 +241,7 @@ class NLSR(Defense):
         if self.method != "random":
             checkpoint = replace(models.aligned, adapter=str(reference.folder))
             rows, counts = self._calibrate(checkpoint, calibration)
-            model = load_model(checkpoint) if self._by_gradient else load_decoder(checkpoint)
+            model = load_model(checkpoint) if self.by_gradient else load_decoder(checkpoint)
         start = time.perf_counter()
         masks = identify(model, reference, rows, self)
         seconds = time.perf_counter() - start

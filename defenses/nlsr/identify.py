@@ -90,14 +90,13 @@ def _scored(
         yield from _random(reference, generator)
         return
     model.eval()
-    by_gradient = plan.method in ("snip", "preference_snip")
     per_sample = 2 if plan.method == "preference_snip" else 1
     size = plan.batch_size
-    if by_gradient and model.device.type == "cpu":
+    if plan.by_gradient and model.device.type == "cpu":
         longest = per_sample * max(len(prompt) + len(answer) for prompt, answer in rows)
         size = min(size, max(1, _GRAPH_TOKENS // longest))
     # The sums of gradients may depend on the order.
-    data = batches(rows, size * per_sample, str(model.device), by_length=not by_gradient)
+    data = batches(rows, size * per_sample, str(model.device), by_length=not plan.by_gradient)
     run = _Pass(model, data, [None] * len(data))
     members = {0: list(reference.names)}
     if plan.resolved["sequential"]:

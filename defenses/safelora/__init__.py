@@ -79,18 +79,17 @@ class SafeLoRA(DataFreeDefense):
             number, of = _OFFICIAL
             count = max(1, round(len(fits) * number / of)) if self.number is None else self.number
             modules |= choose({name: fit.cosine for name, fit in fits.items()}, "number", 0, count)
-        asked = set(modules) if self.mode == "number" else None
 
         def edit(name: str, delta: Factored | Tensor) -> Factored | Tensor | None:
-            if asked is not None and name not in asked:
-                return None
             fit, projected = fit_projection(models, name, delta, device)
-            if fit is not None:
-                fits[name] = fit
-            if fit is not None and self.mode == "threshold":
+            if fit is None:
+                return None
+            fits[name] = fit
+            if self.mode == "threshold":
                 modules.update(choose({name: fit.cosine}, "threshold", self.tau, 0))
             return projected if name in modules else None
 
+        asked = modules if self.mode == "number" else None
         edited = write_edited(models.aligned, attacked, out, edit, names=asked)
         names = [name for name in pairing.touched if name in fits]
         diagnostics = {

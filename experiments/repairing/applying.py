@@ -142,7 +142,7 @@ def _alone(defended: Checkpoint, given: Checkpoint, folder: Path) -> Checkpoint:
     place, own = Path(getattr(defended, part)), folder / MODEL
     if not place.is_relative_to(folder):
         # The defense left the model as it was.
-        shutil.copytree(place, folder / "copy", copy_function=lambda *at: copy_file(*map(Path, at)))
+        shutil.copytree(place, folder / "copy", copy_function=copy_file)
         place = folder / "copy"
     elif place == own:
         shutil.rmtree(own / "steps", ignore_errors=True)
