@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _PROMPT = "prompt number"
+_UNREAD = ("prompt", "asked")
 _LARGEST_EXPONENT = 700.0
 
 COMPARED = ("hs", "asr", "accuracy_strict", "over_refusal", "degenerate")
@@ -101,8 +102,13 @@ class _Rows:
         return Clusters(prompts, seeds)
 
 
-def _numbered(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of several seeds with a number for every prompt, which is the same in all seeds."""
+def _read(rows: pd.DataFrame) -> pd.DataFrame:
+    """What metrics read of the rows, in columns that are quick to choose rows of.
+
+    Rows of several seeds get a number for every prompt, which is the same in all seeds.
+    """
+    rows = rows.drop(columns=list(_UNREAD), errors="ignore")
+    rows = rows.astype({name: object for name, kind in rows.dtypes.items() if kind == "str"})
     if "seed" not in rows or rows["seed"].nunique() < 2:
         return rows
     return rows.assign(**{_PROMPT: rows.groupby(["set", "id"], sort=False).ngroup()})
@@ -130,7 +136,7 @@ def summarise(rows: pd.DataFrame) -> dict[str, Estimate]:
     Raises:
         DataError: A column that a set needs is missing, or a verdict or score is.
     """
-    rows = _numbered(rows)
+    rows = _read(rows)
     chosen = {m.sets: _Rows(_of_sets(rows, m.sets)) for m in METRICS.values()}
     metrics = {name: _share(chosen[metric.sets], metric) for name, metric in METRICS.items()}
     asked = chosen[HARMFUL,]
@@ -228,7 +234,8 @@ def compare(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, PairedTest]:
     Raises:
         DataError: The two were not asked the same prompts.
     """
-    first, judges = _numbered(first), _further_judges(first)
+    first, second = _read(first), _read(second)
+    judges = _further_judges(first)
     shares = {name: METRICS[name] for name in COMPARED}
     shares |= {f"hs:{judge}": harmful(judge) for judge in judges}
     for name in dict.fromkeys(first["set"]):
@@ -285,6 +292,8 @@ def _outcomes(rows: pd.DataFrame, metric: Share) -> tuple[pd.DataFrame, NDArray[
     """The rows that a metric is over, and which of them count."""
     if metric.since_later:
         rows = _filled(rows, metric.columns)
+    if rows.empty:
+        return rows, np.zeros(0, bool)
     rows = _with(rows, metric.columns, metric.gaps)
     return rows, metric.counts(rows).to_numpy(bool)
 
@@ -303,6 +312,8 @@ def _mean_score(rows: _Rows, judge: str) -> Estimate:
 
 
 def _scores(rows: _Rows, judge: str) -> Floats:
+    if rows.frame.empty:
+        return np.zeros(0)
     return _with(rows.frame, (judge + SCORE,), gaps=True)[judge + SCORE].to_numpy(float)
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hydra._internal.hydra import Hydra
+from hydra.types import RunMode
 
 from experiments import run
 from experiments.config.experiment import PROJECT
@@ -113,11 +115,16 @@ def command(
         line = [*flags, "tracker=none", f"store.root={store}", *(TOY if toy else ()), *overrides]
         line += [f"hydra.run.dir={tmp_path / 'run'}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
         capfd.readouterr()
-        monkeypatch.setattr("sys.argv", ["run", *line])
-        try:
-            code = run.main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.argv", ["run", *line])
+            if not any(each.startswith("experiment=") for each in overrides):
+                # Which an experiment alone could choose; Hydra composes everything to read it.
+                mode = RunMode.MULTIRUN if "-m" in flags else RunMode.RUN
+                patch.setattr(Hydra, "get_mode", lambda *_, **__: mode)
+            try:
+                code = run.main()
+            except SystemExit as exit_:
+                code = int(exit_.code or 0)
         out, err = capfd.readouterr()
         folder = tmp_path / ("sweep" if "-m" in arguments else "run")
         return Finished(code, out, err, folder)

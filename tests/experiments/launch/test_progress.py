@@ -191,6 +191,7 @@ def test_on_a_terminal_a_sweep_has_one_view_and_leaves_a_clean_screen(
     assert "sweep: 1 done, 2 failed" in shown
 
 
+@pytest.mark.slow
 def test_a_single_run_names_its_stages_on_a_terminal_and_there_alone(
     store: Path, tmp_path: Path, command: Command
 ) -> None:

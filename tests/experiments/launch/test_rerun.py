@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from experiments.rerun import main
 from experiments.results.record import Record
 from experiments.results.status import is_alive
-from tests.experiments.conftest import ENVIRONMENT, SMALL, Command, Finished
+from tests.experiments.conftest import ENVIRONMENT, SMALL, Command
 
 WRONG = "attack.poison_ratio=1.5"
 
@@ -39,11 +39,17 @@ def say_running(job: Path, host: str, pid: int) -> None:
     (job / "status.json").write_text(json.dumps(content))
 
 
+_kept: list[Path] = []
+
+
 @pytest.fixture
-def sweep(command: Command) -> Finished:
-    """Jobs 0 and 2 are done, 1 and 3 failed."""
-    grid = ("defense=none,reset", "attack.poison_ratio=0.25,1.5")
-    return command("-m", *SMALL, *grid, toy=False)
+def folder(command: Command, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep's folder, of the tests' own: jobs 0 and 2 are done, 1 and 3 failed."""
+    if not _kept:
+        grid = ("defense=none,reset", "attack.poison_ratio=0.25,1.5")
+        made = command("-m", *SMALL, *grid, toy=False).folder
+        _kept.append(shutil.copytree(made, tmp_path_factory.mktemp("kept") / "sweep"))
+    return shutil.copytree(_kept[0], tmp_path / "sweep", dirs_exist_ok=True)
 
 
 @pytest.fixture
@@ -57,9 +63,8 @@ def rerun(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, st
 
 
 def test_failed_lost_and_unstarted_jobs_run_again_in_their_own_folders(
-    sweep: Finished, rerun: Callable[..., tuple[int, str, str]]
+    folder: Path, rerun: Callable[..., tuple[int, str, str]]
 ) -> None:
-    folder = sweep.folder
     kept = status(folder / "2")
     wanted = overrides(folder / "3")
     say_running(folder / "0", socket.gethostname(), 2**22 + 1)
@@ -92,9 +97,8 @@ def test_failed_lost_and_unstarted_jobs_run_again_in_their_own_folders(
 
 
 def test_jobs_that_run_are_left_alone(
-    sweep: Finished, rerun: Callable[..., tuple[int, str, str]]
+    folder: Path, rerun: Callable[..., tuple[int, str, str]]
 ) -> None:
-    folder = sweep.folder
     fix = "attack.poison_ratio=0.25"
     with subprocess.Popen(["sleep", "600"]) as process:
         say_running(folder / "1", socket.gethostname(), process.pid)
@@ -121,14 +125,14 @@ def test_a_process_that_nobody_collected_does_not_live() -> None:
 
 
 def test_wrong_overrides_are_one_sentence(
-    sweep: Finished, rerun: Callable[..., tuple[int, str, str]]
+    folder: Path, rerun: Callable[..., tuple[int, str, str]]
 ) -> None:
     for override, message in {
         "defens=none": "job 0 can't be run again with its settings: defens is not a setting",
         "defense=none,reset": "would make more jobs of one; give one value",
         "hydra.sweep.dir=elsewhere": "hydra.sweep.dir is the sweep's own; leave it out",
     }.items():
-        code, _, err = rerun(sweep.folder, "--all", override)
+        code, _, err = rerun(folder, "--all", override)
         assert code == 1
         assert message in err
         assert len(err.strip().splitlines()) == 1

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from tests.experiments.launch import slurm
@@ -26,18 +27,29 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         yield environment
 
 
+def _gone(process: psutil.Process) -> bool:
+    """Whether Slurm has killed it. Slurm lets a job go on for seconds before, and this one not."""
+    try:
+        process.suspend()
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def test_an_array_with_a_job_that_is_queued_again(launch: Launch, cluster: dict[str, str]) -> None:
     sweep = launch("submitit_slurm", *ONE_CORE, "defense=none,reset", "seed=5", **cluster)
     until(lambda: sweep.reached(1, "attack"))
-    before = sweep.status(1)["pid"]
+    process = sweep.running(1)
+    process.suspend()
     [submitted] = sweep.folder.glob(".submitit/*_1/*_submitted.pkl")
     job = submitted.name.removesuffix("_submitted.pkl")
     command = ["scontrol", "requeue", job]
     subprocess.run(command, env=os.environ | cluster, check=True, timeout=60)
+    until(lambda: _gone(process))
     assert sweep.end() == 0, sweep.out
     assert "sweep: 2 done, 0 failed" in sweep.out
     assert [sweep.status(number)["status"] for number in range(2)] == ["done", "done"]
-    assert sweep.status(1)["pid"] != before
+    assert sweep.status(1)["pid"] != process.pid
     assert all(stage["reused"] for stage in sweep.stages(1, "attack"))
 
 

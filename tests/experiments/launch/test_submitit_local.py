@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import signal
 
+import pytest
+
 from tests.experiments.launch.conftest import Launch, until
+
+# CI runs the same of a real Slurm.
+pytestmark = pytest.mark.slow
 
 
 def test_one_is_killed_one_is_queued_again_and_all_are_waited_for(launch: Launch) -> None:

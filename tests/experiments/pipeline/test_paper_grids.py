@@ -21,14 +21,12 @@ LEFT_OUT = ("sources.benign=null", "sources.over_refusal=null", "sources.held_ou
 OF_AN_ENDPOINT = ":rubric@"
 
 
-# Of each kind of grid one job, by the paper's own method. The other cells and grids, of whose
-# defenses, attacks, ways to align and tasks each has tests of its own, are slow; which figure
-# belongs to which of their jobs is a test of the report's.
+# Of each paper's grids one job, by its own method. The other cells and grids, of whose defenses,
+# attacks, ways to align and tasks each has tests of its own, are slow; which figure belongs to
+# which of their jobs is a test of the report's.
 PARTS = {
     "fgsn_continual": (),
-    "fgsn_table": ("attack.task=gsm8k", "defense=fgsn"),
     "nlsr_table1": ("attack.poison_ratio=0.3", "defense=nlsr"),
-    "nlsr_table2": ("align=nlsr_kto", "defense=nlsr"),
     "safetylock_risk": ("attack=explicit", "defense=safetylock"),
 }
 

@@ -60,7 +60,9 @@ def plan(
     [
         pytest.param(("-m", "defense=none,reset,nlsr"), id="sweep"),
         pytest.param(
-            ("defense=fgsn", "defense.dimensions=[theft,malware,fraud]", *REFINE), id="fgsn-steps"
+            ("defense=fgsn", "defense.dimensions=[theft,malware,fraud]", *REFINE),
+            id="fgsn-steps",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             (

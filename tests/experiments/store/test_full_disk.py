@@ -60,6 +60,7 @@ def test_a_full_store_is_one_sentence_and_what_was_finished_stays(tmp_path: Path
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_full_run_folder_is_one_sentence_and_no_record(tmp_path: Path, store: Path) -> None:
     disk = tmp_path / "disk"
     places = (f"store.root={store}", f"hydra.run.dir={disk / 'run'}")

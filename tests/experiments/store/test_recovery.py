@@ -172,6 +172,8 @@ def test_a_store_removed_between_the_jobs_of_a_sweep_is_made_again(
     pd.testing.assert_frame_equal(rows_of(run.folder / "0"), rows)
 
 
+# Jobs of one sweep at once are a quicker test, of the launchers.
+@pytest.mark.slow
 def test_two_sweeps_at_once_make_each_stage_of_one_store_once(tmp_path: Path) -> None:
     line = ["-m", "experiments.run", "-m", *SMALL, f"store.root={tmp_path / 'store'}"]
     processes = [
