@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from hydra._internal.hydra import Hydra
-from hydra.types import RunMode
 
 from experiments import run
 from experiments.config.experiment import PROJECT
@@ -118,9 +117,8 @@ def command(
         with monkeypatch.context() as patch:
             patch.setattr("sys.argv", ["run", *line])
             if not any(each.startswith("experiment=") for each in overrides):
-                # Which an experiment alone could choose; Hydra composes everything to read it.
-                mode = RunMode.MULTIRUN if "-m" in flags else RunMode.RUN
-                patch.setattr(Hydra, "get_mode", lambda *_, **__: mode)
+                # Only an experiment sets a mode, which Hydra composes everything to read.
+                patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
             try:
                 code = run.main()
             except SystemExit as exit_:
