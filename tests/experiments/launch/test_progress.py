@@ -215,6 +215,7 @@ def until(reached: Callable[[], bool], seconds: float = 180.0) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_another_process_sees_a_sweep_run_and_sees_it_killed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

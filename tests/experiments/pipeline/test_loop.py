@@ -47,6 +47,7 @@ def test_a_defended_model_is_fine_tuned_again_and_measured(
     assert f"{name}, then harmful_ft against {name}" in run.out
 
 
+@pytest.mark.slow
 def test_a_hooked_lock_stays_on_while_the_model_is_trained_again(command: Command) -> None:
     lock = ("defense=safetylock", "defense.form=hooked", "refine.adapter=fresh", *REFINE)
     unlocked = Record.read(command(*lock, "defense.alpha=-12").folder).metrics["refined"]

@@ -21,11 +21,10 @@ LEFT_OUT = ("sources.benign=null", "sources.over_refusal=null", "sources.held_ou
 OF_AN_ENDPOINT = ":rubric@"
 
 
-# Of each paper's grids one job, by its own method. The other cells and grids, of whose defenses,
+# Of two papers' grids one job, by its own method. The other cells and grids, of whose defenses,
 # attacks, ways to align and tasks each has tests of its own, are slow; which figure belongs to
 # which of their jobs is a test of the report's.
 PARTS = {
-    "fgsn_continual": (),
     "nlsr_table1": ("attack.poison_ratio=0.3", "defense=nlsr"),
     "safetylock_risk": ("attack=explicit", "defense=safetylock"),
 }
@@ -37,7 +36,7 @@ def test_a_part_of_the_grid_runs_and_is_held_against_the_paper(name: str, comman
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in published.names() if PARTS.get(name) != ()])
+@pytest.mark.parametrize("name", published.names())
 def test_the_grid_runs_and_is_held_against_the_paper(name: str, command: Command) -> None:
     held(name, command)
 

@@ -101,6 +101,7 @@ def test_a_multirun_trains_each_attack_once_and_lists_every_failure(
         assert (run.folder / "report" / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_seeds_are_pooled_in_the_report(command: Command) -> None:
     run = command("-m", "defense=none", "seed=0,1")
     assert run.code == 0, run.err
@@ -134,6 +135,7 @@ def test_sets_that_are_not_given_are_dashes_and_not_zeros(command: Command) -> N
     assert metrics["hs"]["n"] == 12
 
 
+@pytest.mark.slow
 def test_a_fresh_lora_and_full_fine_tuning_run_without_nlsr_and_are_refused_with_it(
     command: Command,
 ) -> None:

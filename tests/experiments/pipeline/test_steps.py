@@ -105,6 +105,7 @@ def test_the_model_after_a_step_is_the_part_alone(command: Command) -> None:
     assert step == defended
 
 
+@pytest.mark.slow
 def test_steps_are_found_again_where_the_store_has_moved(command: Command, tmp_path: Path) -> None:
     order = (*SHORT, "defense=stack", "defense.order=[reset,safetylock]")
     order += ("sources.benign=null", "sources.over_refusal=null")

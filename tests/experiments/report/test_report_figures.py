@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import product
@@ -412,18 +413,23 @@ def test_a_large_map_has_few_round_ticks() -> None:
         ({"size": 3}, "size is not a setting"),
     ],
 )
-def test_a_malformed_map_is_one_sentence_and_the_rest_is_written(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    change: dict[str, Any],
-    complaint: str,
+def test_a_malformed_map_is_one_sentence(
+    tmp_path: Path, change: dict[str, Any], complaint: str
 ) -> None:
-    good = heat_map() | {"name": "other"}
-    folder = write_maps(tmp_path, lambda k: [good, heat_map() | change])
+    rows = collect([write_maps(tmp_path, lambda k: [heat_map() | change])]).rows
+    with pytest.raises(RelockError, match=re.escape(complaint)):
+        list(heatmaps.figures(rows))
+
+
+def test_beside_a_malformed_map_the_rest_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    maps = [heat_map() | {"name": "other"}, heat_map() | {"values": []}]
+    folder = write_maps(tmp_path, lambda k: maps)
     assert report([str(folder)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert complaint in error
+    assert "no values" in error
     assert "Traceback" not in error
     names = {path.name for path in (folder / "report").iterdir()}
     assert {"table.csv", "hs_vs_accuracy.png", "map_other.png"} <= names
