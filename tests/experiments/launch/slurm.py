@@ -40,6 +40,7 @@ SelectTypeParameters=CR_Core
 JobRequeue=1
 KillWait=2
 ReturnToService=2
+SchedulerParameters=sched_interval=1,bf_interval=1
 GresTypes=gpu
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory=1000 Gres=gpu:2 State=UNKNOWN
 PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP
