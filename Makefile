@@ -86,7 +86,7 @@ test-slow: $(VENV)/.dev  ## The tests that take minutes
 vllm-env: $(VENV_VLLM)/.dev  ## Set up vLLM for the CPU
 
 test-vllm: $(VENV_VLLM)/.dev  ## Set up vLLM for the CPU, then the tests that run it (ARGS='-m vllm': all)
-	$(BIN_VLLM)/python -m pytest -m 'vllm and not slow' tests/vllm $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN_VLLM)/python -m pytest -m 'vllm and not slow' tests/vllm $(ARGS)
 
 ray-env: $(VENV_RAY)/.dev  ## Set up Ray's launcher
 
@@ -94,7 +94,7 @@ test-ray: $(VENV_RAY)/.dev  ## Set up Ray's launcher, then the tests that run it
 	$(BIN_RAY)/python -m pytest -m ray tests/experiments/launch $(ARGS)
 
 test-slurm: $(VENV)/.dev  ## The tests of a real Slurm (apt-get install slurm-wlm munge; as root)
-	$(BIN)/python -m pytest -m slurm tests/experiments/launch $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/experiments/launch $(ARGS)
 
 lint: $(VENV)/.dev  ## Lint, format, types and the import contracts
 	$(BIN)/ruff check .

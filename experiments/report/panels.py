@@ -113,7 +113,9 @@ def subject(rows: Iterable[Row]) -> str:
     """Model, alignment, attack, task and protocol, as far as all these rows have the same."""
     values = [{row.labels.get(name, "") for row in rows if row.family} for name in LABELS]
     common = [each.pop() for each in values if len(each) == 1]
-    return ", ".join(value for value in common if value and value != _DEFAULT_PROTOCOL)
+    # An alignment may have its model's name.
+    said = dict.fromkeys(value for value in common if value and value != _DEFAULT_PROTOCOL)
+    return ", ".join(said)
 
 
 def asked(rows: Iterable[Row], figure: str = "HS", plainly: str = "; hollow: asked plainly") -> str:
