@@ -94,7 +94,7 @@ test-ray: $(VENV_RAY)/.dev  ## Set up Ray's launcher, then the tests that run it
 	$(BIN_RAY)/python -m pytest -m ray tests/experiments/launch $(ARGS)
 
 test-slurm: $(VENV)/.dev  ## The tests of a real Slurm (apt-get install slurm-wlm munge; as root)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/experiments/launch $(ARGS)
+	$(BIN)/python -m pytest -m slurm tests/experiments/launch $(ARGS)
 
 lint: $(VENV)/.dev  ## Lint, format, types and the import contracts
 	$(BIN)/ruff check .

@@ -103,12 +103,13 @@ class _Rows:
 
 
 def _read(rows: pd.DataFrame) -> pd.DataFrame:
-    """What metrics read of the rows, in columns that are quick to choose rows of.
-
-    Rows of several seeds get a number for every prompt, which is the same in all seeds.
-    """
+    """What metrics read of the rows, in columns that are quick to choose rows of."""
     rows = rows.drop(columns=list(_UNREAD), errors="ignore")
-    rows = rows.astype({name: object for name, kind in rows.dtypes.items() if kind == "str"})
+    return rows.astype({name: object for name, kind in rows.dtypes.items() if kind == "str"})
+
+
+def _numbered(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of several seeds with a number for every prompt, which is the same in all seeds."""
     if "seed" not in rows or rows["seed"].nunique() < 2:
         return rows
     return rows.assign(**{_PROMPT: rows.groupby(["set", "id"], sort=False).ngroup()})
@@ -136,7 +137,7 @@ def summarise(rows: pd.DataFrame) -> dict[str, Estimate]:
     Raises:
         DataError: A column that a set needs is missing, or a verdict or score is.
     """
-    rows = _read(rows)
+    rows = _numbered(_read(rows))
     chosen = {m.sets: _Rows(_of_sets(rows, m.sets)) for m in METRICS.values()}
     metrics = {name: _share(chosen[metric.sets], metric) for name, metric in METRICS.items()}
     asked = chosen[HARMFUL,]
@@ -234,7 +235,7 @@ def compare(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, PairedTest]:
     Raises:
         DataError: The two were not asked the same prompts.
     """
-    first, second = _read(first), _read(second)
+    first, second = _numbered(_read(first)), _read(second)
     judges = _further_judges(first)
     shares = {name: METRICS[name] for name in COMPARED}
     shares |= {f"hs:{judge}": harmful(judge) for judge in judges}
@@ -292,8 +293,6 @@ def _outcomes(rows: pd.DataFrame, metric: Share) -> tuple[pd.DataFrame, NDArray[
     """The rows that a metric is over, and which of them count."""
     if metric.since_later:
         rows = _filled(rows, metric.columns)
-    if rows.empty:
-        return rows, np.zeros(0, bool)
     rows = _with(rows, metric.columns, metric.gaps)
     return rows, metric.counts(rows).to_numpy(bool)
 
@@ -312,8 +311,6 @@ def _mean_score(rows: _Rows, judge: str) -> Estimate:
 
 
 def _scores(rows: _Rows, judge: str) -> Floats:
-    if rows.frame.empty:
-        return np.zeros(0)
     return _with(rows.frame, (judge + SCORE,), gaps=True)[judge + SCORE].to_numpy(float)
 
 
@@ -335,7 +332,8 @@ def _of_sets(rows: pd.DataFrame, sets: tuple[str, ...]) -> pd.DataFrame:
 def _with(rows: pd.DataFrame, columns: tuple[str, ...], gaps: bool = False) -> pd.DataFrame:
     """The rows, in which the columns are there and filled."""
     if rows.empty:
-        return rows.reindex(columns=list(dict.fromkeys([*rows.columns, *columns])))
+        missing = [name for name in columns if name not in rows]
+        return rows.reindex(columns=[*rows.columns, *missing]) if missing else rows
     for name in columns:
         if name not in rows or (not gaps and rows[name].isna().any()):
             sets = ", ".join(sorted(set(rows["set"])))

@@ -176,7 +176,7 @@ def test_the_main_jobs_rows_and_figures_are_those_of_before(
     expected = json.loads((REFERENCE / "toy.json").read_text())
     if arithmetic() != expected["arithmetic"]:
         pytest.skip("this machine's floating point rounds otherwise than the reference's")
-    # Of its own: sets that another test asked in another batch differ in a last digit.
+    # Of its own: scores that another test had made in another batch differ in a last digit.
     run = command(*TOY_JOB, f"store.root={tmp_path / 'store'}", toy=False)
     assert run.code == 0, run.err
     found = toy_results(run.folder, run.out)

@@ -58,7 +58,7 @@ def plan(
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param(("-m", "defense=none,nlsr"), id="sweep"),
+        pytest.param(("-m", "defense=none,reset,nlsr"), id="sweep"),
         pytest.param(
             ("defense=fgsn", "defense.dimensions=[theft,malware,fraud]", *REFINE),
             id="fgsn-steps",

@@ -50,7 +50,7 @@ def rows_of(folder: Path) -> pd.DataFrame:
     return pd.read_parquet(folder / "rows.parquet")
 
 
-KILLED = ("generate", "record.json")
+KILLED = ("attack", "generate", "rows.parquet", "record.json")
 KILLED_EVERYWHERE = (
     "align", "prepare", "merge", "attack", "apply", "attack", "generate", "likelihood",
     "judge", "score", "rows.parquet", "record.json",
