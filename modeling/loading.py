@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from modeling.inspection import inspect_model, load_weights, said
 from modeling.model_files import read_json
 from settings import ModelError
 from settings.memory import streaming
+from settings.process import collect_as_usual
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -134,13 +134,13 @@ def load_model(
 
 @cache
 def _freeze_imports() -> None:
-    """Leaves what imports made, a million objects, out of the collection after each model.
+    """Leaves what imports made out of the collection after each model.
 
     It is done before the first model is loaded: what is frozen is never collected.
     """
     import peft  # noqa: F401 - the last of the large ones, which most runs need.
 
-    gc.freeze()
+    collect_as_usual()
 
 
 def load_decoder(checkpoint: Checkpoint) -> Any:

@@ -31,6 +31,7 @@ def _load_once(source: FileConfigSource, config_path: str) -> ConfigResult:
 FileConfigSource.load_config = _load_once  # type: ignore[method-assign]
 
 _modules = 0
+gc.set_threshold(100_000, 20, 50)
 
 
 def pytest_collection_finish() -> None:

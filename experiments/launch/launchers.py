@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from settings import RelockError
-from settings.process import end_with_parent
+from settings.process import collect_rarely, end_with_parent
 
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
@@ -208,6 +208,7 @@ def _answer(
     for each in ignored:
         signal.signal(each, signal.SIG_IGN)
     end_with_parent()
+    collect_rarely()
     with suppress(KeyboardInterrupt):  # The sweep's own process says so.
         sender.send(function())
     sender.close()

@@ -23,6 +23,7 @@ from experiments.config.jobs import combinations
 from experiments.launch import launchers
 from experiments.launch.job import quiet_libraries
 from experiments.launch.progress.state import JobState, SweepState, varying
+from settings.process import collect_rarely
 from settings.terminal import print_in_ascii
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ def run_command(start: Callable[[], int]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and this function words the message.
     print_in_ascii()
     quiet_libraries()
+    collect_rarely()
     forget()
     try:
         return start()
