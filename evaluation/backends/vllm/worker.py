@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from settings.process import end_with_parent
+from settings.process import collect_as_usual, collect_rarely, end_with_parent
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
@@ -45,6 +45,7 @@ class Server:
         an engine without adapters; only GPUs' memory can be given back in `sleep`. Options are
         further arguments of `vllm.LLM`.
         """
+        collect_rarely()
         from vllm import LLM
         from vllm.platforms import current_platform
 
@@ -66,6 +67,7 @@ class Server:
             enable_sleep_mode=self._sleeps,
             **options,
         )
+        collect_as_usual()
         return self._llm.llm_engine.model_config.max_model_len
 
     def load(self, model: str) -> None:

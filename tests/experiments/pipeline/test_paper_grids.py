@@ -21,18 +21,11 @@ LEFT_OUT = ("sources.benign=null", "sources.over_refusal=null", "sources.held_ou
 OF_AN_ENDPOINT = ":rubric@"
 
 
-# Of two papers' grids one job, by its own method. The other cells and grids, of whose defenses,
-# attacks, ways to align and tasks each has tests of its own, are slow; which figure belongs to
-# which of their jobs is a test of the report's.
-PARTS = {
-    "nlsr_table1": ("attack.poison_ratio=0.3", "defense=nlsr"),
-    "safetylock_risk": ("attack=explicit", "defense=safetylock"),
-}
-
-
-@pytest.mark.parametrize("name", PARTS)
-def test_a_part_of_the_grid_runs_and_is_held_against_the_paper(name: str, command: Command) -> None:
-    held(name, command, *PARTS[name])
+# One job of one grid. The other cells and grids, of whose defenses, attacks, ways to align and
+# tasks each has tests of its own, are slow; which figure belongs to which of their jobs is a test
+# of the report's.
+def test_a_part_of_a_grid_runs_and_is_held_against_the_paper(command: Command) -> None:
+    held("nlsr_table1", command, "attack.poison_ratio=0.3", "defense=nlsr")
 
 
 @pytest.mark.slow

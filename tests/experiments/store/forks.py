@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
 import sys
@@ -10,8 +9,10 @@ from collections.abc import Callable, Sequence
 
 from experiments import run
 from experiments.launch.job import quiet_libraries
+from settings.process import collect_as_usual, collect_rarely
 
 quiet_libraries()
+collect_rarely()
 for heavy in (
     "transformers.models.llama.modeling_llama",
     "trl.trainer.dpo_trainer",
@@ -26,7 +27,7 @@ for heavy in (
 ):
     importlib.import_module(heavy)
 # Every collection of garbage in a fork would look through it.
-gc.freeze()
+collect_as_usual()
 
 
 def forked(arguments: Sequence[str], become: Callable[[], object]) -> int:
