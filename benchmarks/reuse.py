@@ -1,8 +1,12 @@
-"""A sweep of 4 poison ratios x 2 defenses: one store against a fresh store for every job."""
+"""A sweep of 4 poison ratios x 2 defenses: one store against a fresh store for every job.
+
+And what a job in a process of its own spends on imports.
+"""
 
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +24,28 @@ SWEEP = [
     "evaluation.limits.task=40",
     "tracker=none",
 ]
+
+REPEATS = 5
+# What a job imports, after the call that each job's process makes first, or without it.
+IMPORTS = """
+import time
+from settings.process import collect_rarely
+{call}
+import experiments.launch.job, experiments.pipeline.pipeline, torch, transformers, peft
+from trl import SFTTrainer
+print(time.process_time())
+"""
+
+
+def import_seconds() -> dict[str, float]:
+    """CPU seconds of importing, medians of alternating repeats, by the call that comes first."""
+    seconds: dict[str, list[float]] = {"pass": [], "collect_rarely()": []}
+    for _ in range(REPEATS):
+        for call, measured in seconds.items():
+            command = [sys.executable, "-c", IMPORTS.format(call=call)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            measured.append(float(done.stdout))
+    return {call: statistics.median(measured) for call, measured in seconds.items()}
 
 
 def run_sweep(root: Path, store: str) -> tuple[float, Counter[bool]]:
@@ -42,7 +68,10 @@ def run_sweep(root: Path, store: str) -> tuple[float, Counter[bool]]:
 
 
 def main() -> None:
-    """Runs the sweep three times and prints seconds, stages and ratios."""
+    """Measures imports, runs the sweep three times, and prints seconds, stages and ratios."""
+    usual, rarely = import_seconds().values()
+    print(f"imports of a job's process, CPU seconds: {usual:.2f}, with garbage left until after")
+    print(f"them {rarely:.2f} ({usual / rarely:.2f}x)")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         shared = str(root / "store")
