@@ -6,21 +6,26 @@ import gc
 import pickle
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import yaml
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra.plugins.config_source import ConfigResult
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 
 # There are a thousand compositions. OmegaConf reads by this loader, and Hydra every file anew.
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_load = FileConfigSource.load_config
+# To look for plugins imports their modules anew.
+Plugins.instance()
+_files: Any = SourcesRegistry.instance().types["file"]
+_load = _files.load_config
 _loaded: dict[tuple[Path, int], bytes] = {}
 
 
-def _load_once(source: FileConfigSource, config_path: str) -> ConfigResult:
+def _load_once(source: ConfigSource, config_path: str) -> ConfigResult:
     file = Path(source.path) / source._normalize_file_name(config_path)
     if not file.is_file():
-        return _load(source, config_path)
+        return cast(ConfigResult, _load(source, config_path))
     key = file, file.stat().st_mtime_ns
     if key not in _loaded:
         _loaded[key] = pickle.dumps(_load(source, config_path))
@@ -28,7 +33,7 @@ def _load_once(source: FileConfigSource, config_path: str) -> ConfigResult:
     return found
 
 
-FileConfigSource.load_config = _load_once  # type: ignore[method-assign]
+_files.load_config = _load_once
 
 _modules = 0
 gc.set_threshold(100_000, 20, 50)
