@@ -153,6 +153,7 @@ def load_decoder(checkpoint: Checkpoint) -> Any:
     """
     from modeling.streaming import load_streamed, weight_bytes
 
+    _freeze_imports()
     streamed = streaming()
     if streamed is None:
         streamed = weight_bytes(checkpoint) > _free_bytes()

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import gc
 
+import pytest
+
+from settings import process
 from settings.process import collect_as_usual, collect_rarely
+
+
+@pytest.fixture(autouse=True)
+def _as_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Another test's command may have begun to import.
+    monkeypatch.setattr(process, "_usual", None)
 
 
 def test_garbage_is_collected_as_usual_after_the_imports() -> None:
