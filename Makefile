@@ -14,6 +14,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # warnings are the build's, on every editable install.
 install = PYTHONWARNINGS=ignore $(1)/python -m pip install \
 	--quiet --disable-pip-version-check --no-compile
+environment = $(PYTHON) -m venv $(1) && $(call install,$(1)/bin) -c constraints.txt pip
 ARGS ?=
 # A folder of rows: of tasks in benign/, of sets of prompts in safety_eval/; none: from the hub.
 DATA ?=
@@ -27,14 +28,12 @@ help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(VENV)/.run: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(call install,$(BIN)) -c constraints.txt pip
+	$(call environment,$(VENV))
 	$(call install,$(BIN)) -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(call install,$(BIN)) -c constraints.txt pip
+	$(call environment,$(VENV))
 	$(call install,$(BIN)) -c constraints.txt -e '.[dev]'
 	@touch $(VENV)/.run $@
 
@@ -50,9 +49,8 @@ $(VENV_VLLM)/.dev: $(VENV)/.dev
 
 # Its plugin wants a cloudpickle below 3, and with it an older joblib than the pinned ones.
 $(VENV_RAY)/.dev: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV_RAY)
+	$(call environment,$(VENV_RAY))
 	grep -vE '^(cloudpickle|joblib)==' constraints.txt > $(VENV_RAY)/constraints.txt
-	$(call install,$(BIN_RAY)) -c $(VENV_RAY)/constraints.txt pip
 	$(call install,$(BIN_RAY)) -c $(VENV_RAY)/constraints.txt -e . pytest psutil
 	$(call install,$(BIN_RAY)) \
 		'hydra-ray-launcher==1.2.2' 'ray[default]==2.60.0' 'joblib<1.6'

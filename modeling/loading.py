@@ -153,11 +153,13 @@ def load_decoder(checkpoint: Checkpoint) -> Any:
     """
     from modeling.streaming import load_streamed, weight_bytes
 
-    _freeze_imports()
     streamed = streaming()
     if streamed is None:
         streamed = weight_bytes(checkpoint) > _free_bytes()
-    return load_streamed(checkpoint, device_name()) if streamed else load_model(checkpoint).eval()
+    if not streamed:
+        return load_model(checkpoint).eval()
+    _freeze_imports()
+    return load_streamed(checkpoint, device_name())
 
 
 def _free_bytes() -> int:

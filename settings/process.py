@@ -11,15 +11,16 @@ from threading import Thread
 _usual: tuple[int, int, int] | None = None
 
 
-def end_with_parent(wait: Callable[[], object] | None = None) -> None:
-    """Ends this process as soon as the one that started it ends, however that ends.
+def begin_child(wait: Callable[[], object] | None = None) -> None:
+    """What a child process does first: it collects rarely, and ends as soon as its parent does.
 
-    Without it, a child whose parent was killed would go on, and then wait for good.
+    However that ends: a child whose parent was killed would go on, and then wait for good.
 
     Args:
         wait: Returns when the parent has ended; None for a process of `multiprocessing`, whose
-            parent is known, and in any other nothing is done.
+            parent is known, and in any other nothing is waited for.
     """
+    collect_rarely()
     parent = parent_process()
     if wait is None and parent is not None:
         wait = parent.join

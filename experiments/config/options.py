@@ -36,8 +36,6 @@ class Options:
         self.values = dict(values)
         self.plugins = plugins
         self.conf = conf
-        # What options refer to; made once, which takes longer than all that is looked up in it.
-        self._around = OmegaConf.create(self.values)
 
     def task(self, name: str, setting: str) -> TaskSource:
         """The task of that name: its file, the protocol's settings of it, then `tasks.NAME`.
@@ -76,7 +74,6 @@ class Options:
         """
         node = self._merged("judge", name, "evaluation.judges", {})
         self.values["judges"][name] = node
-        self._around["judges"][name] = node
         return build(node, f"judges.{name}", self.plugins, Judge)
 
     def attack_prompt(self, name: str) -> AttackPrompt:
@@ -117,7 +114,6 @@ class Options:
                 f"{closest(name, order)}"
             )
         node["settings"] = {name: self._part(name, changes.get(name) or {}) for name in order}
-        self._around["defense"]["settings"] = node["settings"]
         built = {
             name: build(settings, f"defense.settings.{name}", self.plugins, Defense)
             for name, settings in node["settings"].items()
@@ -150,11 +146,9 @@ class Options:
         if name not in known:
             raise SettingError(f"{setting}: {name!r} is unknown; {closest(name, list(known))}")
         option = OmegaConf.merge(read_option(group, name, self.conf), dict(changes))
-        self._around["option"] = option
+        node = OmegaConf.create({**self.values, "option": option})
         try:
-            resolved = OmegaConf.to_container(
-                self._around["option"], resolve=True, throw_on_missing=True
-            )
+            resolved = OmegaConf.to_container(node.option, resolve=True, throw_on_missing=True)
         except MissingMandatoryValue as error:
             key = str(error.full_key).removeprefix("option.")
             where = f"+{_SECTIONS[group]}.{name}.{key}" if group in _SECTIONS else key

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from settings import RelockError
-from settings.process import collect_rarely, end_with_parent
+from settings.process import begin_child
 
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
@@ -207,8 +207,7 @@ def _answer(
     # A batch system signals all processes of a job; what the worker does about it is enough.
     for each in ignored:
         signal.signal(each, signal.SIG_IGN)
-    end_with_parent()
-    collect_rarely()
+    begin_child()
     with suppress(KeyboardInterrupt):  # The sweep's own process says so.
         sender.send(function())
     sender.close()

@@ -12,7 +12,7 @@ from experiments.pipeline.steps.base import AskingStep, Step
 from experiments.store import Stage, StageResult, Store
 from experiments.store.resource_errors import lower_memory
 from settings import RelockError
-from settings.process import collect_rarely, end_with_parent
+from settings.process import begin_child
 
 log = logging.getLogger("relock")
 
@@ -116,7 +116,7 @@ def in_child(function: Callable[[], Any], name: str) -> Any:
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=begin_child) as pool:
         try:
             return pool.submit(function).result()
         except BrokenProcessPool:
@@ -124,8 +124,3 @@ def in_child(function: Callable[[], Any], name: str) -> Any:
                 f"the process of stage {name} was killed, most often for want of memory; "
                 f"{lower_memory(name)}, or give the machine more memory, then run again"
             ) from None
-
-
-def _begin() -> None:
-    end_with_parent()
-    collect_rarely()

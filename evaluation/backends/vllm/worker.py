@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from settings.process import collect_as_usual, collect_rarely, end_with_parent
+from settings.process import begin_child, collect_as_usual
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
@@ -45,7 +45,6 @@ class Server:
         an engine without adapters; only GPUs' memory can be given back in `sleep`. Options are
         further arguments of `vllm.LLM`.
         """
-        collect_rarely()
         from vllm import LLM
         from vllm.platforms import current_platform
 
@@ -149,7 +148,7 @@ class Server:
 
 def main(descriptor: int) -> None:
     """Serves commands until the pipe is closed, or ends with the process that started this one."""
-    end_with_parent(sys.stdin.buffer.read)
+    begin_child(sys.stdin.buffer.read)
     server = Server()
     with Connection(descriptor) as pipe:
         while True:
