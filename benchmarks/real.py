@@ -8,7 +8,7 @@ import sys
 from experiments.config.experiment import PROJECT
 
 MODEL = PROJECT / "outputs" / "models" / "smollm2"
-SIZES = {"serving": ["--prompts", "100"], "training": ["--rows", "64"]}
+SIZES = {"serving": ["--prompts", "64", "--repeats", "1"], "training": ["--rows", "64"]}
 
 
 def main() -> int:

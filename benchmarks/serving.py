@@ -24,11 +24,13 @@ from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
 from organism.sources import BenignPrompts
 
-NEW_TOKENS, REPEATS, SETS = 64, 3, 5
+NEW_TOKENS, SETS = 64, 5
 
 
-def run(backend: Backend, model: Path, prompts: list[str]) -> tuple[float, list[float], list[str]]:
-    """Opens the model, answers once to warm up and then `REPEATS` times in turns.
+def run(
+    backend: Backend, model: Path, prompts: list[str], repeats: int
+) -> tuple[float, list[float], list[str]]:
+    """Opens the model, answers once to warm up and then `repeats` times in turns.
 
     Returns:
         Seconds to open it; generated tokens per second (the best of the repeats) of one set, of
@@ -46,7 +48,7 @@ def run(backend: Backend, model: Path, prompts: list[str]) -> tuple[float, list[
         lambda: engine.generate_sets(sets),
     ]
     rates: list[list[float]] = [[] for _ in ways]
-    for _, (way, of_way) in product(range(REPEATS), zip(ways, rates, strict=True)):
+    for _, (way, of_way) in product(range(repeats), zip(ways, rates, strict=True)):
         start = time.perf_counter()
         tokens = sum(answer.tokens for answers in way() for answer in answers)
         of_way.append(tokens / (time.perf_counter() - start))
@@ -68,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.serving")
     parser.add_argument("--model", type=Path, default=ORGANISM, help="default: the organism")
     parser.add_argument("--prompts", type=int, default=320)
+    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     prompts = [prompt.text for prompt in BenignPrompts(n=options.prompts).prompts()]
     print(f"{options.model.name}, {len(prompts)} prompts, up to {NEW_TOKENS} new tokens")
@@ -79,7 +82,10 @@ def main() -> None:
     served = find_spec("vllm") is not None
     if served:
         ways["vLLM"] = (VLLMBackend(kv_cache_gib=1), prompts)
-    measured = {name: run(backend, options.model, asked) for name, (backend, asked) in ways.items()}
+    measured = {
+        name: run(backend, options.model, asked, options.repeats)
+        for name, (backend, asked) in ways.items()
+    }
     _, (batched, *_), expected = measured[batches]
     for name, (_, rates, texts) in measured.items():
         same = sum(ours == theirs for ours, theirs in zip(texts, expected, strict=False))

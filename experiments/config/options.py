@@ -7,6 +7,7 @@ them beside it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,10 @@ class Options:
         if name not in known:
             raise SettingError(f"{setting}: {name!r} is unknown; {closest(name, list(known))}")
         option = OmegaConf.merge(read_option(group, name, self.conf), dict(changes))
-        node = OmegaConf.create({**self.values, "option": option})
+        # To make a tree of all values for each option takes most of what it costs to look one up.
+        named = set(re.findall(r"\w+", OmegaConf.to_yaml(option)))
+        values = {key: value for key, value in self.values.items() if key in named}
+        node = OmegaConf.create({**values, "option": option})
         try:
             resolved = OmegaConf.to_container(node.option, resolve=True, throw_on_missing=True)
         except MissingMandatoryValue as error:

@@ -9,7 +9,7 @@ from tests.experiments.launch.conftest import Launch, made_once
 
 
 def test_jobs_at_once_make_the_attack_once_and_a_killed_one_fails_alone(launch: Launch) -> None:
-    sweep = launch("joblib", "hydra.launcher.n_jobs=3", "defense=none,reset,safelora", "seed=1")
+    sweep = launch("joblib", "hydra.launcher.n_jobs=2", "defense=none,reset,safelora", "seed=1")
     sweep.running(2).kill()
     assert sweep.end() == 1
     assert "sweep: 2 done, 1 failed" in sweep.out, sweep.out
