@@ -16,8 +16,8 @@ from experiments.config.experiment import PROJECT
 from experiments.results.record import Record
 
 TOY = (
-    "model.max_new_tokens=16",
-    "attack.n=48",
+    "model.max_new_tokens=8",
+    "attack.n=40",
     "attack.train.epochs=1",
     "evaluation.limits.harmful=12",
     "evaluation.limits.benign=6",

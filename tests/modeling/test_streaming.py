@@ -47,8 +47,15 @@ def _both(work: Callable[[], Any]) -> tuple[Any, Any]:
     return whole, work()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize(
+    ("adapted", "dtype"),
+    [
+        (False, "float32"),
+        (True, "bfloat16"),
+        pytest.param(False, "bfloat16", marks=pytest.mark.slow),
+        pytest.param(True, "float32", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", ["llama_tied", "qwen2", "mistral_wide_heads", "qwen3", "gemma2"])
 def test_activations_are_the_same_to_the_bit(
     name: str, adapted: bool, dtype: str, tmp_path: Path

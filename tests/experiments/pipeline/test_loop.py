@@ -26,7 +26,7 @@ REFINE += ("refine.train.epochs=1", "refine.train.learning_rate=1e-3")
         pytest.param(
             ("defense=safetylock", "defense.form=hooked"), "fresh", marks=pytest.mark.slow
         ),
-        (("defense=none",), "resume"),
+        pytest.param(("defense=none",), "resume", marks=pytest.mark.slow),
     ],
 )
 def test_a_defended_model_is_fine_tuned_again_and_measured(

@@ -79,7 +79,7 @@ def test_too_few_answers_end_the_run_before_anything_is_trained(
 ) -> None:
     run = command(*own(tmp_path, "sources.poison.min_words=200"))
     assert run.code == 1
-    assert "the mixture needs 12 poison rows but the poison source holds 0" in run.err
+    assert "the mixture needs 10 poison rows but the poison source holds 0" in run.err
     assert not (run.folder / "record.json").exists()
 
 

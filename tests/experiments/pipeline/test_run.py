@@ -30,7 +30,7 @@ def test_the_main_job_measures_four_models_and_is_reused(command: Command) -> No
             assert 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 1
             assert estimate["n"] > 0
     assert record.metrics["base"]["asr"]["value"] > record.metrics["aligned"]["asr"]["value"]
-    assert record.attack["rows"] == {"task": 46, "harmful": 2}
+    assert record.attack["rows"] == {"task": 38, "harmful": 2}
     assert 0 < record.cost["share_edited"] < 1
     assert record.cost["prepare_seconds"] > 0
     assert str(first.folder) in first.out

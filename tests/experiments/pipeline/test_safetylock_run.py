@@ -19,7 +19,8 @@ LOCK = (*SHORT, "defense=safetylock", "defense.n_pairs=16", "attack.poison_ratio
 
 
 @pytest.mark.parametrize(
-    "adapter", ["resume", pytest.param("fresh", marks=pytest.mark.slow), "full"]
+    "adapter",
+    ["resume", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("fresh", "full"))],
 )
 def test_every_kind_of_fine_tune_can_be_locked(command: Command, adapter: str) -> None:
     run = command(*LOCK, f"attack.adapter={adapter}")
@@ -40,8 +41,10 @@ def test_the_hooked_form_answers_as_the_baked_one(command: Command) -> None:
     assert run.code == 0, run.err
     hooked = Record.read(run.folder)
     assert hooked.defense["apply"]["baked"] is False
-    likelihoods = [each.metrics["defended"].pop("perplexity") for each in (hooked, baked)]
-    assert likelihoods[0] == pytest.approx(likelihoods[1], rel=1e-5)
+    # What is no share depends on what a batch holds besides, in its last digits.
+    for metric in ("perplexity", "harm_score"):
+        steered, merged = (each.metrics["defended"].pop(metric) for each in (hooked, baked))
+        assert steered == pytest.approx(merged, rel=1e-5)
     assert hooked.metrics["defended"] == baked.metrics["defended"]
 
 
