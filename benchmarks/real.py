@@ -8,7 +8,7 @@ import sys
 from experiments.config.experiment import PROJECT
 
 MODEL = PROJECT / "outputs" / "models" / "smollm2"
-SIZES = {"serving": ["--prompts", "64", "--repeats", "1"], "training": ["--rows", "64"]}
+SIZES = {"serving": ["--prompts", "64"], "training": ["--rows", "16"]}
 
 
 def main() -> int:
@@ -16,9 +16,9 @@ def main() -> int:
     if not MODEL.is_dir():
         print("real: no model in outputs/models/smollm2; run make real-model first")
         return 0
-    command = [sys.executable, "-m"]
+    command, shared = [sys.executable, "-m"], ["--model", str(MODEL), "--repeats", "1"]
     codes = [
-        subprocess.call([*command, f"benchmarks.{name}", "--model", str(MODEL), *sizes])
+        subprocess.call([*command, f"benchmarks.{name}", *shared, *sizes])
         for name, sizes in SIZES.items()
     ]
     return max(codes)

@@ -153,7 +153,7 @@ def summarise(rows: pd.DataFrame) -> dict[str, Estimate]:
         of_category = _Rows(asked.frame[asked.frame["category"] == category])
         metrics[f"hs/{category}"] = _share(of_category, METRICS["hs"])
     metrics["perplexity"] = _perplexity(_Rows(_of_sets(rows, (HELD_OUT,))))
-    tasks = sorted({name for name in rows["set"] if name.startswith(TASK)})
+    tasks = _task_sets(rows)
     for task in tasks if len(tasks) > 1 else ():
         group = _Rows(rows[rows["set"] == task])
         for name in _ACCURACIES:
@@ -326,9 +326,11 @@ def _further_judges(rows: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _of_sets(rows: pd.DataFrame, sets: tuple[str, ...]) -> pd.DataFrame:
-    if sets == (TASK,):
-        sets = tuple(name for name in rows["set"].unique() if name.startswith(TASK))
-    return rows[rows["set"].isin(sets)]
+    return rows[rows["set"].isin(_task_sets(rows) if sets == (TASK,) else sets)]
+
+
+def _task_sets(rows: pd.DataFrame) -> list[str]:
+    return sorted(name for name in rows["set"].unique() if name.startswith(TASK))
 
 
 def _with(rows: pd.DataFrame, columns: tuple[str, ...], gaps: bool = False) -> pd.DataFrame:
