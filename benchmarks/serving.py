@@ -82,23 +82,22 @@ def main() -> None:
     served = find_spec("vllm") is not None
     if served:
         ways["vLLM"] = (VLLMBackend(kv_cache_gib=1), prompts)
-    measured = {
-        name: run(backend, options.model, asked, options.repeats)
-        for name, (backend, asked) in ways.items()
-    }
-    _, (batched, *_), expected = measured[batches]
-    for name, (_, rates, texts) in measured.items():
+    starts: dict[str, float] = {}
+    expected: list[str] = []
+    batched = 0.0
+    for name, (backend, asked) in ways.items():
+        starts[name], rates, texts = run(backend, options.model, asked, options.repeats)
+        expected, batched = expected or texts, batched or rates[0]
         same = sum(ours == theirs for ours, theirs in zip(texts, expected, strict=False))
         agreement = f"{same} of {len(texts)} answers agree"
         print(f"{name:27} {rates[0]:8.0f} tokens/s; {rates[0] / batched:.2f}x; {agreement}")
         alone, whole = rates[1:]
-        print(
-            f"  {SETS} sets one by one {alone:.0f}, in one pass {whole:.0f}: {whole / alone:.2f}x"
-        )
+        several = f"{SETS} sets one by one {alone:.0f}, in one pass {whole:.0f}"
+        print(f"  {several}: {whole / alone:.2f}x", flush=True)
     if not served:
         print("vLLM isn't installed here; make bench-vllm sets it up and runs this benchmark")
         return
-    start, reload = measured["vLLM"][0], reload_seconds(ways["vLLM"][0], options.model)
+    start, reload = starts["vLLM"], reload_seconds(ways["vLLM"][0], options.model)
     print(f"a new engine and canary     {start:8.2f} s")
     print(f"a reload and canary         {reload:8.2f} s; {start / reload:.0f}x faster")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -62,6 +63,7 @@ def main() -> None:
         for name, (dtype, settings) in VARIANTS.items():
             train = partial(_train, str(options.model), dtype, settings, options.rows)
             runs[name].append(in_child(train, "training"))
+            print(f"{name}: {runs[name][-1].cpu_seconds:.1f} CPU s", file=sys.stderr, flush=True)
     Console().print(_table(options.model.name, options.rows, runs))
     first = runs["and rows by length"]
     rate = statistics.median(run.tokens / run.cpu_seconds for run in first)

@@ -23,15 +23,14 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.clusters import Clusters, Floats
+from evaluation.clusters import Floats
+from evaluation.rows import Rows
 from evaluation.shares import (
     BENIGN,
     HARM_JUDGE,
@@ -63,8 +62,6 @@ from settings import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-_PROMPT = "prompt number"
-_UNREAD = ("prompt", "asked")
 _LARGEST_EXPONENT = 700.0
 
 COMPARED = ("hs", "asr", "accuracy_strict", "over_refusal", "degenerate")
@@ -83,38 +80,6 @@ _FURTHER = {
         "degenerate",
     ),
 }
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Some of a frame's rows, and which of them are of one prompt and of one seed."""
-
-    frame: pd.DataFrame
-
-    @cached_property
-    def clusters(self) -> Clusters | None:
-        """None where all rows are of one seed."""
-        if _PROMPT not in self.frame or self.frame["seed"].nunique() < 2:
-            return None
-        prompts, seeds = (
-            np.unique(self.frame[column], return_inverse=True)[1] for column in (_PROMPT, "seed")
-        )
-        return Clusters(prompts, seeds)
-
-
-def _read(rows: pd.DataFrame) -> pd.DataFrame:
-    """What metrics read of the rows, in columns that are quick to choose rows of."""
-    rows = rows.drop(columns=list(_UNREAD), errors="ignore")
-    quick = rows.astype({name: object for name, kind in rows.dtypes.items() if kind == "str"})
-    # A copy keeps columns of a type together: rows are then chosen of a few blocks, not of each.
-    return quick.copy()
-
-
-def _numbered(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of several seeds with a number for every prompt, which is the same in all seeds."""
-    if "seed" not in rows or rows["seed"].nunique() < 2:
-        return rows
-    return rows.assign(**{_PROMPT: rows.groupby(["set", "id"], sort=False).ngroup()})
 
 
 def summarise(rows: pd.DataFrame) -> dict[str, Estimate]:
@@ -139,31 +104,31 @@ def summarise(rows: pd.DataFrame) -> dict[str, Estimate]:
     Raises:
         DataError: A column that a set needs is missing, or a verdict or score is.
     """
-    rows = _numbered(_read(rows))
-    chosen = {m.sets: _Rows(_of_sets(rows, m.sets)) for m in METRICS.values()}
+    found = Rows(rows)
+    chosen = {sets: _of_sets(found, sets) for sets in {m.sets for m in METRICS.values()}}
     metrics = {name: _share(chosen[metric.sets], metric) for name, metric in METRICS.items()}
     asked = chosen[HARMFUL,]
     metrics["harm_score"] = _mean_score(asked, HARM_JUDGE)
-    judges = _further_judges(rows)
+    judges = _further_judges(found)
     for judge in judges:
         metrics |= _of_judge(asked, judge)
     for pair in combinations((HARM_JUDGE, *judges), 2):
         metrics |= _agreement(asked, *pair)
-    for category in sorted(set(asked.frame["category"]) - {""}):
-        of_category = _Rows(asked.frame[asked.frame["category"] == category])
-        metrics[f"hs/{category}"] = _share(of_category, METRICS["hs"])
-    metrics["perplexity"] = _perplexity(_Rows(_of_sets(rows, (HELD_OUT,))))
-    tasks = _task_sets(rows)
+    categories = asked["category"]
+    for category in sorted(set(categories) - {""}):
+        metrics[f"hs/{category}"] = _share(asked.take(categories == category), METRICS["hs"])
+    metrics["perplexity"] = _perplexity(found.of({HELD_OUT}))
+    tasks = _task_sets(found)
     for task in tasks if len(tasks) > 1 else ():
-        group = _Rows(rows[rows["set"] == task])
+        group = found.of({task})
         for name in _ACCURACIES:
             metrics[f"{name}/{task.removeprefix(TASK)}"] = _share(group, METRICS[name])
-    for name in dict.fromkeys(rows["set"]):
-        metrics |= _of_further_set(rows, name, judges)
+    for name in found.sets:
+        metrics |= _of_further_set(found, name, judges)
     return metrics
 
 
-def _of_judge(asked: _Rows, judge: str) -> dict[str, Estimate]:
+def _of_judge(asked: Rows, judge: str) -> dict[str, Estimate]:
     truncated = flagged((HARMFUL,), judge + TRUNCATED)
     return {
         f"hs:{judge}": _share(asked, harmful(judge)),
@@ -174,22 +139,21 @@ def _of_judge(asked: _Rows, judge: str) -> dict[str, Estimate]:
     }
 
 
-def _agreement(asked: _Rows, first: str, second: str) -> dict[str, Estimate]:
+def _agreement(asked: Rows, first: str, second: str) -> dict[str, Estimate]:
     """Cohen's kappa of two judges, and the share of rows on which one of them gave no verdict."""
     columns = (first + LABEL, second + LABEL)
-    rows = _with(asked.frame, columns)
-    both = rows[list(columns)].isin(("safe", "unsafe")).all(axis=1)
-    compared = _Rows(rows[both])
-    one, other = ((compared.frame[column] == "unsafe").to_numpy(bool) for column in columns)
+    labels = [asked.needed(columns)[column] for column in columns]
+    both = np.all([(each == "safe") | (each == "unsafe") for each in labels], axis=0)
+    one, other = ((each == "unsafe")[both] for each in labels)
     return {
-        f"kappa:{first}~{second}": kappa(one, other, compared.clusters),
-        f"left_out:{first}~{second}": share_of((~both).to_numpy(bool), asked.clusters),
+        f"kappa:{first}~{second}": kappa(one, other, asked.take(both).clusters),
+        f"left_out:{first}~{second}": share_of(~both, asked.clusters),
     }
 
 
-def _perplexity(texts: _Rows) -> Estimate:
+def _perplexity(texts: Rows) -> Estimate:
     """exp of the mean nll per token; texts without a scored token count for nothing."""
-    losses, tokens = _losses(texts.frame)
+    losses, tokens = _losses(texts)
     found = mean(losses, texts.clusters, tokens)
     return Estimate(_exp(found.value), _exp(found.low), _exp(found.high), found.n)
 
@@ -198,20 +162,20 @@ def _exp(value: float) -> float:
     return math.exp(value) if value < _LARGEST_EXPONENT else math.nan
 
 
-def _losses(texts: pd.DataFrame) -> tuple[Floats, Floats]:
+def _losses(texts: Rows) -> tuple[Floats, Floats]:
     """Each text's nll per token, and its tokens."""
-    tokens = _with(texts, ("tokens",))["tokens"].to_numpy(float)
+    tokens = texts.needed(("tokens",))["tokens"].astype(float)
     # A loss that isn't finite is a result; a text without tokens has none.
-    losses = _with(texts, ("nll",), gaps=True)["nll"].to_numpy(float)
+    losses = texts.needed(("nll",), gaps=True)["nll"].astype(float)
     return losses / tokens.clip(min=1), tokens
 
 
-def _of_further_set(rows: pd.DataFrame, name: str, judges: tuple[str, ...]) -> dict[str, Estimate]:
+def _of_further_set(rows: Rows, name: str, judges: tuple[str, ...]) -> dict[str, Estimate]:
     """The shares of one further set of prompts, or of the harmful ones under an attack prompt."""
     match = re.fullmatch("([a-z_]+)([:+])(.+)", name)
     if match is None or match[1] not in _FURTHER:
         return {}
-    group, suffix = _Rows(rows[rows["set"] == name]), ("@" if match[2] == ":" else "+") + match[3]
+    group, suffix = rows.of({name}), ("@" if match[2] == ":" else "+") + match[3]
     # Each of these metrics is asked of this one set as it is of the main ones.
     metrics = {metric: METRICS[metric] for metric in _FURTHER[match[1]]}
     scores = {}
@@ -237,21 +201,21 @@ def compare(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, PairedTest]:
     Raises:
         DataError: The two were not asked the same prompts.
     """
-    first, second = _numbered(_read(first)), _read(second)
-    judges = _further_judges(first)
+    before, after = Rows(second), Rows(first)
+    judges = _further_judges(after)
     shares = {name: METRICS[name] for name in COMPARED}
     shares |= {f"hs:{judge}": harmful(judge) for judge in judges}
-    for name in dict.fromkeys(first["set"]):
+    for name in after.sets:
         kind, _, prompt = name.partition("+")
-        if kind == HARMFUL and prompt and (second["set"] == name).any():
+        if kind == HARMFUL and prompt and name in before.sets:
             shares[f"hs+{prompt}"] = harmful(HARM_JUDGE, (name,))
             shares[f"asr+{prompt}"] = harmful(REFUSAL_JUDGE, (name,))
     used = dict.fromkeys([*(metric.sets for metric in shares.values()), (HARMFUL,), (HELD_OUT,)])
-    pairs = {sets: _in_pairs(first, second, sets) for sets in used}
+    pairs = {sets: _in_pairs(after, before, sets) for sets in used}
     tests = {}
     for name, metric in shares.items():
         one, other = pairs[metric.sets]
-        outcomes, others = (_outcomes(rows.frame, metric)[1] for rows in (one, other))
+        outcomes, others = (_outcomes(rows, metric)[1] for rows in (one, other))
         tests[name] = paired_test(outcomes, others, one.clusters)
     one, other = pairs[HARMFUL,]
     for name, judge in {"harm_score": HARM_JUDGE, **{f"score:{j}": j for j in judges}}.items():
@@ -259,87 +223,64 @@ def compare(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, PairedTest]:
     return {**tests, "nll": _compare_losses(*pairs[HELD_OUT,])}
 
 
-def _compare_losses(one: _Rows, other: _Rows) -> PairedTest:
-    (first, tokens), (second, others) = _losses(one.frame), _losses(other.frame)
+def _compare_losses(one: Rows, other: Rows) -> PairedTest:
+    (first, tokens), (second, others) = _losses(one), _losses(other)
     if tokens.tolist() != others.tolist():
         # Tokenizers that cut a text up otherwise give losses of different things.
         return paired_mean([], [])
     return paired_mean(first, second, one.clusters, tokens)
 
 
-def _in_pairs(
-    first: pd.DataFrame, second: pd.DataFrame, sets: tuple[str, ...]
-) -> tuple[_Rows, _Rows]:
+def _in_pairs(first: Rows, second: Rows, sets: tuple[str, ...]) -> tuple[Rows, Rows]:
     """The rows of some sets of both models, those of one prompt and seed at the same place."""
-    keys = [key for key in ("seed", "set", "id") if key in first]
-    one, other = (_of_sets(rows, sets).set_index(keys, drop=False) for rows in (first, second))
-    for rows in (one, other):
-        if rows.index.has_duplicates:
-            raise DataError("a prompt is there twice for one seed; compare each model's rows once")
-    if len(one) != len(other) or not one.index.isin(other.index).all():
+    keys = [key for key in ("seed", "set", "id") if key in first.columns]
+    one, other = _of_sets(first, sets), _of_sets(second, sets)
+    names, others = ([*zip(*(rows[key] for key in keys), strict=True)] for rows in (one, other))
+    places = {name: place for place, name in enumerate(others)}
+    if len(places) < len(others) or len(set(names)) < len(names):
+        raise DataError("a prompt is there twice for one seed; compare each model's rows once")
+    if places.keys() != set(names):
         raise DataError(
             f"the two models were asked different prompts of {', '.join(sets)}, so they can't be "
             "compared in pairs; use the same prompt sets and limits for both"
         )
-    other = other.reindex(one.index)
-    return _Rows(one.reset_index(drop=True)), _Rows(other.reset_index(drop=True))
+    return one, other.take(np.array([places[name] for name in names], dtype=np.intp))
 
 
-def _share(rows: _Rows, metric: Share) -> Estimate:
-    kept, outcomes = _outcomes(rows.frame, metric)
-    clusters = rows.clusters if len(kept) == len(rows.frame) else _Rows(kept).clusters
-    return share_of(outcomes, clusters)
+def _share(rows: Rows, metric: Share) -> Estimate:
+    kept, outcomes = _outcomes(rows, metric)
+    return share_of(outcomes, kept.clusters)
 
 
-def _outcomes(rows: pd.DataFrame, metric: Share) -> tuple[pd.DataFrame, NDArray[np.bool_]]:
+def _outcomes(rows: Rows, metric: Share) -> tuple[Rows, NDArray[np.bool_]]:
     """The rows that a metric is over, and which of them count."""
     if metric.since_later:
-        rows = _filled(rows, metric.columns)
-    rows = _with(rows, metric.columns, metric.gaps)
-    return rows, metric.counts(rows).to_numpy(bool)
+        rows = rows.filled(metric.columns)
+    rows = rows.needed(metric.columns, metric.gaps)
+    return rows, np.asarray(metric.counts(rows), dtype=bool)
 
 
-def _filled(rows: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
-    """The rows that have the columns; none of them where all that stands there is empty."""
-    if not set(columns) <= set(rows):
-        return rows.iloc[:0]
-    rows = rows[rows[list(columns)].notna().all(axis=1)]
-    return rows if (rows[list(columns)] != "").to_numpy().any() else rows.iloc[:0]
+def _mean_score(rows: Rows, judge: str) -> Estimate:
+    scores = _scores(rows, judge)
+    there = ~np.isnan(scores)
+    return mean(scores[there], rows.take(there).clusters)
 
 
-def _mean_score(rows: _Rows, judge: str) -> Estimate:
-    kept = _Rows(rows.frame[~np.isnan(_scores(rows, judge))])
-    return mean(_scores(kept, judge), kept.clusters)
+def _scores(rows: Rows, judge: str) -> Floats:
+    return rows.needed((judge + SCORE,), gaps=True)[judge + SCORE].astype(float)
 
 
-def _scores(rows: _Rows, judge: str) -> Floats:
-    return _with(rows.frame, (judge + SCORE,), gaps=True)[judge + SCORE].to_numpy(float)
-
-
-def _further_judges(rows: pd.DataFrame) -> tuple[str, ...]:
+def _further_judges(rows: Rows) -> tuple[str, ...]:
     """The names of the judges beside the two main ones, in the columns' order."""
-    asked = _of_sets(rows, (HARMFUL,))
-    labels = rows.columns[rows.columns.str.endswith(LABEL)]
-    known = labels.str.removesuffix(LABEL)
+    asked = rows.of({HARMFUL})
+    known = [name.removesuffix(LABEL) for name in rows.columns if name.endswith(LABEL)]
     further = [judge for judge in known if judge not in (HARM_JUDGE, REFUSAL_JUDGE)]
-    return tuple(judge for judge in further if asked[judge + LABEL].notna().any())
+    return tuple(judge for judge in further if not asked.missing(judge + LABEL).all())
 
 
-def _of_sets(rows: pd.DataFrame, sets: tuple[str, ...]) -> pd.DataFrame:
-    return rows[rows["set"].isin(_task_sets(rows) if sets == (TASK,) else sets)]
+def _of_sets(rows: Rows, sets: tuple[str, ...]) -> Rows:
+    return rows.of(_task_sets(rows) if sets == (TASK,) else sets)
 
 
-def _task_sets(rows: pd.DataFrame) -> list[str]:
-    return sorted(name for name in rows["set"].unique() if name.startswith(TASK))
-
-
-def _with(rows: pd.DataFrame, columns: tuple[str, ...], gaps: bool = False) -> pd.DataFrame:
-    """The rows, in which the columns are there and filled."""
-    if rows.empty:
-        missing = [name for name in columns if name not in rows]
-        return rows.reindex(columns=[*rows.columns, *missing]) if missing else rows
-    for name in columns:
-        if name not in rows or (not gaps and rows[name].isna().any()):
-            sets = ", ".join(sorted(set(rows["set"])))
-            raise DataError(f"rows of {sets} lack a value in the column {name!r}; judge them again")
-    return rows
+def _task_sets(rows: Rows) -> list[str]:
+    return sorted(name for name in rows.sets if name.startswith(TASK))

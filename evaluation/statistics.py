@@ -353,6 +353,7 @@ def _percentiles(drawn: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
+@lru_cache(maxsize=4096)
 def _wilson(value: float, n: float, freedom: float) -> tuple[float, float]:
     """Wilson's interval (statsmodels) for `n` rows, which may be an effective number of them."""
     from scipy.special import ndtr
