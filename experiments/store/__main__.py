@@ -8,6 +8,7 @@ import sys
 import time
 from calendar import timegm
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="every stage with its size, age and seconds")
     commands.add_parser("verify", help="hash every file; exit 1 if one is damaged")
     prune = commands.add_parser("prune", help="remove stages; says what it would do without --yes")
+    prune.add_argument("--all", action="store_true", help="every stage")
+    prune.add_argument(
+        "--leftovers", action="store_true", help="no stage, only half-made folders of killed runs"
+    )
     prune.add_argument("--stage", action="append", help="only stages of this name (repeatable)")
     prune.add_argument(
         "--defense",
@@ -63,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         help="only what a defense made (stages prepare and apply), e.g. nlsr, or its class's name",
     )
     prune.add_argument(
-        "--older-than", type=_age, default=0.0, metavar="AGE", help="only older ones: 30m, 12h, 7d"
+        "--older-than", type=_age, metavar="AGE", help="only older ones: 30m, 12h, 7d"
     )
     prune.add_argument("--damaged", action="store_true", help="only those that verify complains of")
     prune.add_argument("--yes", action="store_true", help="really remove them")
@@ -142,17 +147,12 @@ def _verify(store: Store) -> int:
 
 
 def _prune(store: Store, options: argparse.Namespace) -> int:
-    if options.damaged:
-        folders = [folder for folder, _ in store.damaged()]
-    else:
-        folders = [entry.folder for entry in store.entries()]
-    chosen = [
-        folder
-        for folder in folders
-        if (not options.stage or folder.parent.name in options.stage)
-        and (options.defense is None or _is_of(folder, options.defense))
-        and _seconds_old(folder) >= options.older_than
-    ]
+    """Removes what was chosen, and half-made folders of killed runs.
+
+    Raises:
+        RelockError: Nothing was chosen, or by a name that nothing has.
+    """
+    chosen = _chosen(store, options)
     sizes = {folder: _size(folder) for folder in chosen}
     if not options.yes:
         total = decimal(sum(sizes.values()))
@@ -169,16 +169,53 @@ def _prune(store: Store, options: argparse.Namespace) -> int:
     return 0
 
 
-def _is_of(folder: Path, defense: str) -> bool:
-    """Whether a defense of this name, its package's or its class's, made the stage."""
+def _chosen(store: Store, options: argparse.Namespace) -> list[Path]:
+    """The folders of the stages that the options choose."""
+    by = (options.all, options.stage, options.defense, options.older_than, options.damaged)
+    if not (options.leftovers or any(by)):
+        raise RelockError(
+            "prune is to be told what to remove: --stage, --defense, --older-than, --damaged, "
+            "--leftovers, or --all for every stage"
+        )
+    if not any(by):
+        return []
+    whole = [entry.folder for entry in store.entries()]
+    folders = [folder for folder, _ in store.damaged()] if options.damaged else whole
+    for name in options.stage or ():
+        _check_known("stage", name, {folder.parent.name for folder in (*whole, *folders)})
+    if options.defense:
+        makers = [maker for folder in whole if (maker := _maker(folder))]
+        if not any(map(partial(_is_of, options.defense), makers)):
+            _check_known("defense", options.defense, {maker.rpartition(".")[2] for maker in makers})
+    return [
+        folder
+        for folder in folders
+        if (not options.stage or folder.parent.name in options.stage)
+        and (not options.defense or _is_of(options.defense, _maker(folder)))
+        and _seconds_old(folder) >= (options.older_than or 0)
+    ]
+
+
+def _check_known(kind: str, name: str, known: set[str]) -> None:
+    if name not in known:
+        there = f"; there is {', '.join(sorted(known))}" if known else ""
+        raise RelockError(f"--{kind}={name}: the store holds nothing of this {kind}{there}")
+
+
+def _is_of(defense: str, maker: str) -> bool:
+    """Whether a class is a defense of this name, its package's or its own."""
+    return defense.lower() in maker.lower().split(".")
+
+
+def _maker(folder: Path) -> str:
+    """The class of the defense that made a stage; "" of other stages and of damaged ones."""
     if folder.parent.name not in ("prepare", "apply"):
-        return False
+        return ""
     try:
         settings = read_manifest(folder)["settings"]
     except (OSError, ValueError):
-        return False
-    made_by = str(settings.get("defense") or settings.get("_target_"))
-    return defense.lower() in made_by.lower().split(".")
+        return ""
+    return str(settings.get("defense") or settings.get("_target_"))
 
 
 def _size(folder: Path) -> int:

@@ -89,7 +89,7 @@ def named(stage: str, root: Path) -> Iterator[None]:
         if is_of_disk(error):
             raise RelockError(
                 f"stage {stage}: the disk of {disks(error, root)} is full; free some space "
-                "(python -m experiments.store prune), or set store.root, or TMPDIR for temporary "
+                "(python -m experiments.store prune --older-than 7d), or set store.root, or TMPDIR for temporary "
                 "files, to another disk"
             ) from error
         if is_of_memory(error):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
@@ -22,6 +23,8 @@ from settings import RelockError
 log = logging.getLogger("relock")
 
 _TEMPORARY, _LOCKS = ".making", ".locks"
+# Other folders that lie in a root, given by mistake perhaps, are nobody's stages.
+_KEY = re.compile("[0-9a-f]{20}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +196,7 @@ class Store:
 
     def _folders(self) -> Iterator[Path]:
         for folder in sorted(self.root.glob("*/*")):
-            if folder.is_dir() and not folder.parent.name.startswith("."):
+            if _KEY.fullmatch(folder.name) and folder.is_dir() and folder.parent.name[0] != ".":
                 yield folder
 
     def _discard(self, folder: Path) -> None:

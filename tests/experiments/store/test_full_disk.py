@@ -50,7 +50,7 @@ def test_a_full_store_is_one_sentence_and_what_was_finished_stays(tmp_path: Path
     places = (f"store.root={disk / 'store'}", f"hydra.run.dir={tmp_path / 'run'}")
     (error,) = run_twice(disk, "1m", 0, "defense=none", *places)
     assert error.startswith("error: stage attack: the disk of")
-    assert "is full; free some space (python -m experiments.store prune)" in error
+    assert "is full; free some space (python -m experiments.store prune --older-than 7d)" in error
     first = Store(Path(f"{disk}-first") / "store")
     assert [entry.name for entry in first.entries()] == ["prepare"]
     assert list(first.damaged()) == []

@@ -122,7 +122,7 @@ def test_sigkill_in_a_stage_does_no_damage(tmp_path: Path, mended_by: str) -> No
     if mended_by == "run":
         assert not store.run(STAGE, write_answer).reused
     else:
-        main(["--root", str(tmp_path), "prune", "--stage", "attack", "--yes"])
+        main(["--root", str(tmp_path), "prune", "--leftovers", "--yes"])
     assert not any(name.endswith("half.txt") for name in files(tmp_path))
 
 
@@ -204,6 +204,37 @@ def test_prune_asks_first_and_minds_age_and_name(
     assert [entry.name for entry in store.entries()] == ["judge"]
     main([*root, "list"])
     assert "1 stages" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "what to remove: --stage, --defense, --older-than, --damaged, --leftovers, or --all"),
+        (["--stage", "aply"], "--stage=aply: the store holds nothing of this stage; there is app"),
+        (["--defense", "nslr"], "nothing of this defense; there is NLSR"),
+    ],
+)
+def test_prune_removes_nothing_where_nothing_was_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    store = Store(tmp_path)
+    store.run(Stage("apply", 1, {"_target_": "defenses.nlsr.NLSR"}), write_answer)
+    root = ["--root", str(tmp_path)]
+    assert main([*root, "prune", *options, "--yes"]) == 1
+    assert said in capsys.readouterr().err
+    assert main([*root, "prune", "--leftovers", "--yes"]) == 0
+    assert len(list(store.entries())) == 1
+    assert main([*root, "prune", "--all", "--yes"]) == 0
+    assert not list(store.entries())
+
+
+def test_a_repairs_folder_in_the_root_is_no_stage(tmp_path: Path) -> None:
+    made = Store(tmp_path / "store").run(STAGE, write_answer).folder
+    (tmp_path / "repairs").mkdir()
+    made.rename(tmp_path / "repairs" / "reference")
+    assert not list(Store(tmp_path).entries())
+    assert main(["--root", str(tmp_path), "prune", "--all", "--yes"]) == 0
+    assert (tmp_path / "repairs" / "reference" / MANIFEST).is_file()
 
 
 def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
