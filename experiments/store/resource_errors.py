@@ -89,8 +89,8 @@ def named(stage: str, root: Path) -> Iterator[None]:
         if is_of_disk(error):
             raise RelockError(
                 f"stage {stage}: the disk of {disks(error, root)} is full; free some space "
-                "(python -m experiments.store prune --older-than 7d), or set store.root, or TMPDIR for temporary "
-                "files, to another disk"
+                "(python -m experiments.store prune --older-than 7d), or set store.root, or TMPDIR "
+                "for temporary files, to another disk"
             ) from error
         if is_of_memory(error):
             raise RelockError(f"memory gave out in stage {stage}; {lower_memory(stage)}") from error
