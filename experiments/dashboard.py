@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.launch.job import quiet_libraries
 from settings import RelockError
-from settings.terminal import print_in_ascii
+from settings.terminal import exit_code
 
 if TYPE_CHECKING:
     from experiments.report.pool import Run
@@ -25,17 +24,11 @@ _NOBODY = "ENTITY"
 def main(arguments: list[str] | None = None) -> int:
     """Reads the sweep, sums it up on W&B, and makes or updates what shows it there."""
     options = _parser().parse_args(arguments)
-    print_in_ascii()
     quiet_libraries()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("relock").setLevel(logging.INFO)
     kinds = [kind for kind in _KINDS if getattr(options, kind)] or list(_KINDS)
-    try:
-        _dashboard(options, kinds)
-    except RelockError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: _dashboard(options, kinds))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _dashboard(options: argparse.Namespace, kinds: list[str]) -> None:
+def _dashboard(options: argparse.Namespace, kinds: list[str]) -> int:
     from experiments.report import figures, html, published, tables
     from experiments.report.pool import collect
     from experiments.tracking import panels, wandb_fields
@@ -90,12 +83,13 @@ def _dashboard(options: argparse.Namespace, kinds: list[str]) -> None:
     if options.dry_run:
         for path in [*panels.write(content, sweep / "report"), page, *images]:
             print(path)
-        return
+        return 0
     with panels.explained():
         url = panels.sum_up(collected, page, images, tracker, sweep, group)
     print(f"summary run: {url}")
     for kind, address in panels.save(content, sweep / "wandb", kinds).items():
         print(f"{kind}: {address}")
+    return 0
 
 
 def _check_uploads(options: argparse.Namespace, runs: Sequence[Run], tracker: WandbTracker) -> None:

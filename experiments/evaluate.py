@@ -13,7 +13,9 @@ from pathlib import Path
 from experiments.config.experiment import PROJECT, Experiment, register_resolvers
 from experiments.config.jobs import expand
 from experiments.launch.sweep import run_command
+from experiments.results.command_line import EVALUATE, override_key
 from settings import SettingError
+from settings.places import check_folder
 
 EXAMPLES = """examples:
   ./customer ./repaired model=llama3
@@ -50,6 +52,7 @@ def _start(options: argparse.Namespace) -> int:
     day, now = time.strftime("%Y-%m-%d"), time.strftime("%H-%M-%S")
     folder = options.out or PROJECT / "outputs" / "evaluations" / day / now
     experiment = _composed(models, settings)
+    check_folder(folder, "--out", new=True)
     evaluate(experiment, models, options.base_of_adapter, settings, folder)
     return 0
 
@@ -109,9 +112,11 @@ def evaluate(
         pipeline = Pipeline(experiment, inputs, like, None, runner)
         rows = pipeline.rows(opened, pipeline.measure(opened))
     seconds = time.perf_counter() - start
+    command = [*EVALUATE, *models, *([] if base is None else ["--base-of-adapter", base])]
     record = measured_record(
         experiment, inputs, opened, rows, pipeline.stages, settings, environment(), seconds
     )
+    record = replace(record, command=command)
     record.write(folder, rows)
     print_measured(folder)
 
@@ -122,7 +127,7 @@ def names(models: Sequence[str]) -> list[str]:
     Raises:
         SettingError: One is named twice.
     """
-    if len(set(models)) < len(models):
+    if len({Path(model).resolve() for model in models}) < len(models):
         raise SettingError("a MODEL is named twice; name each once")
     parts = [Path(model).parts for model in models]
     found = []
@@ -136,6 +141,8 @@ def names(models: Sequence[str]) -> list[str]:
 def _composed(models: Sequence[str], settings: Sequence[str]) -> Experiment:
     if not models:
         raise SettingError("there is no MODEL; name a folder or hub id")
+    for override in settings:
+        _check_measures(override)
     local = [] if any(s.startswith("model=") for s in settings) else ["model=local", "model.base=."]
     (experiment,) = expand(
         [
@@ -152,6 +159,16 @@ def _composed(models: Sequence[str], settings: Sequence[str]) -> Experiment:
     )
     experiment.resolved["attack"]["model"] = ", ".join(models)
     return experiment
+
+
+def _check_measures(override: str) -> None:
+    """Refuses a setting of what comes before the measuring, which would be ignored."""
+    group, _, rest = override_key(override).partition(".")
+    if group in ("defense", "attack@refine", "refine") or (group == "attack" and rest != "task"):
+        raise SettingError(
+            f"{override} is not for experiments.evaluate, which trains and repairs nothing; leave "
+            "it out, or use experiments.run or experiments.repair"
+        )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from experiments.config.experiment import register_resolvers
 from experiments.launch.sweep import run_command
 from experiments.repairing.shown import cost, describe, edited, working
 from settings import SettingError
+from settings.places import check_folder
 
 EXAMPLES = """examples:
   prepare nlsr --base B --aligned A --calibration rows.jsonl --out reference
@@ -160,6 +161,7 @@ def _import(options: argparse.Namespace) -> None:
 def _require_new(out: Path) -> None:
     if out.exists():
         raise SettingError(f"--out={str(out)!r} exists; give a folder that doesn't")
+    check_folder(out, "--out")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from modeling.training import (
     train,
     train_sft,
 )
-from settings import DataError, Settings
+from settings import DataError, Seed, Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -230,7 +230,7 @@ class Alignment(Settings):
 
     version: ClassVar[int] = 2
 
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     lora: LoraSettings = LoraSettings()
     sft: TrainSettings | None = None
     preference: Preference | None = None

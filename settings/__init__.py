@@ -4,7 +4,7 @@
 `settings.progress` says how far long work is.
 """
 
-from settings.base import Settings
+from settings.base import Seed, Settings
 from settings.build import build, plain, source, target
 from settings.errors import DataError, ModelError, RelockError, SettingError, first_line
 
@@ -12,6 +12,7 @@ __all__ = [
     "DataError",
     "ModelError",
     "RelockError",
+    "Seed",
     "SettingError",
     "Settings",
     "build",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from settings.errors import SettingError
@@ -17,6 +17,9 @@ _EXPECTED = {
     "tuple_type": "be a list, such as [a,b]",
     "string_too_short": "not be empty",
 }
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every library's generator can be seeded with."""
 
 
 class Settings(BaseModel):

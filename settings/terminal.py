@@ -1,4 +1,7 @@
-"""A terminal that isn't UTF-8: what it can't show comes out in ASCII, and never as an error."""
+"""A command's end, and a terminal that isn't UTF-8.
+
+What such a terminal can't show comes out in ASCII, and never as an error.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ import codecs
 import io
 import sys
 import unicodedata
+from collections.abc import Callable
+
+from settings.errors import RelockError
 
 _ERRORS = "relock-ascii"
 # One character each, so that tables keep their columns.
@@ -22,6 +28,19 @@ def print_in_ascii() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ERRORS)
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """Runs a command that starts no jobs; what a user can mend is a sentence, and Ctrl-C too."""
+    print_in_ascii()
+    try:
+        return command()
+    except RelockError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:

@@ -14,7 +14,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 from defenses.base import Calibration, CalibrationAnswers, Defense, Edit, Models, OutputForm
 from defenses.projection_edits import require_unaligned_base
 from modeling.checkpoint import Checkpoint, identify
-from settings import SettingError
+from settings import Seed, SettingError
 
 
 class FGSN(Defense):
@@ -53,7 +53,7 @@ class FGSN(Defense):
     layers: Literal["auto"] | tuple[int, ...] | tuple[float, ...] = "auto"
     window: int | float = 0.1875
     n_pairs: int = Field(500, ge=1)
-    seed: int = Field(42, ge=0)
+    seed: Seed = 42
 
     q: float = Field(0.30, ge=0, le=1)
     p: float = Field(0.05, ge=0, le=1)
@@ -61,7 +61,7 @@ class FGSN(Defense):
     granularity: Literal["row", "weight"] = "row"
     scope: Literal["tensor", "row", "layer"] = "tensor"
     weight: Literal["merged", "aligned", "delta", "random"] = "merged"
-    weight_seed: int = Field(42, ge=0)
+    weight_seed: Seed = 42
     tokens: Literal["prompt", "answer"] = "prompt"
     batch_size: int = Field(8, ge=1)
 

@@ -19,7 +19,7 @@ from defenses.artefacts import require_files
 from defenses.base import Calibration, CalibrationAnswers, Defense, Edit, Models, OutputForm
 from modeling.checkpoint import Checkpoint
 from modeling.loading import device_name
-from settings import DataError, SettingError
+from settings import DataError, Seed, SettingError
 from settings.memory import streaming
 
 if TYPE_CHECKING:
@@ -120,11 +120,11 @@ class NLSR(Defense):
     sequential: bool | None = None
     accumulate_gradients: bool | None = None
     dpo_beta: float = Field(0.1, gt=0)
-    mask_seed: int = Field(42, ge=0)
+    mask_seed: Seed = 42
 
     calibration_rows: int = Field(2000, ge=1)
     take_available: bool = False
-    calibration_seed: int = Field(42, ge=0)
+    calibration_seed: Seed = 42
     batch_size: int = Field(8, ge=1)
 
     selection: Literal["adaptive", "threshold", "all", "none"] = "adaptive"
@@ -134,7 +134,7 @@ class NLSR(Defense):
     probability_rule: Literal["linear", "min_max"] | None = None
     draw_order: Literal["name", "model"] | None = None
     draw_precision: Literal["float64", "float32"] | None = None
-    selection_seed: int = Field(42, ge=0)
+    selection_seed: Seed = 42
     tau: float = Field(0.6, ge=-1, le=1)
 
     @property

@@ -17,6 +17,7 @@ from defenses.projection_edits import (
     require_unaligned_base,
 )
 from modeling.checkpoint import Checkpoint
+from settings import Seed
 
 
 class Resta(DataFreeDefense, ProjectionDefense):
@@ -31,7 +32,7 @@ class Resta(DataFreeDefense, ProjectionDefense):
 
     gamma: float = Field(0.5, ge=0)
     dare_rate: float = Field(0.0, ge=0, lt=1)
-    seed: int = Field(42, ge=0)
+    seed: Seed = 42
 
     @property
     def output_form(self) -> OutputForm:

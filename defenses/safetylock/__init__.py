@@ -18,7 +18,7 @@ from defenses.artefacts import ROWS, read_rows, write_rows
 from defenses.base import Calibration, Defense, Edit, Models, OutputForm
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
-from settings import SettingError
+from settings import Seed, SettingError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +97,7 @@ class SafetyLock(Defense):
     answer_end: Literal["content", "legacy_slice"] | None = None
     system: str | None = None
     empty_system: bool | None = None
-    seed: int = Field(42, ge=0)
+    seed: Seed = 42
 
     split: Literal["pairs", "tokens"] | None = None
     validation_share: float = Field(0.4, gt=0, lt=1)

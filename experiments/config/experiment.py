@@ -22,7 +22,7 @@ from experiments.config.runtime import Runtime
 from experiments.config.sources import Sources, build_sources, check_validation
 from experiments.results.objective import Objective, build_objective
 from modeling.alignment import Alignment
-from settings import SettingError, Settings, build, first_line, plain
+from settings import Seed, SettingError, Settings, build, first_line, plain
 
 PROJECT = Path(__file__).resolve().parents[2]
 CONF = PROJECT / "conf"
@@ -55,7 +55,7 @@ class ExperimentSettings(Settings):
         plugins: Packages besides this project's that a `_target_` may come from.
     """
 
-    seed: int = Field(ge=0)
+    seed: Seed
     model: ModelSettings
     align: Alignment
     attack: Node

@@ -21,6 +21,7 @@ from experiments.plan.models import Library
 from experiments.plan.totals import Rates, add_up, show
 from experiments.report.table import terminal
 from settings import RelockError
+from settings.places import check_file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     register_resolvers()
+    if options.json is not None:
+        check_file(options.json, "--json")
     rates = Rates(options.tflops, options.bandwidth)
     overrides = list(options.overrides)
     if options.config_dir is not None:

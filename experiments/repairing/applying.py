@@ -22,6 +22,7 @@ from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint, fingerprint_folder
 from modeling.stored import copy_file
 from settings import SettingError
+from settings.places import check_folder
 
 RECORD = "repair.json"
 
@@ -156,7 +157,7 @@ def outputs(names: Sequence[str], out: Path) -> Iterator[tuple[str, Path]]:
     """Where each model's repair goes: `out`, or a folder in it for each of several.
 
     Raises:
-        SettingError: Two would share a folder, or one exists.
+        SettingError: Two would share a folder, or one exists or can't be made.
     """
     places = [out] if len(names) == 1 else [out / Path(name).name for name in names]
     for name, place in zip(names, places, strict=True):
@@ -166,4 +167,5 @@ def outputs(names: Sequence[str], out: Path) -> Iterator[tuple[str, Path]]:
             )
         if place.exists():
             raise SettingError(f"{str(place)!r} exists; give an --out that doesn't")
+        check_folder(place, "--out")
         yield name, place

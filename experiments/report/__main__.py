@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from settings import RelockError
-from settings.terminal import print_in_ascii
+from settings.places import check_folder
+from settings.terminal import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,13 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="write report.html too: one page that needs no other file",
     )
     options = parser.parse_args(arguments)
-    print_in_ascii()
+    return exit_code(lambda: _report(options))
+
+
+def _report(options: argparse.Namespace) -> int:
     output = options.output or options.paths[0] / "report"
-    try:
-        report(options.paths, output, options.examples, options.show_text, options.html)
-    except RelockError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    report(options.paths, output, options.examples, options.show_text, options.html)
     return 0
 
 
@@ -65,7 +64,7 @@ def report(
     may be of failed jobs alone.
 
     Raises:
-        RelockError: A path doesn't exist or holds no record.
+        RelockError: A path doesn't exist or holds no record, or `output` can't be written.
     """
     from experiments.report import (
         examples_markdown,
@@ -84,6 +83,7 @@ def report(
     for path in paths:
         if not path.is_dir():
             raise RelockError(f"{path} is not a folder; give a run's or a sweep's folder")
+    check_folder(output, "--output")
     collected, screen = collect(paths), terminal()
     written: list[Path] = []
     if collected.runs:

@@ -14,6 +14,7 @@ from evaluation.metric_names import HS, MetricName, worst_hs
 from evaluation.metrics import compare, summarise
 from evaluation.statistics import holm
 from experiments.results.record import RECORD, ROWS, Record, broken
+from settings import DataError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,10 +87,21 @@ class Run:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """One row per model, prompt set and prompt."""
+        """One row per model, prompt set and prompt.
+
+        Raises:
+            DataError: The file is gone or damaged.
+        """
         import pandas as pd
 
-        return pd.read_parquet(self.folder / ROWS)
+        try:
+            return pd.read_parquet(self.folder / ROWS)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{str(self.folder / ROWS)!r}, of which every figure is computed, can't be read "
+                f"({first_line(error)}); copy it again, run it again (experiments.rerun, for a "
+                "sweep's job), or leave that folder out"
+            ) from error
 
     @cached_property
     def measured(self) -> pd.DataFrame:

@@ -9,14 +9,19 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-_COMMAND = "python -m experiments.run"
+RUN, EVALUATE = (["python", "-m", f"experiments.{name}"] for name in ("run", "evaluate"))
 _MODE = "hydra.mode"
 # Where Hydra keeps what a job was started with.
 _HYDRA = Path(".hydra", "hydra.yaml")
 
 
-def command_line(overrides: Sequence[str], *more: str, folder: Path | None = None) -> str:
-    """The command of one job, quoted for a shell.
+def command_line(
+    overrides: Sequence[str],
+    *more: str,
+    folder: Path | None = None,
+    command: Sequence[str] = (),
+) -> str:
+    """The command of one job, quoted for a shell; `command` is what it begins with, if not RUN.
 
     Further overrides stand in the place of given ones of the same key; the job's folder says
     whether it ran with `--config-dir`.
@@ -26,7 +31,7 @@ def command_line(overrides: Sequence[str], *more: str, folder: Path | None = Non
     # An experiment may ask for its whole sweep.
     alone = [f"{_MODE}=RUN"] if "experiment" in map(override_key, overrides) else []
     options = [f"--config-dir={path}" for path in _config_dirs(folder)]
-    return f"{_COMMAND} {shlex.join([*options, *kept, *alone, *more])}".rstrip()
+    return shlex.join([*(command or RUN), *options, *kept, *alone, *more])
 
 
 def _config_dirs(folder: Path | None) -> list[str]:

@@ -42,6 +42,7 @@ class Record:
     Attributes:
         created: When the run ended, UTC; it took `seconds`.
         overrides: The command line's overrides.
+        command: What stood before them on it, where that isn't `experiments.run` alone.
         labels: Names of what was chosen: model, align, attack, task, defense, refine, protocol,
             experiment; "" where nothing was.
         settings: The whole resolved configuration.
@@ -95,6 +96,7 @@ class Record:
     backends: dict[str, dict[str, Any]] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
     align: dict[str, Any] = field(default_factory=dict)
+    command: list[str] = field(default_factory=list)
 
     @property
     def unknown_training(self) -> str:

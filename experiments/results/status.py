@@ -21,6 +21,7 @@ State = Literal["done", "failed", "killed", "running", "elsewhere", "never start
 
 # Clocks and process tables count in steps.
 _TOLERANCE_SECONDS = 2.0
+_PARQUET = b"PAR1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,4 +104,12 @@ def _damaged_record(folder: Path) -> str:
         json.loads((folder / RECORD).read_text())
     except ValueError:
         return f"its {RECORD} is damaged"
-    return ""
+    return "" if _is_whole(folder / ROWS) else f"its {ROWS} is damaged"
+
+
+def _is_whole(parquet: Path) -> bool:
+    """Whether a file begins and ends as Parquet does; one that was cut short doesn't."""
+    with parquet.open("rb") as file:
+        start, size = file.read(len(_PARQUET)), file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - len(_PARQUET)))
+        return start == file.read() == _PARQUET

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import time
 from calendar import timegm
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from rich.filesize import decimal
 from experiments.store import Store
 from experiments.store.manifest import read_manifest
 from settings import RelockError
-from settings.terminal import print_in_ascii
+from settings.terminal import exit_code
 
 # Where runs write to, wherever they are started.
 _ROOT = Path(__file__).resolve().parents[2] / "outputs" / "store"
@@ -31,23 +30,18 @@ _UNITS = {"m": 60, "h": 3600, "d": 86400}
 def main(arguments: list[str] | None = None) -> int:
     """Parses the command line and does what it asks; returns the exit code."""
     options = _parser().parse_args(arguments)
-    print_in_ascii()
+    return exit_code(lambda: _do(options))
+
+
+def _do(options: argparse.Namespace) -> int:
     store = Store(options.root)
     if not store.root.is_dir():
-        print(
-            f"error: {str(store.root)!r} is no folder; give the store's with --root",
-            file=sys.stderr,
-        )
-        return 1
+        raise RelockError(f"{str(store.root)!r} is no folder; give the store's with --root")
     if options.command == "list":
         return _list(store)
     if options.command == "verify":
         return _verify(store)
-    try:
-        return _prune(store, options)
-    except RelockError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return _prune(store, options)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -53,12 +55,16 @@ def test_models_are_measured_side_by_side_and_tested(
     page = (out / "report" / "report.html").read_text()
     assert "Against base" in page
     assert "unknown, so that leakage" in page
+    again = shlex.join([*models, *SMALL, f"store.root={store}"])
+    assert f"python -m experiments.evaluate {again}" in html.unescape(page)
+    assert main([*models, *SMALL, "--out", str(out)]) == 1, "a record stays"
+    assert "holds something; give a folder that doesn't exist" in capsys.readouterr().err
 
 
 def test_models_are_named_by_the_end_that_tells_them_apart() -> None:
     assert names(["/a/x/model", "/a/y/model", "some/hub-id"]) == ["x/model", "y/model", "hub-id"]
     with pytest.raises(SettingError, match="named twice"):
-        names(["a", "a"])
+        names(["a", "./a"])
 
 
 def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -66,6 +72,9 @@ def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path:
         "MODEL='./nowhere' is not a folder": ["./nowhere", "model=organism"],
         "did you mean evaluation.limits.harmful?": [BASE, "evaluation.limits.harmfull=2"],
         "there is no MODEL": ["model=organism"],
+        "defense=nlsr is not for experiments.evaluate": [BASE, "model=organism", "defense=nlsr"],
+        "refine=benign_ft is not for experiments.evaluate": [BASE, "attack@refine=benign_ft"],
+        "attack=explicit is not for experiments.evaluate": [BASE, "attack=explicit"],
     }
     for sentence, arguments in mistakes.items():
         assert main([*arguments, "--out", str(tmp_path / "out")]) == 1

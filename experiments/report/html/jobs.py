@@ -63,7 +63,9 @@ def commands(runs: Iterable[Run], page: Path, *, shared: bool = False) -> list[C
         command = Command(
             run,
             what=", ".join(filter(None, [*named, refine, f"seed {record.seed}"])),
-            line=command_line(record.overrides, folder=None if shared else run.folder),
+            line=command_line(
+                record.overrides, folder=None if shared else run.folder, command=record.command
+            ),
             record=os.path.relpath(run.folder / RECORD, page),
             made=tuple((stage["name"], stage["seconds"]) for stage in made),
             reused=tuple(stage["name"] for stage in record.stages if stage["reused"]),

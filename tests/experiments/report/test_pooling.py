@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -15,8 +16,10 @@ from attacks.base import AttackData
 from experiments.pipeline.steps.base import Model
 from experiments.pipeline.steps.training import RunAttack
 from experiments.report import harm
+from experiments.report.__main__ import main as report
 from experiments.report.pool import Row, Run, collect
 from experiments.results.record import Record
+from experiments.results.status import state_of
 from modeling.checkpoint import Checkpoint
 from tests.experiments.composing import composed
 from tests.records import PAPER, cost, paper_rows, record, write
@@ -160,3 +163,22 @@ def test_a_shared_model_keeps_what_only_one_attack_had_it_asked(tmp_path: Path) 
     replace(run.record, metrics=metrics).write(folder, rows)
     (base,) = (row for row in collect([tmp_path]).rows if row.role == "base")
     assert base.metrics["asr+identity_shift"].n == base.metrics["asr"].n
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_rows_that_cannot_be_read_are_one_sentence(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "0", {}, {}, seed=0)
+    write_run(tmp_path / "1", {}, {}, seed=1)
+    (tmp_path / "1" / "status.json").write_text('{"status": "done", "overrides": []}')
+    assert state_of(tmp_path / "1") == ("done", "")
+    rows = tmp_path / "1" / "rows.parquet"
+    rows.unlink() if damage == "gone" else os.truncate(rows, rows.stat().st_size // 2)
+    assert report([str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {str(rows)!r}, of which every figure is computed, can't be")
+    assert "Traceback" not in said
+    assert not (tmp_path / "report").exists()
+    state, reason = state_of(tmp_path / "1")
+    assert (state, reason.split()[1:3]) == ("failed", ["rows.parquet", "is"])
