@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from modeling.chat import PromptStyle
-from modeling.checkpoint import holds_adapter
+from modeling.checkpoint import Dtype, holds_adapter
 from modeling.training import PROJECTIONS
 from settings import SettingError, Settings
 
@@ -48,7 +48,7 @@ class ModelSettings(Settings):
     revision: str | None = None
     aligned_revision: str | None = None
     alignment: Literal["auto", "published", "own"] = "auto"
-    dtype: str = Field("float32", pattern="^(float32|float16|bfloat16)$")
+    dtype: Dtype = "float32"
     prompt: PromptStyle = PromptStyle()
     base_prompt: PromptStyle | None = None
     lora_targets: tuple[str, ...] = PROJECTIONS

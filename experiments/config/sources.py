@@ -81,6 +81,8 @@ def _built(
     node: Mapping[str, Any], prefix: str, known: Sequence[str], plugins: Sequence[str]
 ) -> dict[str, Any]:
     """The sources of a node by name; None for those that aren't given."""
+    if not isinstance(node, Mapping):
+        raise SettingError(f"{prefix}={node!r} is no section; write {prefix}={{NAME: SOURCE}}")
     for name in node:
         if name not in known:
             raise SettingError(f"{prefix}.{name} is not a setting; {closest(name, list(known))}")

@@ -11,7 +11,8 @@ from data.sources import FilePrompts, JsonlPairs
 from experiments.config.experiment import Experiment
 from experiments.config.jobs import expand
 from experiments.repairing.applying import stored_dtype
-from modeling.checkpoint import Checkpoint
+from modeling.checkpoint import Checkpoint, on_hub
+from modeling.model_files import verify_folder
 from settings import SettingError
 
 # Sections of the configuration; any other setting is the defense's.
@@ -61,6 +62,7 @@ def compose(
 
     Raises:
         SettingError: A setting is wrong; one sentence.
+        ModelError: A model isn't there.
     """
     own = overrides(given)
     said = any(each.startswith(("model=", "model.dtype=")) for each in own)
@@ -68,6 +70,8 @@ def compose(
         own = ["model=local", "model.base=.", *own]
     lines = [f"defense={method}", "tracker=none", "model.alignment=published", "model.aligned=."]
     (experiment,) = expand([*lines, *own], multirun=False)
+    _check_there("--base", base, experiment.model.revision)
+    _check_there("--aligned", aligned, None)
     if dtype is None and not said:
         dtype = stored_dtype(Checkpoint(base, revision=experiment.model.revision))
     places = {"base": base, "aligned": aligned}
@@ -82,3 +86,12 @@ def compose(
     if benign is not None:
         rows["utility_prompts"] = FilePrompts(path=str(benign))
     return replace(experiment, model=model, sources=replace(experiment.sources, **rows))
+
+
+def _check_there(setting: str, name: str, revision: str | None) -> None:
+    """Refuses (ModelError) a model that is neither a folder nor on the hub, by its own option."""
+    hub = on_hub(name, revision, setting)
+    if hub is None:
+        verify_folder(name, setting)
+    else:
+        hub.fetch(["*config.json"])

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from defenses.base import Defense, EditStep, Models
+from defenses.base import Defense, EditStep, Models, checked_edit
 from experiments.pipeline.cost import FLOAT_BYTES, ModelSize, Sizes, Work
 from experiments.pipeline.steps.base import (
     MODEL,
@@ -24,6 +24,7 @@ from experiments.pipeline.steps.calibration import StoredCalibration
 from experiments.store import Stage, StageResult
 from modeling.checkpoint import Checkpoint
 from modeling.measure import measured
+from modeling.model_files import is_adapter, verify_folder
 from settings import ModelError, source, target
 
 # A LoRA whose change was edited needs the factors of before and after the attack.
@@ -117,16 +118,21 @@ class Apply(Step):
         It also says where the defended model and those of the steps to it lie (`place`).
 
         Raises:
-            ModelError: The defense's last step isn't its result, or a model lies outside `out`.
+            ModelError: The defense returned no edit, its last step isn't its result, or a model
+                lies outside `out`, isn't there or isn't whole.
         """
         attacked = self.attacked.checkpoint
         with measured() as cost:
-            edit = self.defense.apply(self.artefact.folder, attacked, out / MODEL, self._models)
+            made = self.defense.apply(self.artefact.folder, attacked, out / MODEL, self._models)
+        edit = checked_edit(self.defense, made)
         if edit.steps and edit.steps[-1].checkpoint != edit.defended:
             raise ModelError(
                 f"the last step of {type(self.defense).__name__} ({edit.steps[-1].name}) isn't "
                 "the model that it calls defended; end the steps with that model"
             )
+        places = self._places(edit.defended, edit.steps, out)
+        for model in (edit.defended, *(step.checkpoint for step in edit.steps)):
+            self._verify(model, out)
         seconds = cost.seconds - edit.diagnostic_seconds
         return {
             "cost": {"seconds": seconds, "peak_bytes": cost.peak_bytes},
@@ -136,7 +142,7 @@ class Apply(Step):
             "parameters_total": edit.parameters_total,
             "modules": list(edit.modules),
             "diagnostics": edit.diagnostics,
-            **self._places(edit.defended, edit.steps, out),
+            **places,
         }
 
     def expected_report(self, folder: Path) -> dict[str, Any]:
@@ -196,6 +202,22 @@ class Apply(Step):
     @property
     def _known(self) -> dict[str, Checkpoint]:
         return known_models(self._models, self.attacked.checkpoint)
+
+    def _verify(self, model: Checkpoint, out: Path) -> None:
+        """Refuses a model whose files should be in `out` and aren't."""
+        called = f"{target(self.defense)}.apply returned an Edit with a model whose "
+        for part in ("base", "adapter"):
+            path = getattr(model, part)
+            if path is not None and Path(path).is_relative_to(out):
+                verify_folder(path, called + part)
+                if is_adapter(path) != (part == "adapter"):
+                    form = "an adapter" if part == "base" else "full weights"
+                    raise ModelError(f"{called}{part}={path!r} is {form}; name it by the other")
+        if model.steering is not None and not Path(model.steering).is_dir():
+            raise ModelError(
+                f"{called}steering={model.steering!r} is not a folder; write it by "
+                "modeling.steering.save_steering"
+            )
 
     def _places(
         self, defended: Checkpoint, steps: Sequence[EditStep], folder: Path

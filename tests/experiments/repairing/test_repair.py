@@ -221,6 +221,8 @@ def test_mistakes_are_one_sentence_and_leave_nothing(
             "prepare", "fgsn", *prepare[2:], *rows[:2],
         ),
         "exists; give a folder that doesn't": (*prepare, "--out", lock),
+        "--base='./nowhere' is not a folder": (*prepare, *rows, "--base", "./nowhere"),
+        "can't be made a folder that is written to": (*prepare, "--out", damaged / "stage.json/x"),
         "exists; give an --out that doesn't": (*apply, adapter, "--out", lock),
         "is decided when a defense is prepared": (*apply, adapter, "--set", "n_pairs=5"),
         "which no folder can hold": (*apply, adapter, "--set", "form=hooked"),
