@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
+
+from pydantic import model_validator
 
 from data.rows import PreferencePair, Prompt
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
-from settings import Settings
+from settings import ModelError, Settings, target
+from settings.base import closest
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,8 @@ class Edit:
 
 OutputForm = Literal["same", "adapter", "weights", "hooks"]
 CalibrationRows = Literal["prompts", "safety_prompts", "utility_prompts"]
+NEEDS = (*get_args(CalibrationRows), "safety_pairs")
+"""What a defense may need of its calibration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +142,13 @@ class CalibrationAnswers:
     of: str = ""
 
 
+# Without a default, and what to write.
+_REQUIRED = {
+    "prepare": "write one, or inherit from defenses.projection_edits.DataFreeDefense",
+    "apply": "write one that repairs the attacked model and returns a defenses.base.Edit",
+}
+
+
 class Defense(Settings):
     """A repair that acts after fine-tuning.
 
@@ -148,6 +160,21 @@ class Defense(Settings):
 
     prepare_version: ClassVar[int] = 1
     apply_version: ClassVar[int] = 1
+
+    @model_validator(mode="after")
+    def _keeps_the_contract(self) -> Defense:
+        """Refuses a class that couldn't run to its end, before anything is trained."""
+        name, needs = target(self), self.needs
+        for method, instead in _REQUIRED.items():
+            if getattr(type(self), method) is getattr(Defense, method):
+                raise ValueError(f"{name} has no method `{method}`; {instead}")
+        if not isinstance(needs, Set):
+            raise ValueError(
+                f"{name}.needs is {needs!r}; write a set of names, such as frozenset({{'prompts'}})"
+            )
+        for need in sorted(map(str, needs - set(NEEDS))):
+            raise ValueError(f"{name}.needs names {need!r}; {closest(need, list(NEEDS))}")
+        return self
 
     @property
     def needs(self) -> frozenset[str]:
@@ -227,3 +254,20 @@ class Defense(Settings):
             models: What `prepare` saw, for methods that edit towards the aligned weights.
         """
         raise NotImplementedError
+
+
+def checked_edit(defense: Defense, edit: Any) -> Edit:
+    """What a defense's `apply` returned, once its type is certain.
+
+    Raises:
+        ModelError: It is no `Edit` of checkpoints; one sentence.
+    """
+    called = f"{target(defense)}.apply"
+    if not isinstance(edit, Edit):
+        raise ModelError(f"{called} returned {edit!r}; return a defenses.base.Edit")
+    for model in (edit.defended, *(step.checkpoint for step in edit.steps)):
+        if not isinstance(model, Checkpoint):
+            raise ModelError(
+                f"{called} returned an Edit of {model!r}; give a modeling.checkpoint.Checkpoint"
+            )
+    return edit

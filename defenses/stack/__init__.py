@@ -22,6 +22,7 @@ from defenses.base import (
     EditStep,
     Models,
     OutputForm,
+    checked_edit,
 )
 from modeling.checkpoint import Checkpoint
 from settings import SettingError, target
@@ -170,7 +171,9 @@ class Stack(Defense):
             start = time.perf_counter()
             if index:
                 self._check(index, model, models)
-            edit = part.apply(artefact / self._folder(index), model, folder, models)
+            edit = checked_edit(
+                part, part.apply(artefact / self._folder(index), model, folder, models)
+            )
             seconds = time.perf_counter() - start - edit.diagnostic_seconds
             edit = _without_own_steps(edit, folder)
             reports.append(_report(name, edit, seconds))
