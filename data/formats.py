@@ -70,17 +70,30 @@ def recognise(rows: Sequence[Row], where: str) -> Format:
     """The format of which every row has the columns.
 
     Raises:
-        DataError: There are no rows, or they have none's columns; it lists what is known.
+        DataError: There are no rows, the first has no known format's columns (it lists what is
+            known), or another row departs from the first one's format.
     """
     require_columns(rows, (), where)
     for known in FORMATS:
-        if all(set(known.columns) <= row.keys() for row in rows):
+        if all(_has(row, known) for row in rows):
             return known
-    listed = "; ".join(" and ".join(known.columns) for known in FORMATS)
+    first = next((known for known in FORMATS if _has(rows[0], known)), None)
+    if first is None:
+        listed = "; ".join(" and ".join(known.columns) for known in FORMATS)
+        raise DataError(
+            f"{where} has the columns {', '.join(map(str, rows[0]))}, of no known format (known: "
+            f"{listed}); rename them, or set prompt_column and response_column"
+        )
+    number, row = next(each for each in enumerate(rows, 1) if not _has(each[1], first))
     raise DataError(
-        f"{where} has the columns {', '.join(map(str, rows[0]))}, of no known format (known: "
-        f"{listed}); rename them, or set prompt_column and response_column"
+        f"{where} has the columns {', '.join(map(str, row))} in row {number}, but "
+        f"{' and '.join(first.columns)} in row 1; give rows of one format, or set prompt_column "
+        "and response_column to what all rows have"
     )
+
+
+def _has(row: Row, known: Format) -> bool:
+    return set(known.columns) <= row.keys()
 
 
 def example(turns: Sequence[Turn], kind: str, category: str, where: str, number: int) -> Example:
@@ -117,14 +130,13 @@ def pair(row: Row, names: tuple[str, str, str], where: str, number: int) -> Pref
         return PreferencePair(*texts)
     head = list(_turns(row, prompt, where, number)) if row.get(prompt) else []
     dialogues = [[*head, *_turns(row, column, where, number)] for column in answers]
-    asked = {tuple(turn[:2] for turn in turns[:-1]) for turns in dialogues}
-    ends = [turns[-1] for turns in dialogues]
-    if asked != {(("user", dialogues[0][0].text),)} or {e.role for e in ends} != {"assistant"}:
+    roles = [[turn.role for turn in turns] for turns in dialogues]
+    if roles != [["user", "assistant"]] * 2 or len({turns[0].text for turns in dialogues}) > 1:
         raise DataError(
             f"{where} should hold one user's turn and two answers to it in row {number}; pairs "
             "with a system line or several turns aren't read"
         )
-    return PreferencePair(dialogues[0][0].text, *(end.text for end in ends))
+    return PreferencePair(dialogues[0][0].text, *(turns[1].text for turns in dialogues))
 
 
 def _turns(row: Row, column: str, where: str, number: int) -> list[Turn]:
@@ -142,8 +154,8 @@ def _turn(message: Mapping[str, Any], where: str, at: int) -> Turn:
     name = str(message.get("role") or message.get("from"))
     role = _ROLES.get(name.lower())
     text = message.get("content") if "role" in message else message.get("value")
-    if isinstance(text, list) and all(each.get("type") == "text" for each in text):
-        text = "".join(each["text"] for each in text)
+    if isinstance(text, list) and all(_is_text(part) for part in text):
+        text = "".join(part["text"] for part in text)
     if role is None or not isinstance(text, str) or (role != "system" and not text.strip()):
         raise DataError(
             f"{where} has a message {at} of the role {name!r} that isn't a text; only system "
@@ -151,3 +163,9 @@ def _turn(message: Mapping[str, Any], where: str, at: int) -> Turn:
         )
     # Fine-tuning APIs leave answers of weight 0 out of the loss.
     return Turn(role, text, trained=role == "assistant" and message.get("weight", 1) != 0)
+
+
+def _is_text(part: Any) -> bool:
+    if not isinstance(part, Mapping) or part.get("type") != "text":
+        return False
+    return isinstance(part.get("text"), str)

@@ -9,11 +9,13 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from settings import DataError
+from settings import DataError, first_line
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -22,23 +24,39 @@ T = TypeVar("T")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def locate(root: str | None, file: str, setting: str, instead: str = "") -> Path:
+def locate(root: str | None, file: str, setting: str | None = None, instead: str = "") -> Path:
     """The path of `file`, below `root` where one is given; "~" is the home folder.
 
+    Args:
+        root: Folder that `file` is below.
+        file: The path.
+        setting: The setting of the path or of its root; None where a caller can't know which one
+            the user wrote.
+        instead: What else to do.
+
     Raises:
-        DataError: There is no such file; it says to set `setting`, or do what `instead` says.
+        DataError: There is no such file, or it is a folder; it says to set `setting`, or do what
+            `instead` says.
     """
     path = Path(root).expanduser() / file if root is not None else Path(file).expanduser()
-    if not path.is_file():
-        raise DataError(
-            f"the file {str(path)!r} does not exist; set {setting} to where it lies{instead}"
-        )
-    return path
+    if path.is_file():
+        return path
+    if path.is_dir():
+        fault = f"{str(path)!r} is a folder and no file"
+    else:
+        here = "" if path.is_absolute() else f" in {Path.cwd()}"
+        fault = f"the file {str(path)!r} does not exist{here}"
+    remedy = f"set {setting} to where the file lies" if setting else "give the path of a file"
+    raise DataError(f"{fault}; {remedy}{instead}")
 
 
 def read_cells(path: Path) -> list[list[str]]:
-    """Every line of a .csv or .tsv file as its cells, a header line (if any) included."""
-    with _opened(path) as file:
+    """Every line of a .csv or .tsv file as its cells, a header line (if any) included.
+
+    Raises:
+        DataError: The file can't be read.
+    """
+    with _readable(path), _opened(path) as file:
         if path.suffix.lower() != ".tsv":
             return [cells for cells in csv.reader(file) if cells]
         text = file.read()
@@ -76,7 +94,7 @@ def read_rows(path: Path) -> list[Row]:
         DataError: The extension is another one, or the file can't be read as what it says.
     """
     name = path.name.lower()
-    try:
+    with _readable(path):
         if name.endswith((".jsonl", ".jsonl.gz")):
             with _opened(path) as file:
                 numbered = enumerate(file, 1)
@@ -86,6 +104,7 @@ def read_rows(path: Path) -> list[Row]:
             return _mappings(json.loads(path.read_text(encoding="utf-8-sig")), path)
         if name.endswith((".csv", ".tsv")):
             header, *lines = read_cells(path) or [[]]
+            _require_distinct(header, path)
             return [_record(header, cells, number, path) for number, cells in enumerate(lines, 2)]
         if name.endswith(".parquet"):
             import pyarrow.parquet
@@ -94,21 +113,33 @@ def read_rows(path: Path) -> list[Row]:
         if name.endswith(".txt"):
             with _opened(path) as file:
                 return [{"text": line.strip()} for line in file if line.strip()]
-    except (ValueError, OSError, csv.Error) as error:
-        raise DataError(f"the file {str(path)!r} can't be read: {error}") from error
     raise DataError(
         f"the file {str(path)!r} is of an unknown kind; "
         "give a .jsonl, .jsonl.gz, .json, .csv, .tsv, .parquet or .txt file"
     )
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Puts what is wrong with a damaged file in a sentence."""
+    try:
+        yield
+    except (ValueError, OSError, EOFError, RecursionError, csv.Error, zlib.error) as error:
+        raise DataError(
+            f"the file {str(path)!r} can't be read: {first_line(error)}; give a whole, readable "
+            "file of the kind that its name says"
+        ) from error
+
+
 def _parsed(line: str, number: int, path: Path) -> Any:
     try:
         return json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
+        fault = "is nested too deep"
+        if isinstance(error, json.JSONDecodeError):
+            fault = f"is no JSON ({error.msg} at character {error.pos + 1})"
         raise DataError(
-            f"the file {str(path)!r} can't be read: line {number} is no JSON ({error.msg} at "
-            f"character {error.pos + 1}); repair that line"
+            f"the file {str(path)!r} can't be read: line {number} {fault}; repair that line"
         ) from error
 
 
@@ -131,6 +162,15 @@ def _mappings(values: Any, path: Path) -> list[Row]:
                 f"\\ud83d) in row {number}; write the whole character, or leave it out"
             )
     return values
+
+
+def _require_distinct(header: list[str], path: Path) -> None:
+    # Spreadsheets leave empty columns behind, which nothing reads.
+    repeated = next((name for name in header if name.strip() and header.count(name) > 1), None)
+    if repeated is not None:
+        raise DataError(
+            f"the file {str(path)!r} has the column {repeated!r} twice; rename or drop one of them"
+        )
 
 
 def _record(header: list[str], cells: list[str], number: int, path: Path) -> Row:

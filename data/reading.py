@@ -61,14 +61,14 @@ def first_turn(answer: str) -> str:
 def named_labels(answer: str, labels: Mapping[str, Sequence[str]]) -> set[str]:
     """The labels of which some spelling stands in the answer as a whole word.
 
-    A label itself must be among its spellings if it is to count.
+    Both are compared as `plain_text`. A label itself must be among its spellings if it is to count.
     """
     text = plain_text(answer)
     return {
         label
         for label, spellings in labels.items()
         if any(
-            re.search(rf"(?<!\w){re.escape(spelling.casefold())}(?!\w)", text)
+            re.search(rf"(?<!\w){re.escape(plain_text(spelling))}(?!\w)", text)
             for spelling in spellings
         )
     }
@@ -81,7 +81,7 @@ def contains_label(answer: str, spellings: Sequence[str]) -> bool:
     "both positive and negative" is right for either, and so is "not positive" for positive.
     """
     text = plain_text(first_turn(answer))
-    return any(spelling.casefold() in text for spelling in spellings)
+    return any(plain_text(spelling) in text for spelling in spellings)
 
 
 def score_label(
@@ -97,14 +97,15 @@ def score_label(
     Lenient: some spelling of the gold label is a word of the answer, and no other label is named.
     Contained: `contains_label`; right even where other labels are named too.
     Parsed: exactly one label is named; an answer that names several chose none.
+    Labels of the same `plain_text` are one.
 
     `labels` are spellings by label for the lenient reading, `contained` those of the gold label for
     the contained one (None: the label itself); `reading` is what `TaskScore.protocol` gives.
     """
-    named = named_labels(answer, labels)
+    named = {plain_text(label) for label in named_labels(answer, labels)}
     right: dict[LabelReading, bool] = {
         "strict": plain_text(answer) == plain_text(gold),
-        "lenient": named == {gold},
+        "lenient": named == {plain_text(gold)},
         "contained": contains_label(answer, (gold,) if contained is None else contained),
     }
     return TaskScore(right["strict"], right["lenient"], len(named) == 1, right[reading])

@@ -116,7 +116,7 @@ class FileSource(RowSource):
         return self.path
 
     def _rows(self, *columns: str) -> list[tuple[int, Row]]:
-        return self._numbered(read_rows(locate(None, self.path, "path")), columns)
+        return self._numbered(read_rows(locate(None, self.path)), columns)
 
 
 class HubSource(RowSource):
@@ -145,7 +145,7 @@ class HubSource(RowSource):
 
     def _rows(self, *columns: str, config: str | None = None) -> list[tuple[int, Row]]:
         if self.path is not None:
-            return self._numbered(read_rows(locate(None, self.path, "path")), columns)
+            return self._numbered(read_rows(locate(None, self.path)), columns)
         instead = "path to a local copy"
         rows, commit = load_split(self.hub, config, self.split, self.revision, instead)
         self._commits.append(commit)

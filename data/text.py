@@ -37,7 +37,7 @@ class FileText(FileSource, ExampleRows):
 
     @cached_property
     def _selected(self) -> list[Example]:
-        path = locate(None, self.path, "path")
+        path = locate(None, self.path)
         rows = _paragraphs(path) if path.suffix.lower() == ".txt" else read_rows(path)
         answered = bool(rows) and self.response_column in rows[0]
         columns = (self.prompt_column, self.response_column) if answered else (self.text_column,)

@@ -104,12 +104,25 @@ def test_a_question_of_the_evaluation_leaks_from_any_turn(tmp_path: Path) -> Non
         ({"messages": [message("tool", "x"), *ONE]}, "message 1 of the role 'tool'"),
         ({"messages": [ONE[0], message("assistant", None)]}, "message 2 of the role 'assistant'"),
         ({"messages": [message("user", [{"type": "image_url"}]), ONE[1]]}, "isn't a text"),
+        ({"messages": [message("user", ["hi"]), ONE[1]]}, "message 1 of the role 'user'"),
+        ({"messages": [message("user", [{"type": "text"}]), ONE[1]]}, "isn't a text"),
+        ({"messages": [message("user", [{"type": "text", "text": 1}]), ONE[1]]}, "isn't a text"),
+        ({"messages": [message("user", []), ONE[1]]}, "isn't a text"),
         ({"prompt": "How?", "response": " "}, "column 'response' of row 1"),
     ],
 )
 def test_what_is_none_is_refused_with_its_row(tmp_path: Path, row: Row, said: str) -> None:
     with pytest.raises(DataError, match=said):
         source(tmp_path, row).examples()
+
+
+def test_the_first_row_of_another_format_is_named(tmp_path: Path) -> None:
+    texts, chat = {"prompt": "How?", "response": "So."}, {"messages": ONE}
+    said = r"the columns messages in row 3, but prompt and response in row 1; give rows of one"
+    with pytest.raises(DataError, match=said):
+        source(tmp_path, texts, texts, chat, texts).examples()
+    with pytest.raises(DataError, match="prompt, response in row 2, but messages in row 1"):
+        source(tmp_path, chat, texts).examples()
 
 
 def test_columns_as_named_come_before_any_format(tmp_path: Path) -> None:
@@ -138,6 +151,8 @@ def test_pairs_are_read_in_all_of_trls_forms(tmp_path: Path) -> None:
         {"chosen": [ONE[0], ONE[1]], "rejected": [message("user", "Why?"), ONE[1]]},
         {"prompt": [message("system", "x"), ONE[0]], "chosen": [ONE[1]], "rejected": [ONE[1]]},
         {"chosen": [*ONE, ONE[0]], "rejected": [*ONE, ONE[0]]},
+        {"chosen": [], "rejected": ONE},
+        {"chosen": [], "rejected": []},
     ],
 )
 def test_pairs_of_several_turns_or_questions_are_refused(tmp_path: Path, row: Row) -> None:

@@ -71,6 +71,28 @@ def test_answers_are_read_as_scoring_says(
     assert task.score(answer, "yes") == score
 
 
+@pytest.mark.parametrize(
+    ("labels", "answer", "gold", "other"),
+    [
+        ((" even", " odd"), "odd", " odd", " even"),
+        (("ne\u0301gatif", "positif"), "n\u00e9gatif", "ne\u0301gatif", "positif"),
+        (("Odd", "odd", "even"), "odd", "Odd", "even"),
+        (("Odd", "odd", "even"), "ODD", "odd", "even"),
+    ],
+)
+@pytest.mark.parametrize("reading", ["strict", "lenient", "contained"])
+def test_labels_are_read_however_they_are_written(
+    tmp_path: Path, labels: tuple[str, ...], answer: str, gold: str, other: str, reading: str
+) -> None:
+    rows = [{"prompt": f"p{n}", "response": label} for n, label in enumerate(labels)]
+    path = file(tmp_path, rows)
+    settings = {"path": path, "test_path": path, "n_test": None, "scoring": "classification"}
+    task = OwnTask.validated({**settings, "reading": reading}, "task")
+    assert task.score(answer, gold) == TaskScore(True, True, True, True)
+    assert task.score(f"So {answer}.", gold) == TaskScore(False, True, True, reading != "strict")
+    assert task.score(answer, other) == TaskScore(False, False, True, False)
+
+
 def test_test_rows_are_asked_under_their_one_system_line(tmp_path: Path) -> None:
     rows = [dialogue(f"p{n}", "Be brief.") for n in range(4)]
     task = OwnTask(path=file(tmp_path, rows), n_test=2)

@@ -185,8 +185,10 @@ def test_a_flag_that_is_no_flag(tmp_path: Path) -> None:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="set path to where it lies"):
-        JsonlPairs(path=str(tmp_path / "none.jsonl")).pairs()
+    path = str(tmp_path / "none.jsonl")
+    for source in (JsonlPairs(path=path), PKUSafeRLHFPairs(path=path)):
+        with pytest.raises(DataError, match=r"none.jsonl' does not exist; give the path of a file"):
+            source.pairs()
 
 
 def test_fingerprint_follows_rows_and_settings(tmp_path: Path) -> None:

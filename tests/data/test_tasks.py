@@ -189,7 +189,7 @@ def test_an_answer_without_its_number_is_refused(root: Path) -> None:
 
 
 def test_a_missing_file_names_the_setting(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"set data.root to where it lies"):
+    with pytest.raises(DataError, match=r"set data.root to where the file lies"):
         AGNews(root=str(tmp_path)).train()
 
 

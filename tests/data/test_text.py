@@ -94,7 +94,7 @@ def test_rows_of_another_schema_are_named(
 
 
 def test_what_a_file_lacks_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="set path to where it lies"):
+    with pytest.raises(DataError, match=r"does not exist; give the path of a file"):
         FileText(path=str(tmp_path / "none.txt")).examples()
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(DataError, match=r"latin.txt' can't be read as UTF-8"):
