@@ -241,7 +241,7 @@ def _check(loader: ConfigLoader, master: DictConfig, number: int, overrides: Seq
         if not is_users(error):
             raise
         raise SettingError(
-            f"job {number} can't be run again with its settings: {explain(error)}"
+            f"job {number} can't be run again with its settings: {explain(error, overrides)}"
         ) from error
 
 

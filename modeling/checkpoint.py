@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from modeling.model_files import (
     ADAPTER_CONFIG,
@@ -21,6 +22,9 @@ from modeling.model_files import (
 )
 from settings import ModelError, SettingError
 from settings.hub import HubRepository
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+"""The dtypes that settings may name."""
 
 MODEL_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 # Second copies of the same weights in their makers' own formats, as in Mistral's and Llama's.

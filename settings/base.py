@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,8 +15,18 @@ from settings.errors import SettingError
 _EXPECTED = {
     "bool_type": "be true or false",
     "tuple_type": "be a list, such as [a,b]",
-    "string_too_short": "not be empty",
+    "list_type": "be a list, such as [a,b]",
+    "model_type": "be a section, such as {{NAME: VALUE}}",
+    "dict_type": "be a section, such as {{NAME: VALUE}}",
+    "is_instance_of": "be of the class {class}, built by a _target_",
+    "string_pattern_mismatch": "match the pattern {pattern}",
+    "string_too_short": "have at least {min_length} characters",
+    "too_short": "have at least {min_length} items",
 }
+# What an empty value may be refused as.
+_EMPTY = ("string_pattern_mismatch", "string_too_short", "too_short")
+# Pydantic puts the member of a union, also "tuple[int, ...]", behind the name of the setting.
+_SCALARS = ("int", "float", "str", "bool")
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What every library's generator can be seeded with."""
@@ -48,8 +58,7 @@ class Settings(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            sentences = [_sentence(cls, detail, prefix) for detail in error.errors()]
-            raise SettingError("; ".join(sentences)) from None
+            raise SettingError("; ".join(_sentences(cls, error.errors(), prefix))) from None
 
 
 def closest(name: str, known: list[str]) -> str:
@@ -64,20 +73,52 @@ def closest(name: str, known: list[str]) -> str:
     return f"did you mean {common}{match[0]}?" if match else "known: " + ", ".join(sorted(known))
 
 
-def _sentence(cls: type[BaseModel], detail: ErrorDetails, prefix: str) -> str:
-    path = ".".join([prefix, *(str(part) for part in detail["loc"])]).strip(".")
-    value, kind, context = detail.get("input"), detail["type"], detail.get("ctx", {})
+def _sentences(cls: type[BaseModel], details: Iterable[ErrorDetails], prefix: str) -> Iterable[str]:
+    """What is wrong with each setting; what the members of a union say of one is joined."""
+    said: dict[str, list[str]] = {}
+    for detail in details:
+        sentence, expected = _sentence(cls, detail, prefix)
+        said.setdefault(sentence, []).extend([expected] if expected else [])
+    for sentence, alternatives in said.items():
+        yield sentence + " or ".join(dict.fromkeys(alternatives)).replace(" or be ", " or ")
+
+
+def _sentence(cls: type[BaseModel], detail: ErrorDetails, prefix: str) -> tuple[str, str]:
+    """A sentence on a mistake, and its end: what the value should be, where it says so."""
+    path, kind = _path(prefix, detail["loc"]), detail["type"]
     if kind == "extra_forbidden":
         owner = path.rpartition(".")[0]
         known = [f"{owner}.{name}".strip(".") for name in fields_at(cls, detail["loc"][:-1])]
-        return f"{path} is not a setting; {closest(path, known)}"
+        return f"{path} is not a setting; {closest(path, known)}", ""
     if kind == "missing":
-        return f"{path} is missing; set it"
+        return f"{path} is missing; set it", ""
     if kind == "value_error":
-        reason = str(context["error"])
-        return reason if not detail["loc"] or reason.startswith(path) else f"{path}: {reason}"
-    expected = _EXPECTED.get(kind) or detail["msg"].removeprefix("Input should ")
-    return f"{path}={value!r} is not allowed; it should {expected}"
+        reason = str(detail["ctx"]["error"])
+        named = not detail["loc"] or reason.startswith(path)
+        return reason if named else f"{path}: {reason}", ""
+    path = _path(prefix, _location(detail))
+    return f"{path}={detail['input']!r} is not allowed; it should ", _expected(detail)
+
+
+def _path(prefix: str, location: Iterable[int | str]) -> str:
+    return ".".join([prefix, *map(str, location)]).strip(".")
+
+
+def _location(detail: ErrorDetails) -> list[int | str]:
+    """Where a value stands, without the member of a union that it was tried to be read as."""
+    location = [part for part in detail["loc"] if "[" not in str(part)]
+    return location[:-1] if location[-1:] and location[-1] in _SCALARS else location
+
+
+def _expected(detail: ErrorDetails) -> str:
+    """What a value should be, to follow "it should"."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind in _EMPTY and not detail["input"]:
+        return "not be empty"
+    if kind in _EXPECTED:
+        return _EXPECTED[kind].format(**context)
+    _, should, rest = detail["msg"].partition(" should ")
+    return rest if should else f"be another one ({detail['msg']})"
 
 
 def fields_at(cls: type[BaseModel], loc: Sequence[int | str]) -> list[str]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from settings.base import Settings, closest, fields_at
-from settings.errors import RelockError, SettingError
+from settings.errors import RelockError, SettingError, first_line
 
 PACKAGES = ("data", "modeling", "organism", "attacks", "defenses", "evaluation", "experiments")
 
@@ -45,7 +47,7 @@ def build(
         SettingError: The target is missing, not allowed or not there, or its settings are wrong.
     """
     values = plain(node)
-    target = values.pop("_target_", None)
+    target = values.pop("_target_", None) if isinstance(values, dict) else None
     if not isinstance(target, str):
         raise SettingError(f"{prefix}._target_ is missing; name the class that builds {prefix}")
     cls = _locate(target, prefix, plugins)
@@ -118,14 +120,37 @@ def _locate(target: str, prefix: str, plugins: Sequence[str]) -> Any:
             f"add {package!r} to plugins to allow it (plugins=[{package}])"
         )
     module_name, _, name = target.rpartition(".")
+    module = _imported(module_name, f"{prefix}._target_={target!r}")
     try:
-        return getattr(importlib.import_module(module_name), name)
-    except ModuleNotFoundError as error:
-        raise SettingError(
-            f"{prefix}._target_={target!r} can't be imported: no module named {error.name!r}"
-        ) from error
+        return getattr(module, name)
     except AttributeError:
         raise SettingError(f"{prefix}._target_={target!r}: {module_name} has no {name!r}") from None
+
+
+def _imported(name: str, called: str) -> ModuleType:
+    """A module by its name; `called` is the setting that names it, for messages.
+
+    Raises:
+        SettingError: It isn't there, or its code fails at a line that is named.
+    """
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        said = f"{type(error).__name__}: {first_line(error)}"
+        if isinstance(error, ModuleNotFoundError):
+            said = f"no module named {error.name!r}"
+        elif isinstance(error, SyntaxError):
+            said = f"{type(error).__name__}: {error.msg}"
+        raise SettingError(f"{called} can't be imported: {said}{_place(error)}") from error
+
+
+def _place(error: Exception) -> str:
+    """File and line of the module whose code failed; "" where there is no such line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [(frame.filename, frame.lineno) for frame in frames if frame.name == "<module>"]
+    if isinstance(error, SyntaxError):
+        places.append((str(error.filename), error.lineno))
+    return f" ({places[-1][0]}, line {places[-1][1]})" if places else ""
 
 
 def _check_names(cls: Any, values: Mapping[str, Any], prefix: str) -> None:

@@ -26,7 +26,7 @@ from evaluation.judges.templates import (
 )
 from evaluation.token_engine import Engine
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, resolve
+from modeling.checkpoint import Checkpoint, Dtype, resolve
 from modeling.inspection import inspect_model
 from modeling.loading import load_tokenizer
 from modeling.model_files import is_adapter
@@ -66,7 +66,7 @@ class WeightsJudge(Judge):
 
     model: str
     revision: str | None = None
-    dtype: str = Field(default="bfloat16", pattern="^(float32|float16|bfloat16)$")
+    dtype: Dtype = "bfloat16"
     backend: Backend | None = None
 
     name: ClassVar[str]

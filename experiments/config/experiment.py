@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from attacks.base import Attack
 from attacks.given import Given
@@ -73,6 +74,17 @@ class ExperimentSettings(Settings):
     store: StoreSettings
     runtime: Runtime
     plugins: tuple[str, ...] = ()
+
+    @field_validator("plugins")
+    @classmethod
+    def _are_there(cls, plugins: tuple[str, ...]) -> tuple[str, ...]:
+        for name in plugins:
+            if not name.isidentifier() or find_spec(name) is None:
+                raise ValueError(
+                    f"plugins=[{','.join(plugins)}]: there is no package {name!r}; write the top "
+                    "name of one that is installed, in the current folder or in PYTHONPATH"
+                )
+        return plugins
 
 
 @dataclass(frozen=True, slots=True)

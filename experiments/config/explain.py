@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
@@ -18,10 +20,17 @@ from settings import RelockError, first_line
 from settings.base import closest
 from settings.build import field_names
 
-# Where options stand in the configuration, if not under their group's own name.
+# Where options stand in the configuration, if not under their group's own name; nowhere those that
+# are looked up by name or set what others have.
 _ELSEWHERE = {
     "task": (),
     "experiment": (),
+    "scale": (),
+    "prompts": (),
+    "attack_prompt": (),
+    "protocol": ("",),
+    "poison": ("sources.poison",),
+    "text": ("sources.held_out",),
     "judge": ("evaluation.harm_judge", "evaluation.refusal_judge"),
     # As they are, and as one of those that "auto" chooses between.
     "backend": ("evaluation.backend", "evaluation.backend.{option}"),
@@ -33,6 +42,11 @@ _BY_NAME = ("tasks", "prompts", "judges")
 
 # Hydra's words where a group is set to null, in a plain ValueError.
 _NULL_GROUP = "Config group override must be a string or a list"
+# Where a key names nothing, and where a group is to be chosen for a place that it hasn't.
+_UNKNOWN_KEY = (
+    r"Could not override '(?P<key>[^']+)'"
+    r"(\.\s+Did you mean to override (one of )?(?P<choices>[^?]+)\?)?"
+)
 # Optuna's at the end of a study without a best trial, in another.
 _NO_TRIAL = "No trials are completed yet"
 
@@ -46,8 +60,11 @@ def is_users(error: BaseException) -> bool:
     return resource_errors.is_of_disk(error) or resource_errors.is_of_memory(error)
 
 
-def explain(error: BaseException) -> str:
-    """One sentence for `error`: what is wrong and, where that is known, what to write instead."""
+def explain(error: BaseException, overrides: Sequence[str] = ()) -> str:
+    """One sentence for `error`: what is wrong and, where that is known, what to write instead.
+
+    `overrides` are the command line's, since Hydra's errors don't say which of them is wrong.
+    """
     if isinstance(error, RelockError):
         return _one_line(str(error))
     if resource_errors.is_of_disk(error):
@@ -66,11 +83,14 @@ def explain(error: BaseException) -> str:
         return _unreadable(error.override, text)
     missing = re.search(r"Could not find '(?P<path>[^']+)'", text)
     if missing:
-        return _unknown_option(missing["path"])
+        return _unknown_option(missing["path"], overrides)
     group = re.search(r"config group '(?P<group>[^']+)' does not", text)
     if group:
         return f"{group['group']} is no group of options; {closest(group['group'], _groups())}"
-    override = re.search(r"Could not override '(?P<key>[^']+)'", text)
+    override = re.search(_UNKNOWN_KEY, text)
+    if override and override["choices"]:
+        known = override["choices"].split(", ")
+        return f"{override['key']} is not a setting; {closest(override['key'], known)}"
     if override:
         return _unknown_key(override["key"], error.__cause__)
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -79,14 +99,25 @@ def explain(error: BaseException) -> str:
     return f"{name}: {first_line(error)}" if text else name
 
 
-def _unknown_option(path: str) -> str:
-    from experiments.config.experiment import CONF
-
+def _unknown_option(path: str, overrides: Sequence[str]) -> str:
+    """The sentence on an option that isn't there, called as one of the overrides has it."""
     group, _, option = path.rpartition("/")
-    known = sorted(file.stem for file in Path(CONF, group).glob("*.yaml"))
+    known = _options(group)
     if not known:
         return f"{path!r} is not in the configuration"
-    return f"{group}={option} is unknown; {closest(option, known)}"
+    called = f"{group}={option}"
+    for override in reversed(overrides):
+        key, _, values = override.lstrip("+").partition("=")
+        for value in map(str.strip, values.split(",")):
+            if f"{key.partition('@')[0]}/{value}" == path:
+                called = f"{key}={value}"
+    return f"{called} is unknown; {closest(option, known)}"
+
+
+def _options(group: str) -> list[str]:
+    from experiments.config.experiment import CONF
+
+    return sorted(file.stem for file in Path(CONF, group).glob("*.yaml"))
 
 
 def _unreadable(override: str, text: str) -> str:
@@ -123,13 +154,19 @@ def _unknown_key(key: str, cause: BaseException | None) -> str:
             f"{key} has no {missing.removeprefix(f'{key}.')} that could be overridden; choose "
             f"another option of its group, or write ~{key} and then '+{key}=...'"
         )
-    known, (owner, dot, wrong) = _known_keys(), missing.rpartition(".")
-    rest = key.removeprefix(missing)
-    # By name, as it would be written: what the chosen class has and its file doesn't is added.
-    here = {name: f"+{owner}{dot}{name}{rest}" for name in _class_fields(cause)}
-    here |= {name: f"{owner}{dot}{name}{rest}" for name in _names_beside(cause)}
-    if wrong in here:
-        return f"{key} isn't in the configuration before it is added; write {here[wrong]}=..."
+    if group := _unchosen(missing):
+        return (
+            f"{key} is not a setting while {group} is null; add {group}=NAME first, "
+            f"known: {', '.join(_options(group.partition('@')[0]))}"
+        )
+    known, (owner, _, wrong) = _known_keys(), missing.rpartition(".")
+    if wrong in _class_fields(cause):
+        return f"{key} isn't in the configuration before it is added; write +{key}=..."
+    if owner and getattr(cause, "parent_node", None) == {}:
+        return (
+            f"{key} is not a setting, since {owner} holds none; set {owner} itself or, if it may "
+            f"hold any name, write +{key}=..."
+        )
     if key in known:
         beside = [name for name in known if name.startswith(f"{owner}.") and name != key]
         deeper = [name for name in beside if name.endswith(f".{wrong}")]
@@ -138,6 +175,7 @@ def _unknown_key(key: str, cause: BaseException | None) -> str:
     deeper = [name for name in known if name.endswith(f".{key}")]
     if deeper and "." not in key:
         return f"{key} is not a setting; did you mean {' or '.join(deeper[:3])}?"
+    here = _written_beside(cause, missing, key)
     if "@" in key or "/" in key:
         here, wrong = {group: group for group in _groups()}, key
     names = here or dict.fromkeys([*_groups(), *(name for name in known if "." not in name)])
@@ -147,11 +185,17 @@ def _unknown_key(key: str, cause: BaseException | None) -> str:
     return f"{key} is not a setting; known: {', '.join(sorted(here.values() or names))}"
 
 
-def _names_beside(cause: BaseException | None) -> list[str]:
-    """The names that stand in the configuration where one was looked for in vain."""
-    node = getattr(cause, "parent_node", None)
-    names = [str(name) for name in node] if isinstance(node, DictConfig) else []
-    return [name for name in names if name != "_target_"]
+def _written_beside(cause: BaseException | None, missing: str, key: str) -> dict[str, str]:
+    """The names that are where `missing` isn't, and how each is written in its place in `key`."""
+    (owner, dot, _), rest = missing.rpartition("."), key.removeprefix(missing)
+    node, keys = getattr(cause, "parent_node", None), set[str]()
+    if isinstance(node, DictConfig):
+        _collect(OmegaConf.to_container(node, resolve=False), "", keys)
+    names = [name for name in keys if "." not in name]
+    whole = [name for name in names if f"{name}{rest}" in keys]
+    # What the chosen class has and its file doesn't is added.
+    added = {} if rest else {name: f"+{owner}{dot}{name}" for name in _class_fields(cause)}
+    return added | {name: f"{owner}{dot}{name}{rest if whole else ''}" for name in whole or names}
 
 
 def _class_fields(cause: BaseException | None) -> list[str]:
@@ -166,14 +210,31 @@ def _class_fields(cause: BaseException | None) -> list[str]:
     return [] if node is None else field_names(str(node["_target_"]), path, plugins)
 
 
+def _unchosen(section: str) -> str | None:
+    """The group of the main defaults list that is null, so that it doesn't make this section."""
+    for group, option in _defaults().items():
+        if option is None and group.rpartition("@")[2] == section and group not in _ELSEWHERE:
+            return group
+    return None
+
+
 def _groups() -> list[str]:
     """What a command line chooses options of: the groups of the main defaults list, and Hydra's."""
+    groups = [name for name in _defaults() if not name.startswith("override ")]
+    return [*groups, "hydra/launcher", "hydra/sweeper"]
+
+
+def _defaults() -> dict[str, Any]:
+    """The main defaults list: the option of each group."""
     from experiments.config.experiment import CONF
 
     entries = OmegaConf.load(CONF / "config.yaml").defaults
-    names = [str(name) for entry in entries if isinstance(entry, DictConfig) for name in entry]
-    groups = [name for name in names if not name.startswith("override ")]
-    return [*groups, "hydra/launcher", "hydra/sweeper"]
+    return {
+        str(group): option
+        for entry in entries
+        if isinstance(entry, DictConfig)
+        for group, option in entry.items()
+    }
 
 
 def _known_keys() -> list[str]:

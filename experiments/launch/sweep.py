@@ -197,13 +197,13 @@ def run_command(start: Callable[[], int]) -> int:
             if launchers.is_breakdown(error):
                 sentence = launchers.breakdown(error)
             else:
-                sentence = explain(error)
+                sentence = explain(error, sys.argv[1:])
                 if not is_users(error):
                     traceback.print_exception(error)
         stop_progress()
         if sentence is None and not is_users(error):
             raise
-        print(f"error: {sentence or explain(error)}", file=sys.stderr)
+        print(f"error: {sentence or explain(error, sys.argv[1:])}", file=sys.stderr)
         return 1
     finally:
         stop_progress()

@@ -19,7 +19,7 @@ from defenses.safetylock import SafetyLock
 from defenses.stack import Stack
 from modeling.checkpoint import Checkpoint
 from modeling.lora import LoraAdapter, LoraPair, open_adapter, rewrite_adapter
-from settings import SettingError
+from settings import ModelError, SettingError
 from tests.defenses.tiny_lora_models import NumberCalibration
 
 
@@ -182,6 +182,17 @@ def test_what_a_part_cannot_work_on_is_refused_where_only_apply_shows_it(
     together = stack(Surprises(), NLSR())
     with pytest.raises(SettingError, match="put nlsr before surprises"):
         together.apply(tmp_path, attacked, tmp_path / "out", models)
+
+
+def test_a_part_that_returns_no_edit_is_named(
+    models: Models, attacked: Checkpoint, tmp_path: Path
+) -> None:
+    class Forgets(NoDefense):
+        def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
+            return None  # type: ignore[return-value]
+
+    with pytest.raises(ModelError, match=r"Forgets\.apply returned None; return a defenses\.base"):
+        stack(Forgets()).apply(tmp_path, attacked, tmp_path / "out", models)
 
 
 def test_a_stack_leaves_what_its_last_change_of_form_left() -> None:

@@ -33,5 +33,5 @@ def refused(*overrides: str) -> str:
     except Exception as error:
         if not is_users(error):
             raise
-        return explain(error)
+        return explain(error, overrides)
     raise AssertionError(f"{overrides} are allowed")

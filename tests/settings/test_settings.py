@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pydantic import Field
+from pydantic import Field, InstanceOf
 
 from settings import SettingError, Settings, build, first_line, source
 from settings.terminal import print_in_ascii
@@ -15,6 +15,19 @@ from settings.terminal import print_in_ascii
 
 class Inner(Settings):
     rate: float = Field(0.1, gt=0)
+
+
+class Worded(Settings):
+    """A field of each type whose mistakes pydantic words in its own way."""
+
+    inner: Inner | None = None
+    table: dict[str, int] | None = None
+    pattern: str = Field("a", pattern="^a{1,3}$")
+    short: str = Field("abc", min_length=2, max_length=3)
+    names: tuple[str, ...] = Field(("a", "b"), min_length=2)
+    numbers: list[int] | None = None
+    either: int | tuple[int, ...] | None = None
+    built: InstanceOf[Inner] | None = None
 
 
 class Outer(Settings):
@@ -47,6 +60,31 @@ def test_every_mistake_is_one_sentence(values: dict[str, object], message: str) 
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("inner", 1, "be a section, such as {NAME: VALUE}"),
+        ("table", 1, "be a section, such as {NAME: VALUE}"),
+        ("pattern", "b", "match the pattern ^a{1,3}$"),
+        ("pattern", "", "not be empty"),
+        ("short", "", "not be empty"),
+        ("short", "a", "have at least 2 characters"),
+        ("short", "abcd", "have at most 3 characters"),
+        ("names", (), "not be empty"),
+        ("names", ("a",), "have at least 2 items"),
+        ("numbers", 1, "be a list, such as [a,b]"),
+        ("either", "x", "be a valid integer or a list, such as [a,b]"),
+        ("built", 1, "be of the class Inner, built by a _target_"),
+    ],
+)
+def test_what_a_value_should_be_is_said_in_a_users_words(
+    name: str, value: object, expected: str
+) -> None:
+    with pytest.raises(SettingError) as error:
+        Worded.validated({name: value}, "x")
+    assert str(error.value) == f"x.{name}={value!r} is not allowed; it should {expected}"
+
+
 def test_an_integer_serves_as_a_float_but_not_the_other_way_round() -> None:
     assert Outer.validated({"inner": {"rate": 1}}, "x").inner.rate == 1.0
     with pytest.raises(SettingError):
@@ -59,6 +97,7 @@ def test_an_integer_serves_as_a_float_but_not_the_other_way_round() -> None:
         ("os.system", "outside this project; add 'os' to plugins"),
         ("defenses.nothing.Here", "can't be imported: no module named 'defenses.nothing'"),
         ("defenses.none.Nothing", "defenses.none has no 'Nothing'"),
+        ("defenses", "defense._target_='defenses' can't be imported"),
         (None, "_target_ is missing"),
     ],
 )
@@ -70,6 +109,27 @@ def test_targets_are_checked(target: str | None, message: str) -> None:
 
 def test_a_plugin_package_is_allowed_by_name() -> None:
     assert build({"_target_": "fractions.Fraction", "numerator": 3}, "x", ["fractions"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("x = 1\nclass Mine(:\n    pass\n", "SyntaxError: invalid syntax ({file}, line 2)"),
+        ("\nimport no_such_module\n", "no module named 'no_such_module' ({file}, line 2)"),
+        ("from math import nothing\n", "ImportError: cannot import name 'nothing' from 'math'"),
+        ("def f():\n    return y\n\nf()\n", "NameError: name 'y' is not defined ({file}, line 4)"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_named_with_its_line(
+    source: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "plugin_of_a_test.py"
+    file.write_text(source)
+    with pytest.raises(SettingError) as error:
+        build({"_target_": "plugin_of_a_test.Mine"}, "defense", ["plugin_of_a_test"])
+    begin = "defense._target_='plugin_of_a_test.Mine' can't be imported: "
+    assert str(error.value).startswith(begin + said.format(file=file))
 
 
 def test_nested_targets_are_built_and_lists_become_tuples() -> None:

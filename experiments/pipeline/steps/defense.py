@@ -29,6 +29,8 @@ from settings import ModelError, source, target
 
 # A LoRA whose change was edited needs the factors of before and after the attack.
 _EDITED_RANKS = 2
+# Of each part of a checkpoint the one that it may be mistaken for, and what that one holds.
+_OTHER = {"base": ("adapter", "an adapter"), "adapter": ("base", "full weights")}
 
 
 def _source(defense: Defense) -> dict[str, str]:
@@ -206,13 +208,15 @@ class Apply(Step):
     def _verify(self, model: Checkpoint, out: Path) -> None:
         """Refuses a model whose files should be in `out` and aren't."""
         called = f"{target(self.defense)}.apply returned an Edit with a model whose "
-        for part in ("base", "adapter"):
+        for part in _OTHER:
             path = getattr(model, part)
             if path is not None and Path(path).is_relative_to(out):
                 verify_folder(path, called + part)
                 if is_adapter(path) != (part == "adapter"):
-                    form = "an adapter" if part == "base" else "full weights"
-                    raise ModelError(f"{called}{part}={path!r} is {form}; name it by the other")
+                    other, form = _OTHER[part]
+                    raise ModelError(
+                        f"{called}{part}={path!r} holds {form}; give it as the checkpoint's {other}"
+                    )
         if model.steering is not None and not Path(model.steering).is_dir():
             raise ModelError(
                 f"{called}steering={model.steering!r} is not a folder; write it by "

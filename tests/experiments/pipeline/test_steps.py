@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from defenses.base import Calibration, Defense, Edit, EditStep, Models
 from defenses.reset import Reset
 from defenses.stack import Stack
 from evaluation.judges.keyword import KeywordJudge
+from experiments.config.experiment import PROJECT
 from experiments.pipeline.steps.base import Model, checkpoint_at, identity, known_models, place
 from experiments.pipeline.steps.defense import Apply
 from experiments.pipeline.steps.measuring import JudgeAnswers
@@ -39,12 +41,15 @@ class Roundabout(Defense):
 
     outside: bool = False
     unfinished: bool = False
+    absent: bool = False
 
     def prepare(self, models: Models, calibration: Calibration, out: Path) -> dict[str, Any]:
         return {}
 
     def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
         folder = out.parent.parent / "elsewhere" if self.outside else out
+        if self.absent:
+            return Edit(Checkpoint(str(out / "nothing")), 0, 1000)
         shutil.copytree(str(models.aligned.adapter), folder, dirs_exist_ok=True)
         defended = replace(attacked, adapter=str(folder))
         last = attacked if self.unfinished else defended
@@ -153,6 +158,48 @@ def test_a_defense_whose_models_cannot_be_kept_is_told_so(
     assert run.code == 1
     assert sentence in run.err
     assert run.err.count("\n") == 1
+
+
+def test_a_model_that_is_not_there_is_not_kept(command: Command) -> None:
+    for _ in range(2):
+        run = command(*ROUNDABOUT, "+defense.absent=true")
+        assert run.code == 1
+        assert "Roundabout.apply returned an Edit with a model whose base=" in run.err
+        assert "is not a folder; give a model folder" in run.err
+
+
+@pytest.mark.parametrize(
+    ("returned", "sentence"),
+    [
+        (lambda out, models: None, "apply returned None; return a defenses.base.Edit"),
+        (lambda out, models: Edit(out, 0, 1), "give a modeling.checkpoint.Checkpoint"),
+        (
+            lambda out, models: Edit(Checkpoint(copied(models, out)), 0, 1),
+            "holds an adapter; give it as the checkpoint's adapter",
+        ),
+        (
+            lambda out, models: Edit(replace(models.aligned, steering=str(out)), 0, 1),
+            "is not a folder; write it by modeling.steering.save_steering",
+        ),
+    ],
+)
+def test_what_apply_returns_is_looked_at(
+    returned: Callable[[Path, Models], Any], sentence: str, tmp_path: Path
+) -> None:
+    class Careless(Roundabout):
+        def apply(self, artefact: Path, attacked: Checkpoint, out: Path, models: Models) -> Edit:
+            return returned(out, models)
+
+    organism = PROJECT / "organism" / "weights"
+    base = Model(Checkpoint(str(organism / "base")), "b", PromptStyle())
+    aligned = replace(base, checkpoint=replace(base.checkpoint, adapter=str(organism / "aligned")))
+    prepared = StageResult("prepare", "p", tmp_path, {}, 0.0, reused=False)
+    with pytest.raises(ModelError, match=re.escape(sentence)):
+        Apply(Careless(), prepared, aligned, aligned, base).run(tmp_path)
+
+
+def copied(models: Models, out: Path) -> str:
+    return str(shutil.copytree(str(models.aligned.adapter), out))
 
 
 def test_a_repair_in_one_step_has_no_steps_and_old_records_are_read(command: Command) -> None:
