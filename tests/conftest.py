@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import sys
 
+import pytest
+
 from tests import composition
 
 composition.shorten()
@@ -18,18 +20,19 @@ def pytest_collection_finish() -> None:
     _freeze()
 
 
-def pytest_runtest_teardown() -> None:
-    _freeze()
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    ends = nextitem is None or nextitem.path != item.path
+    if ends or len(sys.modules) > _modules + 100:
+        _freeze()
 
 
 def _freeze() -> None:
-    """Leaves what new imports have made out of every later collection of garbage.
+    """Leaves what imports and caches have made out of every later collection of garbage.
 
     A run collects after each model that it closes, and torch and transformers alone are a million
     objects to look through; much of them comes in where a test first uses it.
     """
     global _modules
-    if len(sys.modules) > _modules + 100:
-        _modules = len(sys.modules)
-        gc.collect()
-        gc.freeze()
+    _modules = len(sys.modules)
+    gc.collect()
+    gc.freeze()
