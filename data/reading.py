@@ -61,17 +61,22 @@ def first_turn(answer: str) -> str:
 def named_labels(answer: str, labels: Mapping[str, Sequence[str]]) -> set[str]:
     """The labels of which some spelling stands in the answer as a whole word.
 
-    Both are compared as `plain_text`. A label itself must be among its spellings if it is to count.
+    Both are compared as `plain_text`. What stands within a longer label is not named by it: "not
+    entailment" isn't "entailment". A label itself must be among its spellings if it is to count.
     """
     text = plain_text(answer)
-    return {
-        label
+    found = {
+        (label, match.span())
         for label, spellings in labels.items()
-        if any(
-            re.search(rf"(?<!\w){re.escape(plain_text(spelling))}(?!\w)", text)
-            for spelling in spellings
-        )
+        for spelling in spellings
+        for match in re.finditer(rf"(?<!\w){re.escape(plain_text(spelling))}(?!\w)", text)
     }
+    spans = {span for _, span in found}
+    return {label for label, span in found if not any(_within(span, other) for other in spans)}
+
+
+def _within(span: tuple[int, int], longer: tuple[int, int]) -> bool:
+    return longer[0] <= span[0] and span[1] <= longer[1] and span != longer
 
 
 def contains_label(answer: str, spellings: Sequence[str]) -> bool:

@@ -40,8 +40,8 @@ _ELSEWHERE = {
 _BY_NAME = ("tasks", "prompts", "judges")
 
 
-# Hydra's words where a group is set to null, in a plain ValueError.
-_NULL_GROUP = "Config group override must be a string or a list"
+# Hydra's words where a group is set to what is no name, in a plain ValueError.
+_NO_NAME = "Config group override must be a string or a list"
 # Where a key names nothing, and where a group is to be chosen for a place that it hasn't.
 _UNKNOWN_KEY = (
     r"Could not override '(?P<key>[^']+)'"
@@ -55,7 +55,7 @@ def is_users(error: BaseException) -> bool:
     """Whether it is something that a user can mend, and not this project's own."""
     if isinstance(error, RelockError | HydraException | OmegaConfBaseException):
         return True
-    if isinstance(error, ValueError) and any(t in str(error) for t in (_NULL_GROUP, _NO_TRIAL)):
+    if isinstance(error, ValueError) and any(t in str(error) for t in (_NO_NAME, _NO_TRIAL)):
         return True
     return resource_errors.is_of_disk(error) or resource_errors.is_of_memory(error)
 
@@ -72,10 +72,10 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> str:
     if resource_errors.is_of_memory(error):
         return f"memory gave out; {resource_errors.lower_memory('')}"
     text = str(error).strip()
-    if _NULL_GROUP in text:
+    if _NO_NAME in text:
         return (
-            "a group of options can't be set to null; write ~GROUP to leave it out, or, for a "
-            "source, sources.NAME=null"
+            "a group of options is set to the name of one, such as defense=nlsr, and not to null "
+            "or a number; write ~GROUP to leave it out, or, for a source, sources.NAME=null"
         )
     if _NO_TRIAL in text:
         return "every trial of the search failed; the summary says why"

@@ -77,6 +77,20 @@ def test_a_spelling_counts_only_as_a_word() -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        ("Not entailment.", {"not entailment"}),
+        ("It is entailment, not  a contradiction", {"entailment"}),
+        ("entailment or not entailment", {"entailment", "not entailment"}),
+        ("not entailments", set()),
+    ],
+)
+def test_what_stands_within_a_longer_label_is_not_named(answer: str, named: set[str]) -> None:
+    labels = {label: (label,) for label in ("entailment", "not entailment")}
+    assert named_labels(answer, labels) == named
+
+
+@pytest.mark.parametrize(
     ("answer", "gold", "expected"),
     [
         ("3 + 4 = 7\nThe final answer is: 7", "7", RIGHT),

@@ -106,7 +106,8 @@ def test_further_judges_read_the_answers_to_harmful_prompts(command: Command) ->
         ("+judges.keyword.match=prefix", "judges.keyword is said of a judge that"),
         ("judges.keyword.match=prefix", "judges.keyword.match isn't in the configuration before"),
         ("evaluation.judges=[rubric]", "add +judges.rubric.remote_model=..."),
-        ("text@sources.held_out=null", "a group of options can't be set to null"),
+        ("text@sources.held_out=null", "write ~GROUP to leave it out, or, for a source"),
+        ("model=3", "a group of options is set to the name of one, such as defense=nlsr, and not"),
         ("evaluation.limits.held_out=100000", "evaluation.limits.held_out=100000 is more than"),
     ],
 )
