@@ -274,7 +274,8 @@ def _validate(overrides: tuple[str, ...]) -> None:
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     if params:
         swept = _overrides(params, Path())
-        config = compose("config", [*overrides, *swept], return_hydra_config=True)
+        # The command line's own come last, and win.
+        config = compose("config", [*swept, *overrides], return_hydra_config=True)
     choices = {str(key): value for key, value in config.hydra.runtime.choices.items()}
     sources = config.hydra.runtime.config_sources
     folders = [Path(source.path) for source in sources if source.schema == "file"]
