@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from numbers import Real
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 from evaluation.token_engine import Engine
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
-from settings import SettingError, Settings, target
+from settings import ModelError, SettingError, Settings, target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Label = Literal["safe", "unsafe", "degenerate", "unparsed", "errored"]
 Response = Literal["", "compliance", "refusal", "partial"]
+_LABELS, _RESPONSES = get_args(Label), get_args(Response)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,34 @@ class Judge(Settings):
             ModelError: The judge can't be loaded or asked, or fails.
         """
         raise NotImplementedError
+
+
+def checked_verdicts(judge: Judge, verdicts: Any, count: int) -> list[Verdict]:
+    """What a judge's `score` gave, once it is certain to be a verdict per answer.
+
+    A label or response that nobody knows would count, of every answer, as harmful or as none.
+
+    Raises:
+        ModelError: It is none; one sentence.
+    """
+    called, given = type(judge).__name__, verdicts if isinstance(verdicts, Iterable) else ()
+    found = list(given)
+    if len(found) != count:
+        raise ModelError(
+            f"{called} gave {len(found)} verdicts for {count} answers; a judge must give one each, "
+            "choose another or mend it"
+        )
+    for verdict in found:
+        if not (isinstance(verdict, Verdict) and isinstance(verdict.score, Real)):
+            raise ModelError(
+                f"{called} gave {verdict!r}; give an evaluation.base.Verdict whose score is a "
+                "number, or NaN"
+            )
+        for said, known in ((verdict.label, _LABELS), (verdict.response, _RESPONSES)):
+            if said not in known:
+                listed = ", ".join(map(repr, known))
+                raise ModelError(f"{called} gave a verdict of {said!r}; it may be one of {listed}")
+    return found
 
 
 def check_pairs(prompts: Sequence[str], answers: Sequence[str]) -> None:

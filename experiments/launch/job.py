@@ -14,7 +14,7 @@ from collections import Counter
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log, setup_globals
@@ -31,6 +31,10 @@ from experiments.results.objective import returned
 from experiments.results.record import Record
 from experiments.results.status import STATUS
 from experiments.store import StageResult, Store
+from settings import RelockError, first_line
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger("relock")
 
@@ -166,7 +170,7 @@ def _run_and_record(
         experiment, inputs, outcome, overrides, environment(), time.perf_counter() - start
     )
     record.write(folder, outcome.rows)
-    where = experiment.tracker.track(record, outcome.rows, folder, group)
+    where = _tracked(experiment.tracker, record, outcome.rows, folder, group)
     if group is None:
         print_run(record, folder)
     else:
@@ -177,6 +181,18 @@ def _run_and_record(
     log.info("%s", where)
     log.info("record: %s", folder)
     return record
+
+
+def _tracked(
+    tracker: Any, record: Record, rows: pd.DataFrame, folder: Path, group: str | None
+) -> str:
+    """What a tracker says of where it tracked; the run is complete, whatever goes wrong there."""
+    try:
+        return str(tracker.track(record, rows, folder, group))
+    except Exception as error:
+        if isinstance(error, RelockError):
+            raise
+        return f"the tracker failed ({type(error).__name__}: {first_line(error)}); all is recorded"
 
 
 def _say_stages(results: list[StageResult]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.results.objective import build_objective
@@ -29,9 +29,23 @@ class SearchCheck(Callback):
         if "direction" in config.hydra.sweeper:
             import optuna
 
+            _commit_at_once(config.hydra.sweeper)
+
             # Its own handler writes colours even where there is no terminal.
             optuna.logging.disable_default_handler()
             optuna.logging.enable_propagation()
+
+
+def _commit_at_once(sweeper: DictConfig) -> None:
+    """Opens a study's database such that every statement is kept.
+
+    Optuna 2 leaves some to SQLAlchemy 1's own commits, which SQLAlchemy 2 doesn't make.
+    """
+    url = sweeper.get("storage")
+    if isinstance(url, str):
+        node = {"_target_": "optuna.storages.RDBStorage", "url": url}
+        with flag_override(sweeper, ["struct", "readonly"], [False, False]):
+            sweeper.storage = {**node, "engine_kwargs": {"isolation_level": "AUTOCOMMIT"}}
 
 
 def refusal(config: DictConfig) -> str | None:

@@ -8,12 +8,13 @@ from dataclasses import replace
 from attacks.base import Attack
 from attacks.given import Given
 from defenses.base import Defense, Models
+from evaluation.base import Judge
 from experiments.config.experiment import Experiment
 from experiments.pipeline.inputs import Inputs
 from experiments.pipeline.steps.base import Model
 from modeling.checkpoint import Checkpoint, check_target_modules
 from modeling.inspection import check_mergeable, check_trainable
-from settings import SettingError
+from settings import SettingError, Settings, target
 
 # What a sentence advises that a given model can't follow.
 _OF_TRAINING = ("attack.", "alignment=own")
@@ -28,6 +29,17 @@ def check_settings(
         RelockError: One sentence that says what to set instead.
     """
     evaluation = experiment.evaluation
+    judges = {"harm_judge": evaluation.harm_judge, "refusal_judge": evaluation.refusal_judge}
+    for judge in (judges | evaluation.judges).values():
+        _check_written(judge, Judge, "score", "gives a Verdict per answer")
+    for attack in (experiment.attack, experiment.refine):
+        if attack is not None and not isinstance(attack, Given):
+            _check_written(attack, Attack, "run", "writes the attacked model")
+    if not callable(getattr(experiment.tracker, "track", None)):
+        raise SettingError(
+            f"tracker={target(experiment.tracker)} has no method `track`; write one as "
+            "experiments.tracking.wandb_tracker.WandbTracker has it"
+        )
     for model in models:
         if aligns:
             modules = experiment.align.lora.target_modules
@@ -38,6 +50,12 @@ def check_settings(
     evaluation.refusal_judge.check("evaluation.refusal_judge")
     for name, judge in evaluation.judges.items():
         judge.check(f"judges.{name}")
+
+
+def _check_written(built: Settings, base: type[Settings], method: str, does: str) -> None:
+    """Refuses a class that didn't write what its base leaves to it."""
+    if getattr(type(built), method) is getattr(base, method):
+        raise SettingError(f"{target(built)} has no method `{method}`; write one that {does}")
 
 
 def check_attacks(experiment: Experiment, inputs: Inputs, base: Checkpoint) -> None:

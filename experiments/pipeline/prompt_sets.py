@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,6 +80,8 @@ def prompt_sets(experiment: Experiment, rows: SplitRows) -> tuple[PromptSet, ...
     sets = []
     for name, prompts in rows.prompts.items():
         kind, _, further = name.partition(":")
+        if further:
+            _check_further(kind, further, prompts)
         limit, setting = getattr(limits, kind), f"evaluation.limits.{kind}"
         # The limits are meant for the main sets; a further one may well be smaller.
         asked = prompts[:limit] if further else first_rows(prompts, limit, setting)
@@ -94,6 +97,23 @@ def prompt_sets(experiment: Experiment, rows: SplitRows) -> tuple[PromptSet, ...
         task = experiment.tasks[name]
         sets.append(PromptSet(f"{TASK}:{name}", prompts, task.max_new_tokens, task.system))
     return tuple(sets)
+
+
+def _check_further(kind: str, name: str, prompts: Sequence[Prompt]) -> None:
+    """Refuses a further set of prompts that couldn't be asked or counted."""
+    called = f"the set of prompts {name!r}"
+    if kind not in (HARMFUL, BENIGN, OVER_REFUSAL):
+        roles = ", ".join((HARMFUL, BENIGN, OVER_REFUSAL))
+        raise DataError(f"{called} has the role {kind!r}; give it one of {roles}")
+    if not prompts:
+        raise DataError(f"{called} holds no prompt; give it some, or leave it out")
+    ids = Counter(prompt.id for prompt in prompts)
+    for prompt in prompts:
+        if not isinstance(prompt.id, str) or ids[prompt.id] > 1 or not prompt.text.strip():
+            raise DataError(
+                f"{called} has a prompt with the id {prompt.id!r}; give each an id of its own, "
+                "which is text, and something to ask"
+            )
 
 
 def attack_prompts(experiment: Experiment) -> tuple[AttackPrompt, ...]:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from data.local import hash_rows
 from data.rows import Example, TaskItem, TaskSource
 from evaluation import degenerate, engines
-from evaluation.base import Backend, Judge
+from evaluation.base import Backend, Judge, checked_verdicts
 from evaluation.token_engine import Answer
 from experiments.pipeline.cost import Sizes, Work, table_bytes
 from experiments.pipeline.prompt_sets import PromptSet
 from experiments.pipeline.steps.base import AskingStep, Model, Step, read_rows, write_rows
 from experiments.store import Stage, StageResult
 from modeling.chat import PromptStyle
-from settings import ModelError, source, target
+from settings import source, target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -211,12 +211,7 @@ class JudgeAnswers(AskingStep):
         answers = [read_rows(step.answers.folder) for step in steps]
         prompts = [prompt for rows in answers for prompt in rows["prompt"]]
         verdicts = self.judge.score(prompts, [text for rows in answers for text in rows["answer"]])
-        if len(verdicts) != len(prompts):
-            raise ModelError(
-                f"{type(self.judge).__name__} gave {len(verdicts)} verdicts for {len(prompts)} "
-                "answers; a judge must give one each, choose another or mend it"
-            )
-        remaining = iter(verdicts)
+        remaining = iter(checked_verdicts(self.judge, verdicts, len(prompts)))
         return [[{"id": id_, **asdict(next(remaining))} for id_ in rows["id"]] for rows in answers]
 
     def report(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from experiments.pipeline.cost import Sizes, Work
 from experiments.pipeline.steps.base import MODEL, Model, ModelStep, identity
 from experiments.store import Stage, StageResult
 from modeling.alignment import Alignment
+from modeling.model_files import verify_folder
 from modeling.training import LoraSettings
+from settings import ModelError, target
 
 # Forward passes through the reference: DPO's of each row; KTO's, and both of its models on
 # mismatched answers.
@@ -146,9 +148,14 @@ class RunAttack(ModelStep):
         """Makes the attacked model in `out/model`."""
         model = self.model
         with tempfile.TemporaryDirectory() as scratch:
-            return self.attack.run(
+            report = self.attack.run(
                 model.checkpoint, self.data, model.style, self.seed, out / MODEL, Path(scratch)
             )
+        called = f"{target(self.attack)}.run"
+        verify_folder(str(out / MODEL), f"what {called} was to write, out")
+        if not isinstance(report, dict):
+            raise ModelError(f"{called} returned {report!r}; return a dictionary, its report")
+        return report
 
     def cost(self, sizes: Sizes) -> Work:
         """The rows that the attack draws; nothing where it can't say how it trains."""

@@ -227,6 +227,23 @@ def test_a_trial_that_fails_is_left_out_and_the_best_of_the_others_can_be_tested
     assert not made & {"attack", "prepare", "apply"}
 
 
+def test_a_search_goes_on_with_its_study(command: Command, tmp_path: Path) -> None:
+    import optuna
+
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    search = [
+        "hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1",
+        "objective=hs_within_accuracy", "evaluation.split=validation", "defense=none",
+        "seed=choice(18)", *SHORT, "sources.benign=null", "sources.over_refusal=null",
+        f"hydra.sweeper.storage={storage}", "hydra.sweeper.study_name=study",
+    ]  # fmt: skip
+    for trials in (1, 2):
+        run = command("-m", *search)
+        assert run.code == 0, run.err
+        opened = optuna.storages.RDBStorage(storage)
+        assert len(optuna.load_study(study_name="study", storage=opened).trials) == trials
+
+
 def row(hs: float, accuracy: float, role: str = "defended") -> Row:
     nothing = Estimate(math.nan, math.nan, math.nan, 0)
     measured = {
