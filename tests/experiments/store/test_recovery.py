@@ -210,6 +210,8 @@ class Greedy(NoDefense):
         raise AssertionError
 
 
+# What a killed stage says, and that a sweep goes on after a failure, are quicker tests each.
+@pytest.mark.slow
 def test_a_killed_stage_and_one_without_memory_fail_their_jobs_and_not_the_sweep(
     command: Command,
 ) -> None:
