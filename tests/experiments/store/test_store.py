@@ -237,6 +237,18 @@ def test_a_repairs_folder_in_the_root_is_no_stage(tmp_path: Path) -> None:
     assert (tmp_path / "repairs" / "reference" / MANIFEST).is_file()
 
 
+def test_want_of_memory_names_what_needs_less(tmp_path: Path) -> None:
+    def greedy(folder: Path) -> None:
+        import torch
+
+        torch.empty(2**50)
+
+    said = r"memory gave out in stage prepare; lower defense\.batch_size"
+    with pytest.raises(RelockError, match=said):
+        Store(tmp_path).run(Stage("prepare", 1, {}), greedy)
+    assert not list(Store(tmp_path).entries())
+
+
 def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RelockError, match=r"store\.root=.* is no folder that can be written"):
