@@ -12,7 +12,7 @@ from pydantic import model_validator
 from data.rows import PreferencePair, Prompt
 from modeling.chat import PromptStyle
 from modeling.checkpoint import Checkpoint
-from settings import ModelError, Settings, target
+from settings import ModelError, Settings, require_method, target
 from settings.base import closest
 
 
@@ -166,8 +166,7 @@ class Defense(Settings):
         """Refuses a class that couldn't run to its end, before anything is trained."""
         name, needs = target(self), self.needs
         for method, instead in _REQUIRED.items():
-            if getattr(type(self), method) is getattr(Defense, method):
-                raise ValueError(f"{name} has no method `{method}`; {instead}")
+            require_method(self, Defense, method, instead)
         if not isinstance(needs, Set):
             raise ValueError(
                 f"{name}.needs is {needs!r}; write a set of names, such as frozenset({{'prompts'}})"

@@ -6,10 +6,12 @@ import argparse
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
+from typing import get_args
 
 from experiments.config.experiment import register_resolvers
 from experiments.launch.sweep import run_command
 from experiments.repairing.shown import cost, describe, edited, working
+from modeling.checkpoint import Dtype
 from settings import SettingError
 from settings.places import check_folder
 
@@ -92,7 +94,7 @@ def _add_common(parser: argparse.ArgumentParser, out: str) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=("float32", "float16", "bfloat16"),
+        choices=get_args(Dtype),
         help="precision to run and to write (default: as the model is stored)",
     )
 

@@ -5,7 +5,7 @@
 """
 
 from settings.base import Seed, Settings
-from settings.build import build, plain, source, target
+from settings.build import build, plain, require_method, source, target
 from settings.errors import DataError, ModelError, RelockError, SettingError, first_line
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "build",
     "first_line",
     "plain",
+    "require_method",
     "source",
     "target",
 ]

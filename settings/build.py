@@ -80,6 +80,15 @@ def target(built: Any) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def require_method(built: Any, base: type, method: str, instead: str) -> None:
+    """Refuses (SettingError) an object whose class left out what its base leaves to it.
+
+    `instead` says what to write.
+    """
+    if getattr(type(built), method) is getattr(base, method):
+        raise SettingError(f"{target(built)} has no method `{method}`; {instead}")
+
+
 def field_names(target: str, path: Sequence[str], plugins: Sequence[str]) -> list[str]:
     """The settings that a `_target_` has, or its section at `path`; none if it can't be built."""
     try:

@@ -189,9 +189,9 @@ def _tracked(
     """What a tracker says of where it tracked; the run is complete, whatever goes wrong there."""
     try:
         return str(tracker.track(record, rows, folder, group))
+    except RelockError:
+        raise
     except Exception as error:
-        if isinstance(error, RelockError):
-            raise
         return f"the tracker failed ({type(error).__name__}: {first_line(error)}); all is recorded"
 
 

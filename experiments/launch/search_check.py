@@ -30,7 +30,6 @@ class SearchCheck(Callback):
             import optuna
 
             _commit_at_once(config.hydra.sweeper)
-
             # Its own handler writes colours even where there is no terminal.
             optuna.logging.disable_default_handler()
             optuna.logging.enable_propagation()
@@ -43,9 +42,12 @@ def _commit_at_once(sweeper: DictConfig) -> None:
     """
     url = sweeper.get("storage")
     if isinstance(url, str):
-        node = {"_target_": "optuna.storages.RDBStorage", "url": url}
         with flag_override(sweeper, ["struct", "readonly"], [False, False]):
-            sweeper.storage = {**node, "engine_kwargs": {"isolation_level": "AUTOCOMMIT"}}
+            sweeper.storage = {
+                "_target_": "optuna.storages.RDBStorage",
+                "url": url,
+                "engine_kwargs": {"isolation_level": "AUTOCOMMIT"},
+            }
 
 
 def refusal(config: DictConfig) -> str | None:

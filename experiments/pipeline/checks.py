@@ -14,7 +14,7 @@ from experiments.pipeline.inputs import Inputs
 from experiments.pipeline.steps.base import Model
 from modeling.checkpoint import Checkpoint, check_target_modules
 from modeling.inspection import check_mergeable, check_trainable
-from settings import SettingError, Settings, target
+from settings import SettingError, require_method, target
 
 # What a sentence advises that a given model can't follow.
 _OF_TRAINING = ("attack.", "alignment=own")
@@ -29,12 +29,16 @@ def check_settings(
         RelockError: One sentence that says what to set instead.
     """
     evaluation = experiment.evaluation
-    judges = {"harm_judge": evaluation.harm_judge, "refusal_judge": evaluation.refusal_judge}
-    for judge in (judges | evaluation.judges).values():
-        _check_written(judge, Judge, "score", "gives a Verdict per answer")
+    judges = {
+        "evaluation.harm_judge": evaluation.harm_judge,
+        "evaluation.refusal_judge": evaluation.refusal_judge,
+        **{f"judges.{name}": judge for name, judge in evaluation.judges.items()},
+    }
+    for judge in judges.values():
+        require_method(judge, Judge, "score", "write one that gives a Verdict per answer")
     for attack in (experiment.attack, experiment.refine):
         if attack is not None and not isinstance(attack, Given):
-            _check_written(attack, Attack, "run", "writes the attacked model")
+            require_method(attack, Attack, "run", "write one that writes the attacked model")
     if not callable(getattr(experiment.tracker, "track", None)):
         raise SettingError(
             f"tracker={target(experiment.tracker)} has no method `track`; write one as "
@@ -46,16 +50,8 @@ def check_settings(
             check_target_modules(modules, model, "align.lora.target_modules")
         check_attacks(experiment, inputs, model)
         evaluation.backend.chosen(model).check(model)
-    evaluation.harm_judge.check("evaluation.harm_judge")
-    evaluation.refusal_judge.check("evaluation.refusal_judge")
-    for name, judge in evaluation.judges.items():
-        judge.check(f"judges.{name}")
-
-
-def _check_written(built: Settings, base: type[Settings], method: str, does: str) -> None:
-    """Refuses a class that didn't write what its base leaves to it."""
-    if getattr(type(built), method) is getattr(base, method):
-        raise SettingError(f"{target(built)} has no method `{method}`; write one that {does}")
+    for setting, judge in judges.items():
+        judge.check(setting)
 
 
 def check_attacks(experiment: Experiment, inputs: Inputs, base: Checkpoint) -> None:

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 from attacks.prompts import Asked, AttackPrompt
 from data.leakage import drop_leaked, normalise
-from data.rows import Example, Prompt, TaskItem
+from data.rows import Example, Prompt, Role, TaskItem
 from data.tasks import ValidatedTask
 from evaluation.token_engine import Questions
 from experiments.config.experiment import Experiment
@@ -102,9 +102,9 @@ def prompt_sets(experiment: Experiment, rows: SplitRows) -> tuple[PromptSet, ...
 def _check_further(kind: str, name: str, prompts: Sequence[Prompt]) -> None:
     """Refuses a further set of prompts that couldn't be asked or counted."""
     called = f"the set of prompts {name!r}"
-    if kind not in (HARMFUL, BENIGN, OVER_REFUSAL):
-        roles = ", ".join((HARMFUL, BENIGN, OVER_REFUSAL))
-        raise DataError(f"{called} has the role {kind!r}; give it one of {roles}")
+    roles = get_args(Role)
+    if kind not in roles:
+        raise DataError(f"{called} has the role {kind!r}; give it one of {', '.join(roles)}")
     if not prompts:
         raise DataError(f"{called} holds no prompt; give it some, or leave it out")
     ids = Counter(prompt.id for prompt in prompts)

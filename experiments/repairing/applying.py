@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 
 from defenses.base import Defense, Models
 from experiments.pipeline.checks import check_given
@@ -19,7 +19,7 @@ from experiments.pipeline.steps.training import TakeGiven
 from experiments.repairing.artefact import Artefact
 from experiments.store import StageResult
 from modeling.chat import PromptStyle
-from modeling.checkpoint import Checkpoint, fingerprint_folder
+from modeling.checkpoint import Checkpoint, Dtype, fingerprint_folder
 from modeling.stored import copy_file
 from settings import SettingError
 from settings.places import check_folder
@@ -129,7 +129,7 @@ def stored_dtype(checkpoint: Checkpoint) -> str:
     from modeling.inspection import read_config
 
     dtype = str(read_config(checkpoint).dtype).removeprefix("torch.")
-    if dtype not in ("float32", "float16", "bfloat16"):
+    if dtype not in get_args(Dtype):
         raise SettingError(
             f"the config of {checkpoint.base!r} says no precision that can be used ({dtype}); "
             "give --dtype"

@@ -7,7 +7,6 @@ import re
 import time
 from calendar import timegm
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +178,7 @@ def _chosen(store: Store, options: argparse.Namespace) -> list[Path]:
         _check_known("stage", name, {folder.parent.name for folder in (*whole, *folders)})
     if options.defense:
         makers = [maker for folder in whole if (maker := _maker(folder))]
-        if not any(map(partial(_is_of, options.defense), makers)):
+        if not any(_is_of(options.defense, maker) for maker in makers):
             _check_known("defense", options.defense, {maker.rpartition(".")[2] for maker in makers})
     return [
         folder
